@@ -1,0 +1,1 @@
+"""Reading and writing checkpoints: folders, files, the hub."""

@@ -1,0 +1,1 @@
+"""Decoders: one configuration, one set of weights, one graph for each engine."""

@@ -1,0 +1,59 @@
+"""The key-value cache of the numpy and cpu decoders: float32, one array a layer, grown by doubling."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bitnet_mlx.errors import MemoryLimitError
+from bitnet_mlx.models.config import DecoderConfig
+
+_FIRST = 64  # positions of the first allocation
+
+
+class KVCache:
+    """Keys and values of one sequence. keys[layer], values[layer]: float32 [num_key_value_heads, capacity, head_dim].
+
+    A head's positions lie in one run, which is what attention reads. `offset` is how many positions are filled.
+    """
+
+    def __init__(self, config: DecoderConfig, capacity: int = _FIRST, limit: int | None = None) -> None:
+        self.limit = limit if limit is not None else config.max_position_embeddings
+        self.offset = 0
+        self._shape = (config.num_key_value_heads, config.head_dim)
+        self._layers = config.num_hidden_layers
+        self.keys: list[np.ndarray] = []
+        self.values: list[np.ndarray] = []
+        self.capacity = 0
+        self._grow(min(max(capacity, 1), self.limit))
+
+    def _grow(self, capacity: int) -> None:
+        heads, dim = self._shape
+        for arrays in (self.keys, self.values):
+            old = list(arrays)
+            arrays.clear()
+            for layer in range(self._layers):
+                new = np.zeros((heads, capacity, dim), np.float32)
+                if old:
+                    new[:, : self.offset] = old[layer][:, : self.offset]
+                arrays.append(new)
+        self.capacity = capacity
+
+    def reserve(self, count: int) -> None:
+        """Make room for `count` more positions. Raises MemoryLimitError past the context's limit."""
+        needed = self.offset + count
+        if needed > self.limit:
+            raise MemoryLimitError(
+                f"[KVCache] {needed} positions are needed and {self.limit} are allowed; "
+                "shorten the prompt, ask for fewer tokens, or raise --max-kv-size where the model allows it"
+            )
+        if needed > self.capacity:
+            self._grow(min(self.limit, max(needed, 2 * self.capacity)))
+
+    def trim(self, offset: int) -> None:
+        """Forget all positions from `offset` on."""
+        self.offset = min(self.offset, offset)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return sum(a.nbytes for a in self.keys) + sum(a.nbytes for a in self.values)

@@ -1,0 +1,91 @@
+"""The decoder in plain numpy: the specification that the other engines are compared with. Slow, and the same everywhere.
+
+x += o_proj(attn_sub_norm(attention(norm(x)))); x += down_proj(ffn_sub_norm(act(gate) * up)); logits = head(norm(x)).
+Sub-norms only where the family has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from bitnet_mlx.backends import numpy_ref as ref
+from bitnet_mlx.models.cache import KVCache
+from bitnet_mlx.models.config import inverse_frequencies
+from bitnet_mlx.models.rope import cos_sin
+from bitnet_mlx.models.weights import DecoderWeights
+from bitnet_mlx.ternary import TernaryTensor, quantize_activations
+
+
+class NumpyDecoder:
+    """A decoder over DecoderWeights; see models/decoder.py for the interface."""
+
+    name = "numpy"
+
+    def __init__(self, weights: DecoderWeights) -> None:
+        self.weights = weights
+        self.config = weights.config
+        self._inverse, self._rope_factor = inverse_frequencies(weights.config)
+
+    def make_cache(self, limit: int | None = None) -> KVCache:
+        return KVCache(self.config, limit=limit)
+
+    def step(
+        self, tokens: Sequence[Sequence[int]], caches: Sequence[KVCache], logits: Literal["last", "all"] = "last"
+    ) -> list[np.ndarray]:
+        return [self._sequence(ids, cache, logits) for ids, cache in zip(tokens, caches, strict=True)]
+
+    def _sequence(self, ids: Sequence[int], cache: KVCache, logits: str) -> np.ndarray:
+        cache.reserve(len(ids))
+        x = self.weights.embed_tokens.rows(np.asarray(ids, np.int64))
+        rotation = cos_sin(self._inverse, self._rope_factor, cache.offset, len(ids))
+        for layer in range(self.config.num_hidden_layers):
+            x = x + self._attention(layer, x, cache, rotation)
+            x = x + self._feed_forward(layer, x)
+        cache.offset += len(ids)
+        if logits == "last":
+            x = x[-1:]
+        hidden = ref.rms_norm(x, self.weights.norms["model.norm"], self.config.rms_norm_eps)
+        y = ref.dense_linear(hidden, self.weights.lm_head)
+        return y[0] if logits == "last" else y
+
+    def _linears(self, layer: int, names: Sequence[str], x: np.ndarray, norm: np.ndarray | None) -> list[np.ndarray]:
+        """Several linears on the same input, which is normed first where `norm` is given and quantised once."""
+        eps = self.config.rms_norm_eps
+        codes = plain = None
+        outputs = []
+        for name in names:
+            linear = self.weights.layer_linear(layer, name)
+            if isinstance(linear.weight, TernaryTensor) and linear.weight.activation_bits == 8:
+                if codes is None:
+                    codes = quantize_activations(x) if norm is None else ref.norm_quantize(x, norm, eps)
+                outputs.append(ref.quantized_linear(*codes, linear.weight, linear.bias))
+            else:
+                if plain is None:
+                    plain = x if norm is None else ref.rms_norm(x, norm, eps)
+                outputs.append(ref.dense_linear(plain, linear.weight, linear.bias))
+        return outputs
+
+    def _attention(
+        self, layer: int, x: np.ndarray, cache: KVCache, rotation: tuple[np.ndarray, np.ndarray]
+    ) -> np.ndarray:
+        c, m, start = self.config, len(x), cache.offset
+        names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        q, k, v = self._linears(layer, names, x, self.weights.layer_norm(layer, "input_layernorm"))
+        q = ref.rope(q.reshape(m, c.num_attention_heads, c.head_dim), *rotation)
+        k = ref.rope(k.reshape(m, c.num_key_value_heads, c.head_dim), *rotation)
+        keys, values = cache.keys[layer], cache.values[layer]
+        keys[:, start : start + m] = k.transpose(1, 0, 2)
+        values[:, start : start + m] = v.reshape(m, c.num_key_value_heads, c.head_dim).transpose(1, 0, 2)
+        out = np.stack([ref.attend(q[i], keys[:, : start + i + 1], values[:, : start + i + 1]) for i in range(m)])
+        norm = self.weights.layer_norm(layer, "self_attn.attn_sub_norm") if c.sub_norms else None
+        return self._linears(layer, ["self_attn.o_proj"], out.reshape(m, -1), norm)[0]
+
+    def _feed_forward(self, layer: int, x: np.ndarray) -> np.ndarray:
+        norm = self.weights.layer_norm(layer, "post_attention_layernorm")
+        gate, up = self._linears(layer, ["mlp.gate_proj", "mlp.up_proj"], x, norm)
+        hidden = ref.gated(gate, up, self.config.hidden_act)
+        norm = self.weights.layer_norm(layer, "mlp.ffn_sub_norm") if self.config.sub_norms else None
+        return self._linears(layer, ["mlp.down_proj"], hidden, norm)[0]

@@ -1,0 +1,55 @@
+"""What a loader hands to a decoder: every tensor by its Hugging Face name, in the storage it keeps at run time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bitnet_mlx.formats.dense import DenseRows, GroupedRows
+from bitnet_mlx.models.config import DecoderConfig
+from bitnet_mlx.ternary import TernaryTensor
+
+Matrix = TernaryTensor | DenseRows | GroupedRows
+
+
+@dataclass(frozen=True)
+class Linear:
+    """weight [N, K] in any storage, and a float32 bias [N] where the checkpoint has one."""
+
+    weight: Matrix
+    bias: np.ndarray | None = None
+
+
+@dataclass
+class DecoderWeights:
+    """All weights of one decoder.
+
+    linears: by full module name, "model.layers.0.self_attn.q_proj". norms: float32 vectors by full module name,
+    "model.layers.0.input_layernorm", "model.norm". embed_tokens and lm_head: matrices [vocab, hidden]; with tied
+    embeddings both are the same object.
+    """
+
+    config: DecoderConfig
+    embed_tokens: Matrix
+    lm_head: Matrix
+    linears: dict[str, Linear] = field(default_factory=dict)
+    norms: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def layer_linear(self, layer: int, name: str) -> Linear:
+        """Linear `name` ("mlp.up_proj") of a layer."""
+        return self.linears[f"model.layers.{layer}.{name}"]
+
+    def layer_norm(self, layer: int, name: str) -> np.ndarray:
+        """Weight of norm `name` ("input_layernorm") of a layer, float32."""
+        return self.norms[f"model.layers.{layer}.{name}"]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights; a tied head is counted once."""
+        total = self.embed_tokens.nbytes + sum(n.nbytes for n in self.norms.values())
+        if self.lm_head is not self.embed_tokens:
+            total += self.lm_head.nbytes
+        for linear in self.linears.values():
+            total += linear.weight.nbytes + (linear.bias.nbytes if linear.bias is not None else 0)
+        return total

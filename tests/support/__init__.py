@@ -1,0 +1,1 @@
+"""What several tests build: random weights in the true formats."""
