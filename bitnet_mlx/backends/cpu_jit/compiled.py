@@ -11,12 +11,15 @@ def compiled_step() -> Any:
     """step(state), compiled for this processor."""
     global _step
     if _step is None:
-        from numba import int64, njit, void
+        import llvmlite.binding as llvm
+        from numba import cfunc, int64, njit, void
 
         from bitnet_mlx.backends.cpu_jit import threads
-        from bitnet_mlx.backends.cpu_jit.floats import OPTIONS
-        from bitnet_mlx.backends.cpu_jit.step import step
+        from bitnet_mlx.backends.cpu_jit.jobs import work
+        from bitnet_mlx.backends.cpu_jit.step import WORK, step
 
         threads.launch()
-        _step = njit(void(int64[::1]), **OPTIONS)(step)
-    return _step
+        f = cfunc(void(int64, int64), error_model="numpy")(work)
+        llvm.add_symbol(WORK, f.address)
+        _step = f, njit(void(int64), error_model="numpy", nogil=True)(step)
+    return _step[1]
