@@ -182,9 +182,7 @@ def _unit_product(x: mx.array, words: mx.array) -> mx.array:
     scales, biases = _units((*words.shape[:-1], words.shape[-1] // _WORDS_PER_GROUP))
     limit = row_limit() or x.shape[-2]
     parts = [
-        mx.quantized_matmul(
-            x[..., at : at + limit, :], words, scales, biases, transpose=True, group_size=GROUP, bits=2
-        )
+        mx.quantized_matmul(x[..., at : at + limit, :], words, scales, biases, transpose=True, group_size=GROUP, bits=2)
         for at in range(0, x.shape[-2], max(limit, 1))
     ]
     if not parts:

@@ -6,7 +6,7 @@ from bitnet_mlx.errors import BackendError
 
 try:
     import mlx.core as mx
-    import mlx.nn as nn
+    from mlx import nn
 except ImportError as error:
     raise BackendError(
         f"[mlx] the mlx backend needs MLX, which does not import here ({error}); MLX runs on macOS and Linux; "
