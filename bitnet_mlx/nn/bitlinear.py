@@ -15,7 +15,7 @@ class BitLinear(nn.Module):
     """y = x W^T (+ bias), W ternary [N, K]; inputs are quantised to int8 for each token unless activation_bits is 16.
 
     weight: uint32 code words as `ops` arranges them. scale: float32 [], [N] or [N, G]. bias: float32 [N], if any.
-    All are frozen: packed weights cannot be trained. `ops` computes; StockOps is stock MLX, on any device.
+    All stay frozen: packed weights cannot be trained. `ops` computes; StockOps is stock MLX, on any device.
     """
 
     def __init__(self, tensor: TernaryTensor, bias: np.ndarray | None = None, ops: StockOps | None = None) -> None:
@@ -28,7 +28,6 @@ class BitLinear(nn.Module):
         if bias is not None:
             self.bias = _bias(bias, self.output_dims)
         mx.eval(self.parameters())  # a lazy array could only be computed by the thread that made it
-        self.freeze()
 
     @classmethod
     def from_tensor(
@@ -69,11 +68,14 @@ class BitLinear(nn.Module):
         """The chosen rows of W, scaled: float32 [*index.shape, K]."""
         return self.ops.rows(self.weight, self.scale, index, self.input_dims)
 
-    def unfreeze(self, *args: object, **kwargs: object) -> BitLinear:
-        """Unfreezes what the layer may contain, never its own packed weight, scale and bias."""
-        super().unfreeze(*args, **kwargs)  # type: ignore[arg-type]
-        self.freeze(recurse=False)
-        return self
+    @property
+    def _no_grad(self) -> set[str]:
+        """The frozen names, which nn.Module keeps here: always the same, whatever a model around it unfreezes."""
+        return {"weight", "scale", "bias"}
+
+    @_no_grad.setter
+    def _no_grad(self, names: set[str]) -> None:
+        """nn.Module starts with an empty set."""
 
     def _extra_repr(self) -> str:
         scales = {0: "tensor", 1: "row", 2: "group of 128"}[self.scale.ndim]

@@ -140,4 +140,4 @@ def _finish(layer: nn.Module, bias: np.ndarray | None) -> None:
 
 
 def _biased(layer: nn.Module, y: mx.array) -> mx.array:
-    return y.astype(mx.float32) + layer.bias if "bias" in layer else y
+    return y.astype(mx.float32) + layer["bias"] if "bias" in layer else y
