@@ -1,0 +1,1 @@
+"""Tests that need torch and transformers: they make the committed goldens again."""
