@@ -19,7 +19,8 @@ class Case:
     """One checkpoint and one input.
 
     scale_dtype: of weight_scale in the file, BF16 or F32. gains: factor on a weight by the name it ends in.
-    kept: the positions whose logits and codes are stored; None for all. greedy: tokens generated after the input.
+    kept: the positions whose logits are stored; None for all. greedy: tokens generated after the input.
+    ties: embedding rows and a first norm such that layer 0's codes fall exactly half way between two integers.
     activation_bits: 16 runs transformers with its activation quantiser replaced by the identity.
     """
 
@@ -32,6 +33,7 @@ class Case:
     kept: tuple[int, ...] | None = None
     greedy: int = 0
     activation_bits: int = 8
+    ties: bool = False
 
     @property
     def quantization(self) -> dict[str, Any]:
@@ -147,6 +149,7 @@ def _odd() -> list[Case]:
             _llama({"quant_method": "bitnet", "modules_to_not_convert": dense}, **small, head_dim=20),
             seed=7, tokens=_tokens(24, 67), gains=GAINS,
         ),
+        Case("bitnet-ties", _bitnet(_auto("online"), tie_word_embeddings=False), seed=9, tokens=_tokens(16, 64), ties=True),
     ]  # fmt: skip
 
 

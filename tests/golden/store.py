@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,21 @@ DATA = Path(__file__).parent / "data"
 
 @dataclass
 class Golden:
-    """What transformers computed for one case, in float32.
+    """What transformers computed for one case of L tokens, in float32.
 
-    positions: int32 [P], those whose logits and codes are stored. logits: float32 [P, vocab]. argmax: int16 [L], everywhere.
-    codes: int8 [P, K] by module name, the input of each quantised linear; linears with the same input appear once,
-    under the first name. digests: uint32 [L] by module name, the CRC-32 of the codes at every position.
-    greedy: tokens generated after the input; margins: float32, top logit minus second at each of those steps.
+    positions: int32 [P], those whose logits are stored. logits: float32 [P, vocab]. best: int16 [L], the best token after
+    every position. margin: float32 [L], its logit minus the second best. codes: by module name, the input of each
+    quantised linear, int8 [L, K], or in a long case uint32 [L], the CRC-32 of each row; linears with the same input appear
+    once, under the first name. greedy: int16, tokens generated after the input. greedy_margin: float32, at each of them.
     """
 
     positions: np.ndarray
     logits: np.ndarray
-    argmax: np.ndarray
+    best: np.ndarray
+    margin: np.ndarray
     codes: dict[str, np.ndarray] = field(default_factory=dict)
-    digests: dict[str, np.ndarray] = field(default_factory=dict)
     greedy: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int16))
-    margins: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    greedy_margin: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
 def digest(codes: np.ndarray) -> np.ndarray:
@@ -39,22 +39,18 @@ def digest(codes: np.ndarray) -> np.ndarray:
 
 def save(path: Path, golden: Golden) -> None:
     """Write one case."""
-    plain = {name: getattr(golden, name) for name in ("positions", "logits", "argmax", "greedy", "margins")}
+    plain = {f.name: getattr(golden, f.name) for f in fields(golden) if f.name != "codes"}
     codes = {f"codes/{name}": value for name, value in golden.codes.items()}
-    digests = {f"digests/{name}": value for name, value in golden.digests.items()}
-    np.savez_compressed(path, **plain, **codes, **digests)  # type: ignore[arg-type]
+    np.savez_compressed(path, **plain, **codes)  # type: ignore[arg-type]
 
 
 def load(name: str, folder: Path = DATA) -> Golden:
     """Read one case."""
     with np.load(folder / f"{name}.npz") as file:
         found = {key: file[key] for key in file.files}
-    plain = {key: value for key, value in found.items() if "/" not in key}
-
-    def under(prefix: str) -> dict[str, np.ndarray]:
-        return {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
-
-    return Golden(**plain, codes=under("codes/"), digests=under("digests/"))
+    plain = {key: value for key, value in found.items() if not key.startswith("codes/")}
+    codes = {key.removeprefix("codes/"): value for key, value in found.items() if key.startswith("codes/")}
+    return Golden(**plain, codes=codes)
 
 
 def manifest(folder: Path = DATA) -> dict[str, Any]:

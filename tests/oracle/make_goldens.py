@@ -75,7 +75,7 @@ def generate(model: Any, tokens: tuple[int, ...], count: int) -> tuple[np.ndarra
         min_new_tokens=count, do_sample=False, output_logits=True, return_dict_in_generate=True, pad_token_id=0, eos_token_id=None,
     )  # fmt: skip
     top = torch.stack(made.logits)[:, 0].topk(2).values
-    return made.sequences[0, len(tokens) :].numpy().astype(np.int16), (top[:, 0] - top[:, 1]).numpy()
+    return made.sequences[0, len(tokens) :].numpy().astype(np.int16), (top[:, 0] - top[:, 1]).float().numpy()
 
 
 @torch.no_grad()
@@ -96,12 +96,13 @@ def make(case: Case, folder: Path, attention: str) -> store.Golden:
     finally:
         bitnet.ActQuant.forward = plain
     kept = np.arange(len(case.tokens)) if case.kept is None else np.array(case.kept)
+    top = logits.topk(2).values
     return store.Golden(
         kept.astype(np.int32),
         logits[kept].numpy(),
         logits.argmax(-1).numpy().astype(np.int16),
-        {name: value[kept] for name, value in codes.items()},
-        {name: store.digest(value) for name, value in codes.items()} if case.kept is not None else {},
+        (top[:, 0] - top[:, 1]).numpy(),
+        codes if case.kept is None else {name: store.digest(value) for name, value in codes.items()},
         *greedy,
     )
 

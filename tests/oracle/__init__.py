@@ -1,1 +1,0 @@
-"""Tests that need torch and transformers: they make the committed goldens again."""
