@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ def weights(name: str) -> DecoderWeights:
     return by_hand.weights(CASES[name])
 
 
-@lru_cache(maxsize=None)
+@cache
 def trace(engine: str, name: str) -> Trace:
     return check.trace(build(engine, weights(name)), name)
 

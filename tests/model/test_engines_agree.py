@@ -1,8 +1,8 @@
-"""The engines against each other on random models: equal bits where the order of every sum is fixed, else equal codes."""
+"""The engines against each other on random models: equal bits where every sum's order is fixed, else equal codes."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -33,11 +33,13 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "one layer, yarn rope": (dict(num_hidden_layers=1, rope=YARN), dict(head="8")),
 }
 LENGTH = 40
-TOLERANCE = 1e-4  # of the logits' standard deviation
-FLIPS = 1  # of its own, for each seed of a model of 13,000 to 45,000 codes; between numpy and MLX 1 in all was counted
+# Measured on x86 between numpy and MLX: logits within 1e-5 of their standard deviation (8 to 16), and over the 27
+# models (each of MODELS with three seeds, 12,640 to 93,600 codes) two flips of their own, of one code each.
+TOLERANCE = 2e-5
+FLIPS = 2  # for each model; elsewhere other codes lie on a boundary
 
 
-@lru_cache(maxsize=None)
+@cache
 def weights(model: str, seed: int = 0) -> DecoderWeights:
     config, changes = MODELS[model]
     return random_weights(tiny_config(**config), seed, **changes)
@@ -47,7 +49,7 @@ def tokens(seed: int = 0) -> list[int]:
     return [int(t) for t in np.random.default_rng((seed, 1)).integers(0, 67, LENGTH)]
 
 
-@lru_cache(maxsize=None)
+@cache
 def reference(model: str, seed: int = 0) -> Trace:
     return record(build("numpy", weights(model, seed)), tokens(seed))
 
@@ -84,5 +86,5 @@ def test_others_agree_wherever_no_flip_reaches(model: str, engine: str) -> None:
             result = compare(expected, record(build(engine, weights(model, seed)), tokens(seed), chunk), spread / 4)
             assert result.codes > 10_000
             assert result.roots <= FLIPS, str(result)
-            assert result.max_difference_where_codes_agree <= TOLERANCE * max(1, spread), str(result)
+            assert result.max_difference_where_codes_agree <= TOLERANCE * spread, str(result)
             assert result.greedy_equal_above_margin and result.decided >= 5, str(result)
