@@ -11,6 +11,7 @@ import pytest
 from bitnet_mlx import ternary
 from bitnet_mlx.backends import numpy_ref
 from bitnet_mlx.formats import words2
+from bitnet_mlx.formats.dense import DenseRows
 from bitnet_mlx.models import decoder_numpy
 from bitnet_mlx.models.decoder_numpy import NumpyDecoder
 from bitnet_mlx.models.weights import DecoderWeights, Linear
@@ -145,3 +146,55 @@ def test_a_window_that_forgets_the_oldest_positions(monkeypatch: pytest.MonkeyPa
     plain = numpy_ref.attend
     monkeypatch.setattr(numpy_ref, "attend", lambda q, k, v: plain(q, k[:, -40:], v[:, -40:]))
     assert caught(by_hand.weights(CASES["llama-odd-llama3"]), "llama-odd-llama3")
+
+
+def test_query_heads_that_read_the_wrong_key_value_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Head h mod kv heads in place of h div (heads / kv heads)."""
+    plain = numpy_ref.attend
+
+    def interleaved(q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+        heads, dim = q.shape
+        swapped = q.reshape(-1, len(keys), dim).swapaxes(0, 1).reshape(heads, dim)
+        return plain(swapped, keys, values).reshape(len(keys), -1, dim).swapaxes(0, 1).reshape(heads, dim)
+
+    monkeypatch.setattr(numpy_ref, "attend", interleaved)
+    assert caught(by_hand.weights(CASES["llama-odd-llama3"]), "llama-odd-llama3")
+
+
+def test_pairs_rotated_as_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RoPE on columns 2 i and 2 i + 1, GGUF's other convention, in place of i and i + half."""
+    plain = numpy_ref.rope
+
+    def neighbours(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+        half = plain(np.concatenate([x[..., ::2], x[..., 1::2]], axis=-1), cos, sin)
+        return np.stack(np.split(half, 2, axis=-1), axis=-1).reshape(x.shape)
+
+    monkeypatch.setattr(numpy_ref, "rope", neighbours)
+    assert caught(by_hand.weights(CASES["bitnet-online"]), "bitnet-online")
+
+
+@pytest.mark.parametrize("name", ["llama-odd-llama3", "bitnet-odd"])
+def test_an_untied_head_taken_for_a_tied_one(name: str) -> None:
+    weights = by_hand.weights(CASES[name])
+    weights.lm_head = weights.embed_tokens
+    assert caught(weights, name)
+
+
+@pytest.mark.parametrize("name", ["llama-odd-llama3", "llama-online-linear", "bitnet-odd"])
+def test_lost_biases(name: str) -> None:
+    weights = by_hand.weights(CASES[name])
+    for key, linear in weights.linears.items():
+        weights.linears[key] = Linear(linear.weight)
+    assert caught(weights, name)
+
+
+def test_a_dense_linear_ternarised() -> None:
+    """modules_to_not_convert ignored for one linear."""
+    weights = by_hand.weights(CASES["llama-some-dense"])
+    key = "model.layers.1.mlp.down_proj"
+    w = weights.linears[key].weight
+    assert isinstance(w, DenseRows)
+    t, m = ternary.ternarize(w.rows(slice(None)))
+    weights.linears[key] = Linear(TernaryTensor(words2.pack(t), np.asarray(m), w.shape))
+    found = check.trace(NumpyDecoder(weights), "llama-some-dense")
+    assert key in found.codes and check.problem(found, "llama-some-dense") is not None
