@@ -35,13 +35,17 @@ def select_template(templates: Mapping[str, str], tools: bool) -> str | None:
     return templates["default"]
 
 
-def render(template: str, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, variables: Mapping[str, Any]) -> str:
+def render(
+    template: str, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, variables: Mapping[str, Any]
+) -> str:
     """The text of a conversation. Raises ConfigError for a refusal by the template, an error in it, or values not plain data."""
     import jinja2
 
     if not messages:
         raise ConfigError("[chat template] the conversation is empty; give at least one message")
-    plain = [{k: _plain(v, f"messages[{i}].{k}") for k, v in m.items() if v is not None} for i, m in enumerate(messages)]
+    plain = [
+        {k: _plain(v, f"messages[{i}].{k}") for k, v in m.items() if v is not None} for i, m in enumerate(messages)
+    ]
     values = {"tools": None, "documents": None, **{k: _plain(v, k) for k, v in variables.items()}}
     try:
         return _compile(template).render(messages=plain, add_generation_prompt=add_generation_prompt, **values)
@@ -50,7 +54,15 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], add_generation_
             f"[chat template] line {error.lineno} of the model's template is not valid Jinja: {error.message}; "
             "repair chat_template.jinja, or use --ignore-chat-template"
         ) from error
-    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+    except (
+        jinja2.TemplateError,
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         roles = ", ".join(str(m.get("role")) for m in plain)
         raise ConfigError(
             f"[chat template] the model's template refused a conversation with the roles {roles}: {error or type(error).__name__}; "
@@ -115,7 +127,9 @@ def _compile(template: str) -> Any:
     ) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
     environment.filters["tojson"] = tojson  # Jinja's own escapes HTML
     environment.globals.update(
         raise_exception=raise_exception,

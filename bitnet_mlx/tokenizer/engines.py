@@ -63,7 +63,9 @@ class JsonEngine:
         for number, token in sorted(meta.added.items()):
             if number in known and known[number].content == token.content:
                 continue
-            flags = {name: getattr(token, name) for name in ("special", "lstrip", "rstrip", "single_word", "normalized")}
+            flags = {
+                name: getattr(token, name) for name in ("special", "lstrip", "rstrip", "single_word", "normalized")
+            }
             self._tokenizer.add_tokens([Added(token.content, **flags)])
             if self._tokenizer.token_to_id(token.content) != number:
                 raise FormatError(
@@ -115,7 +117,11 @@ class SentencePieceEngine:
             ) from error
         model = self._model
         self.named = dict(meta.named)
-        for name, number in (("bos_token", model.bos_id()), ("eos_token", model.eos_id()), ("unk_token", model.unk_id())):
+        for name, number in (
+            ("bos_token", model.bos_id()),
+            ("eos_token", model.eos_id()),
+            ("unk_token", model.unk_id()),
+        ):
             if number >= 0:
                 self.named.setdefault(name, model.id_to_piece(number))
         self._size = model.get_piece_size()
@@ -141,7 +147,8 @@ class SentencePieceEngine:
         if not tokens:
             return added, None
         parts = [
-            (r"\s*" if t.lstrip else "") + "(" + re.escape(t.content) + ")" + (r"\s*" if t.rstrip else "") for t in tokens
+            (r"\s*" if t.lstrip else "") + "(" + re.escape(t.content) + ")" + (r"\s*" if t.rstrip else "")
+            for t in tokens
         ]
         return added, re.compile("|".join(parts))
 
@@ -194,4 +201,6 @@ class SentencePieceEngine:
 
 
 def _missing(package: str, path: Path) -> ConfigError:
-    return ConfigError(f"[tokenizer] {path} needs the package {package}, which is not installed; run: pip install {package}")
+    return ConfigError(
+        f"[tokenizer] {path} needs the package {package}, which is not installed; run: pip install {package}"
+    )

@@ -98,12 +98,16 @@ def _added_tokens(settings: dict[str, Any], older: dict[str, Any], folder: Path)
     added: dict[int, AddedToken] = {}
     for text, number in older.items():
         if not isinstance(number, int):
-            raise FormatError(f"[tokenizer] {folder / 'added_tokens.json'} gives {text!r} the id {number!r}; an integer is expected")
+            raise FormatError(
+                f"[tokenizer] {folder / 'added_tokens.json'} gives {text!r} the id {number!r}; an integer is expected"
+            )
         added[number] = AddedToken(text)
     for number, token in (settings.get("added_tokens_decoder") or {}).items():
         text = _text(token)
         if text is None or not str(number).isdigit():
-            raise FormatError(f"[tokenizer] {folder / 'tokenizer_config.json'}: added token {number!r}: {token!r} has no id or text")
+            raise FormatError(
+                f"[tokenizer] {folder / 'tokenizer_config.json'}: added token {number!r}: {token!r} has no id or text"
+            )
         flags = token if isinstance(token, dict) else {}
         names = ("special", "lstrip", "rstrip", "single_word", "normalized")
         added[int(number)] = AddedToken(text, *(bool(flags.get(name, False)) for name in names))
@@ -117,7 +121,11 @@ def _templates(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
     if isinstance(value, str):
         templates = {"default": value}
     elif isinstance(value, list):  # [{"name": ..., "template": ...}]
-        templates = {str(t["name"]): str(t["template"]) for t in value if isinstance(t, dict) and {"name", "template"} <= t.keys()}
+        templates = {
+            str(t["name"]): str(t["template"])
+            for t in value
+            if isinstance(t, dict) and {"name", "template"} <= t.keys()
+        }
     elif isinstance(value, dict):
         templates = {str(name): str(template) for name, template in value.items()}
     older = _read_json(folder / "chat_template.json").get("chat_template")
