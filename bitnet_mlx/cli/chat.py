@@ -12,19 +12,16 @@ from typing import Any
 from bitnet_mlx.cli import options
 from bitnet_mlx.errors import BitnetError, ConfigError
 
-HELP = "talk with a model; /reset forgets the conversation, /exit ends it"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model_arguments(parser)
     options.add_generation_arguments(parser)
-    options.add_output_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     options.check(args)
     from bitnet_mlx import load
-    from bitnet_mlx.generate import ChatSession
+    from bitnet_mlx.generation import ChatSession
 
     start = time.perf_counter()
     model, tokenizer = load(args.model, **options.load_arguments(args))
@@ -47,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _converse(session: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Answer line after line. Before a person, a turn that fails is reported and the conversation goes on."""
-    from bitnet_mlx.generate import Completion
+    from bitnet_mlx.generation import Completion
 
     turns = []
     progress = options.prefill_progress(args.verbose)

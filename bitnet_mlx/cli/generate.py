@@ -12,23 +12,20 @@ from bitnet_mlx.cli import options
 from bitnet_mlx.errors import ConfigError
 
 if TYPE_CHECKING:
-    from bitnet_mlx.generate import Completion
-
-HELP = "continue a text or answer a prompt"
+    from bitnet_mlx.generation import Completion
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", required=True, metavar="TEXT|-", help="the prompt; - reads it from stdin")
     options.add_model_arguments(parser)
     options.add_generation_arguments(parser)
-    options.add_output_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     prompt = _prompt(args.prompt)
     options.check(args)
     from bitnet_mlx import load
-    from bitnet_mlx.generate import Completion, prompt_ids, stream_generate
+    from bitnet_mlx.generation import Completion, prompt_ids, stream_generate
 
     start = time.perf_counter()
     model, tokenizer = load(args.model, **options.load_arguments(args))
@@ -77,6 +74,6 @@ def statistics(completion: Completion, load_s: float, backend: str) -> str:
     """One line about speed, for stderr."""
     return (
         f"[{backend}] load {load_s:.2f} s, prompt {completion.prompt_tokens} tokens at {completion.prompt_tps:.1f}/s, "
-        f"first token {completion.ttft_s:.2f} s, generated {completion.generation_tokens} at {completion.generation_tps:.1f}/s "
-        f"({completion.finish_reason})"
+        f"first token {completion.ttft_s:.2f} s, generated {completion.generation_tokens} "
+        f"at {completion.generation_tps:.1f}/s ({completion.finish_reason})"
     )

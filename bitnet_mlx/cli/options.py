@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bitnet_mlx.errors import ConfigError
 
 if TYPE_CHECKING:
-    from bitnet_mlx.generate import GenerationResponse, SamplingConfig
+    from bitnet_mlx.generation import GenerationResponse, SamplingConfig
     from bitnet_mlx.tokenizer import Tokenizer
 
 BACKENDS = ("auto", "mlx", "cpu", "numpy")
@@ -58,22 +58,15 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--system-prompt", metavar="TEXT", help="instructions that come before the conversation")
 
 
-def add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    """--json, --verbose, --debug: every command has them."""
-    parser.add_argument("--json", action="store_true", help="print one JSON record and nothing else")
-    parser.add_argument("--verbose", action="store_true", help="say more on stderr")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-
-
 def check(args: argparse.Namespace) -> None:
     """What can be refused before anything is loaded. Raises ConfigError."""
-    from bitnet_mlx.generate import SamplingConfig
+    from bitnet_mlx.generation import SamplingConfig
 
     if args.max_tokens < 1:
         raise ConfigError(f"[generate] --max-tokens is {args.max_tokens}; it must be at least 1")
     if args.ignore_chat_template and args.system_prompt is not None:
         raise ConfigError(
-            "[generate] --system-prompt needs the chat template that --ignore-chat-template leaves out; give one of them"
+            "[generate] --system-prompt needs the template that --ignore-chat-template leaves out; give one of them"
         )
     SamplingConfig().replaced(**_sampling_flags(args))
 
@@ -81,12 +74,13 @@ def check(args: argparse.Namespace) -> None:
 def load_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of bitnet_mlx.load."""
     names = ("backend", "revision", "head_bits", "dtype", "activations", "threads")
-    return {name: getattr(args, name) for name in names}
+    tell = (lambda line: print(line, file=sys.stderr, flush=True)) if args.verbose else None
+    return {**{name: getattr(args, name) for name in names}, "progress": tell}
 
 
 def sampling_config(args: argparse.Namespace, tokenizer: Tokenizer) -> SamplingConfig:
     """The flags over the model's own defaults. Raises ConfigError for what is not allowed."""
-    from bitnet_mlx.generate import SamplingConfig
+    from bitnet_mlx.generation import SamplingConfig
 
     return SamplingConfig.from_generation_config(tokenizer.generation_config).replaced(**_sampling_flags(args))
 

@@ -38,7 +38,7 @@ def select_template(templates: Mapping[str, str], tools: bool) -> str | None:
 def render(
     template: str, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, variables: Mapping[str, Any]
 ) -> str:
-    """The text of a conversation. Raises ConfigError for a refusal by the template, an error in it, or values not plain data."""
+    """The text of a conversation. Raises ConfigError for a wrong template, its refusal, or values not plain data."""
     import jinja2
 
     if not messages:
@@ -65,8 +65,9 @@ def render(
     ) as error:
         roles = ", ".join(str(m.get("role")) for m in plain)
         raise ConfigError(
-            f"[chat template] the model's template refused a conversation with the roles {roles}: {error or type(error).__name__}; "
-            "change the messages (some models take no system prompt), or use --ignore-chat-template"
+            f"[chat template] the model's template refused a conversation with the roles {roles}: "
+            f"{error or type(error).__name__}; change the messages (some models take no "
+            "system prompt), or use --ignore-chat-template"
         ) from error
 
 

@@ -25,8 +25,8 @@ class Detokenizer:
     """Feed ids with `add`, which returns the text that became complete; `finalize` returns what is left.
 
     The returned strings joined are exactly `tokenizer.decode(ids, skip_special_tokens)`. A token costs constant time.
-    Bytes that cannot become a character give U+FFFD as soon as that is certain. Where byte-fallback tokens hold a damaged
-    sequence, its whole characters are kept, as sentencepiece does (the `tokenizers` package drops the whole run).
+    Bytes that cannot become a character give U+FFFD as soon as that is certain. Where byte-fallback tokens hold a
+    damaged sequence, its whole characters are kept, as sentencepiece does (`tokenizers` drops the whole run).
     """
 
     def __init__(self, tokenizer: HasPieces, skip_special_tokens: bool = True) -> None:

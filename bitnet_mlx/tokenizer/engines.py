@@ -1,4 +1,4 @@
-"""The two libraries that split text: `tokenizers` for tokenizer.json, `sentencepiece` for .model files. Imported late."""
+"""The libraries that split text, imported late: `tokenizers` for tokenizer.json, `sentencepiece` for .model files."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class JsonEngine:
             if self._tokenizer.token_to_id(token.content) != number:
                 raise FormatError(
                     f"[tokenizer] tokenizer_config.json gives {token.content!r} the id {number}, but with {path} it is "
-                    f"{self._tokenizer.token_to_id(token.content)}; the two files are not of one model: download both again"
+                    f"{self._tokenizer.token_to_id(token.content)}; the files are not of one model: download both again"
                 )
         present = [text for text in meta.named.values() if self._tokenizer.token_to_id(text) is not None]
         if present:
@@ -95,8 +95,8 @@ class JsonEngine:
 class SentencePieceEngine:
     """tokenizer.model or spiece.model, split by sentencepiece itself; special tokens are cut out of the text first.
 
-    With `legacy` (tokenizer_config.json) each stretch of text between special tokens gets sentencepiece's leading space;
-    without it, only the start of the text does.
+    With `legacy` (tokenizer_config.json) each stretch of text between special tokens gets sentencepiece's leading
+    space; without it, only the start of the text does.
     """
 
     def __init__(self, path: Path, meta: Metadata) -> None:
@@ -137,7 +137,7 @@ class SentencePieceEngine:
         self._eos = self._end(bool(meta.add_eos), "eos_token")
 
     def _special_tokens(self, meta: Metadata) -> tuple[dict[int, AddedToken], re.Pattern[str] | None]:
-        """What is matched before sentencepiece sees the text: added tokens and named ones. Longest first at one place."""
+        """What is matched before sentencepiece sees the text: added and named tokens, the longest first."""
         added = dict(meta.added)
         for text in self.named.values():
             number = self._model.piece_to_id(text)

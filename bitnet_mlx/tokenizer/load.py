@@ -126,6 +126,6 @@ class Tokenizer:
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **extra: Any
     ) -> list[int]:
-        """The conversation as ids, with exactly one BOS where the tokenizer adds one, whether or not the template does."""
+        """The conversation as ids, with exactly one BOS where the tokenizer adds one, whatever the template does."""
         text = self.render_chat_template(messages, add_generation_prompt, **extra)
         return self._one_bos(self._engine.encode(text, False))

@@ -26,7 +26,7 @@ class AddedToken:
 
 @dataclass(frozen=True)
 class Metadata:
-    """The union of the JSON files of one folder. Ids are those that the files state; strings still need a vocabulary."""
+    """The JSON files of one folder, united. Ids are those that the files state; texts still need a vocabulary."""
 
     folder: Path
     named: dict[str, str]  # "bos_token": "<s>" and so on
@@ -42,7 +42,7 @@ class Metadata:
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """Read what is there of the six JSON files and the template files. Raises FormatError naming the file that is damaged."""
+    """Read what is there of the JSON and template files. Raises FormatError naming the file that is damaged."""
     config = _read_json(folder / "config.json")
     generation = _read_json(folder / "generation_config.json")
     settings = _read_json(folder / "tokenizer_config.json")

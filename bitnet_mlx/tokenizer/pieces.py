@@ -119,6 +119,6 @@ def _flatten(state: dict[str, Any] | None) -> list[dict[str, Any]]:
 def _unsupported(kinds: list[str]) -> UnsupportedModelError:
     found = ", ".join(kinds) or "none"
     return UnsupportedModelError(
-        f"[tokenizer] tokenizer.json has the decoder {found}; byte-level and sentencepiece-like decoders (Replace, Metaspace, "
-        "ByteFallback, Fuse, Strip of a leading space) are supported; convert the tokenizer to one of them"
+        f"[tokenizer] tokenizer.json has the decoder {found}; byte-level and sentencepiece-like decoders (Replace, "
+        "Metaspace, ByteFallback, Fuse, Strip of a leading space) are supported; convert the tokenizer to one of them"
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bitnet_mlx.generate.api import conversation_ids
-from bitnet_mlx.generate.sampling import Sampler, SamplingConfig
-from bitnet_mlx.generate.stream import MAX_TOKENS, GenerationResponse, Progress, check_context, stream_generate
+from bitnet_mlx.generation.api import conversation_ids
+from bitnet_mlx.generation.sampling import Sampler, SamplingConfig
+from bitnet_mlx.generation.stream import MAX_TOKENS, GenerationResponse, Progress, check_context, stream_generate
 from bitnet_mlx.models.decoder import Decoder
 from bitnet_mlx.tokenizer import Tokenizer
 

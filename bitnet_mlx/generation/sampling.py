@@ -1,7 +1,7 @@
 """From logits to a token: float32 numpy, one seeded generator per request.
 
-The filters, their names, their order and their meaning are mlx-lm's (sample_utils): logit bias, repetition penalty, then on
-log probabilities top-p, min-p, top-k, and the temperature last, over what the filters kept.
+The filters, their names, their order and their meaning are mlx-lm's (sample_utils): logit bias, repetition penalty,
+then on log probabilities top-p, min-p, top-k, and the temperature last, over what the filters kept.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _FIRST = 256  # how many of the most likely tokens top-p looks at before it look
 class SamplingConfig:
     """How the next token is chosen.
 
-    temp 0 takes the most likely token (the lowest id of equals). top_p 0 or 1, top_k 0, min_p 0 and repetition_penalty 1
-    leave their filter out. logit_bias adds to the logits of given ids. Without a seed the system gives one.
+    temp 0 takes the most likely token (the lowest id of equals). top_p 0 or 1, top_k 0, min_p 0 and repetition_penalty
+    1 leave their filter out. logit_bias adds to the logits of given ids. Without a seed the system gives one.
     """
 
     temp: float = 0.0
@@ -48,12 +48,13 @@ class SamplingConfig:
         for token, bias in self.logit_bias.items():
             if not _is_integer(token) or token < 0 or not isinstance(bias, (int, float)) or not bias < math.inf:
                 raise ConfigError(
-                    f"[sampling] logit_bias has {token!r}: {bias!r}; a token id (0 or more) and a number (-inf forbids a token) are allowed"
+                    f"[sampling] logit_bias has {token!r}: {bias!r}; "
+                    "a token id and a number (-inf forbids the token) are allowed"
                 )
 
     @staticmethod
     def from_generation_config(table: Mapping[str, Any]) -> SamplingConfig:
-        """The defaults that a model's generation_config.json asks for; greedy unless do_sample is true, as in transformers.
+        """What a model's generation_config.json asks for; greedy unless do_sample is true, as in transformers.
 
         Raises ConfigError for a value that is not allowed.
         """
@@ -102,11 +103,11 @@ class Sampler:
         self._random = np.random.Generator(np.random.PCG64(config.seed))
         self._bias: tuple[np.ndarray, np.ndarray] | None = None
         if config.logit_bias:
-            ids, values = zip(*config.logit_bias.items())
+            ids, values = list(config.logit_bias), list(config.logit_bias.values())
             self._bias = (np.asarray(ids, np.int64), np.asarray(values, np.float32))
 
     def sample(self, logits: np.ndarray, history: Sequence[int] = ()) -> tuple[int, float]:
-        """(token, its log probability). logits: float32 [vocab], unchanged; history: the ids so far, the prompt's included."""
+        """(token, its log probability). logits: float32 [vocab], unchanged; history: the ids so far with the prompt."""
         logprobs = self.logprobs(logits, history)
         token = self.pick(logprobs)
         return token, float(logprobs[token])
@@ -135,7 +136,7 @@ class Sampler:
         top = x.max()
         if not np.isfinite(top):  # NaN anywhere makes the maximum NaN
             raise BackendError(
-                f"[sampling] the largest logit is {top}; finite numbers are needed; the model's weights are damaged or a "
+                f"[sampling] the largest logit is {top}; finite numbers are needed; the weights are damaged or a "
                 "half-precision type overflowed: try --dtype float32"
             )
         return x - (top + np.log(np.exp(x - top).sum(dtype=np.float32)))

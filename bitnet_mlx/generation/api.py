@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bitnet_mlx.errors import ConfigError
-from bitnet_mlx.generate.stream import GenerationResponse, stream_generate
+from bitnet_mlx.generation.stream import GenerationResponse, stream_generate
 from bitnet_mlx.models.decoder import Decoder
 from bitnet_mlx.tokenizer import Tokenizer
 
@@ -47,7 +47,7 @@ class Completion:
 def generate(
     model: Decoder, tokenizer: Tokenizer, prompt: str | Sequence[int], max_tokens: int = 256, **options: Any
 ) -> str:
-    """The text that follows a prompt. Options are those of stream_generate: sampling, stop, max_kv_size and the rest."""
+    """The text that follows a prompt. Options are stream_generate's: sampling, stop, max_kv_size and the rest."""
     return Completion.of(stream_generate(model, tokenizer, prompt, max_tokens, **options)).text
 
 
@@ -81,6 +81,6 @@ def conversation_ids(
     ids = tokenizer.apply_chat_template(whole)
     if system_prompt.strip() and ids == tokenizer.apply_chat_template(messages):
         raise ConfigError(
-            "[chat template] the model's template leaves the system prompt out; put its text into the first message instead"
+            "[chat template] the model's template leaves the system prompt out; put its text into the first message"
         )
     return ids

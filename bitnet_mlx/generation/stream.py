@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from bitnet_mlx.errors import ConfigError
-from bitnet_mlx.generate.measure import peak_memory_bytes
-from bitnet_mlx.generate.sampling import Sampler, SamplingConfig
-from bitnet_mlx.generate.stops import StopStrings
+from bitnet_mlx.generation.measure import peak_memory_bytes
+from bitnet_mlx.generation.sampling import Sampler, SamplingConfig
+from bitnet_mlx.generation.stops import StopStrings
 from bitnet_mlx.models.decoder import Decoder
 from bitnet_mlx.tokenizer import Detokenizer, Tokenizer
 
@@ -73,9 +73,9 @@ def stream_generate(
 ) -> Iterator[GenerationResponse]:
     """Generate from a prompt (text, or ids used as they are), one response a token.
 
-    cache: one of decoder.make_cache(); its `offset` first positions must hold the prompt's first ids, and are not computed
-    again. Generation ends at an end token, a stop string, max_tokens or the end of the context. Everything is checked
-    before the first step: ConfigError for an empty prompt, one longer than the context, an id that the model does not
+    cache: one of decoder.make_cache(); its `offset` first positions must hold the prompt's first ids, and are not
+    computed again. Generation ends at an end token, a stop string, max_tokens or the end of the context. Everything is
+    checked before the first step: ConfigError for an empty prompt, one longer than the context, an id that the model does not
     have, or a number outside what is allowed.
     """
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
@@ -85,8 +85,8 @@ def stream_generate(
         cache = decoder.make_cache(context)
     if cache.offset >= len(ids):
         raise ConfigError(
-            f"[generate] the cache holds {cache.offset} positions and the prompt has {len(ids)}; at least the prompt's last token "
-            "must be computed: trim the cache first"
+            f"[generate] the cache holds {cache.offset} positions and the prompt has {len(ids)}; at least the "
+            "prompt's last token must be computed: trim the cache first"
         )
     # The last token generated need not be fed, so one more than the free positions can be made.
     limit = min(max_tokens, context - len(ids) + 1)
@@ -97,7 +97,7 @@ def stream_generate(
 
 
 def check_context(decoder: Decoder, max_kv_size: int | None) -> int:
-    """How many positions a sequence may have. Raises ConfigError when max_kv_size is below 1 or above the model's context."""
+    """How many positions a sequence may have. Raises ConfigError for a max_kv_size that the model does not allow."""
     most = decoder.config.max_position_embeddings
     if max_kv_size is None:
         return most
@@ -113,7 +113,7 @@ def _check(decoder: Decoder, ids: Sequence[int], context: int, max_tokens: int, 
         raise ConfigError(f"[generate] prefill_step_size is {prefill_step_size}; it must be at least 1")
     if not ids:
         raise ConfigError(
-            "[generate] the prompt is empty, and this model has no token that begins a text; give at least one character"
+            "[generate] the prompt is empty, and this model has no token that begins a text; give some text"
         )
     if len(ids) > context:
         raise ConfigError(
@@ -123,7 +123,7 @@ def _check(decoder: Decoder, ids: Sequence[int], context: int, max_tokens: int, 
     low, high, vocabulary = min(ids), max(ids), decoder.config.vocab_size
     if low < 0 or high >= vocabulary:
         raise ConfigError(
-            f"[generate] the prompt holds token {low if low < 0 else high}; this model has the ids 0 to {vocabulary - 1}: "
+            f"[generate] the prompt holds token {low if low < 0 else high}; this model has ids up to {vocabulary - 1}: "
             "the tokenizer and the weights are not of one model"
         )
 

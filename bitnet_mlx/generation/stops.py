@@ -17,7 +17,7 @@ class StopStrings:
         for stop in stops:
             if not isinstance(stop, str) or not stop:
                 raise ConfigError(
-                    f"[generate] stop is {stop!r}; a text of at least one character is needed; leave --stop out for none"
+                    f"[generate] stop is {stop!r}; at least one character is needed; leave --stop out for none"
                 )
         self._stops = tuple(stops)
         self._held = ""
