@@ -52,7 +52,7 @@ class JsonEngine:
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         decoder = self._tokenizer.decoder
         state: dict[str, Any] | None = None if decoder is None else json.loads(decoder.__getstate__())
-        self.pieces = pieces_from_decoder(state, self._tokenizer.id_to_token)
+        self.pieces = pieces_from_decoder(state, self.id_to_token)
 
     def _add_tokens(self, path: Path, meta: Metadata) -> None:
         from tokenizers import AddedToken as Added

@@ -38,7 +38,9 @@ CHAT = (
 def lines(count: int = 400, seed: int = 0) -> list[str]:
     """Random sentences of WORDS, several scripts mixed."""
     rng = random.Random(seed)
-    return [" ".join(rng.choices(WORDS, k=rng.randint(3, 12))) + rng.choice([".", "!", "?", " :)"]) for _ in range(count)]
+    return [
+        " ".join(rng.choices(WORDS, k=rng.randint(3, 12))) + rng.choice([".", "!", "?", " :)"]) for _ in range(count)
+    ]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -95,7 +97,9 @@ def fallback_json(folder: Path, vocab_size: int = 420, settings: dict[str, Any] 
     state = json.loads(tokenizer.to_str())
     state["added_tokens"] = [t for t in state["added_tokens"] if not t["content"].startswith("<0x")]
     tokenizer = Tokenizer.from_str(json.dumps(state))
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+    )
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     base = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}

@@ -23,9 +23,15 @@ def auto(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("kind", JSON)
-def test_json_ids_and_texts_equal_transformers(kind: str, folders: dict[str, Path], tokenizers: dict[str, Tokenizer]) -> None:
+def test_json_ids_and_texts_equal_transformers(
+    kind: str, folders: dict[str, Path], tokenizers: dict[str, Tokenizer]
+) -> None:
     theirs, ours = auto(folders[kind]), tokenizers[kind]
-    assert (ours.vocab_size, ours.bos_token_id, ours.eos_token_id) == (len(theirs), theirs.bos_token_id, theirs.eos_token_id)
+    assert (ours.vocab_size, ours.bos_token_id, ours.eos_token_id) == (
+        len(theirs),
+        theirs.bos_token_id,
+        theirs.eos_token_id,
+    )
     for text in [*tiny.TEXTS, *tiny.lines(20, seed=9), "a<tool>b<|im_end|> c", "<|start|>user"]:
         for special in (True, False):
             ids = theirs.encode(text, add_special_tokens=special)
@@ -35,7 +41,9 @@ def test_json_ids_and_texts_equal_transformers(kind: str, folders: dict[str, Pat
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "byte_level_no_bos"])
-def test_random_ids_decode_as_in_tokenizers(kind: str, folders: dict[str, Path], tokenizers: dict[str, Tokenizer]) -> None:
+def test_random_ids_decode_as_in_tokenizers(
+    kind: str, folders: dict[str, Path], tokenizers: dict[str, Tokenizer]
+) -> None:
     from tokenizers import Tokenizer as Library
 
     library, ours = Library.from_file(str(folders[kind] / "tokenizer.json")), tokenizers[kind]
@@ -127,7 +135,9 @@ def test_added_tokens_of_a_sentencepiece_model(tmp_path: Path) -> None:
         str(size): {"content": "<pad>", "special": True},
         str(size + 1): {"content": "<|user|>", "special": True, "rstrip": True},
     }
-    ours = load_tokenizer(tiny.sentencepiece_model(tmp_path, settings={"added_tokens_decoder": added, "pad_token": "<pad>"}))
+    ours = load_tokenizer(
+        tiny.sentencepiece_model(tmp_path, settings={"added_tokens_decoder": added, "pad_token": "<pad>"})
+    )
     assert (ours.vocab_size, ours.pad_token_id) == (size + 2, size)
     assert ours.encode("<|user|> \n hello<pad>", add_special_tokens=False) == [
         size + 1,
