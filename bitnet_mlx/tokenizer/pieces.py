@@ -20,8 +20,8 @@ SPACE = "\u2581"  # sentencepiece's visible space
 class Pieces:
     """`make(id)` gives a token's bytes, or its text where the token ends any run of bytes before it.
 
-    leading: which spaces at the very start are not part of the text. keep: all are. text: one is not. piece: one is not,
-    if the first piece holds it. pieces: none that pieces hold is. first_token: none of the first token's is.
+    leading: which spaces at the very start are not part of the text. keep: all are. text: one is not. piece: one is
+    not, if the first piece holds it. pieces: none that pieces hold is. first_token: none of the first token's is.
     per_byte: a byte that belongs to no character gives one U+FFFD each (sentencepiece), else one per broken sequence.
     """
 

@@ -23,20 +23,24 @@ TALK = [
 TEMPLATES = {
     "headers": tiny.CHAT,
     "roles": (
-        "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = message['role'] | capitalize "
-        "+ ': ' + message['content'] | trim + '<|im_end|>' %}{{ content }}{% endfor %}"
+        "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = "
+        "message['role'] | capitalize + ': ' + message['content'] | trim + '<|im_end|>' %}{{ content }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
     ),
     "brackets": (
-        "{%- if messages[0].role == 'system' %}{%- set system = messages[0].content %}{%- set messages = messages[1:] %}"
-        "{%- endif %}\n{{- bos_token }}\n{%- for m in messages %}\n  {%- if m.role == 'user' %}\n"
-        "    {{- '[INST] ' + (system + '\n\n' if loop.first and system is defined else '') + m.content + ' [/INST]' }}\n"
+        "{%- if messages[0].role == 'system' %}{%- set system = messages[0].content %}"
+        "{%- set messages = messages[1:] %}{%- endif %}\n{{- bos_token }}\n{%- for m in messages %}\n  {%- if m.role == 'user' %}\n"
+        "    {{- '[INST] ' + (system + '\n\n' if loop.first and system is defined else '') "
+        "+ m.content + ' [/INST]' }}\n"
         "  {%- else %}\n    {{- ' ' + m.content + eos_token }}\n  {%- endif %}\n{%- endfor %}"
     ),
-    "blocks": "{% for m in messages %}\n  {% if m.role == 'user' %}\n\tU:{{ m.content }}\n  {% endif %}\n{% endfor %}\nend\n",
+    "blocks": (
+        "{% for m in messages %}\n  {% if m.role == 'user' %}\n\tU:{{ m.content }}\n  {% endif %}\n{% endfor %}\nend\n"
+    ),
     "loops": (
         "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{{ loop.index }}{{ m | tojson }}"
-        "{% if loop.index > 2 %}{% break %}{% endif %}{% endfor %}{{ {'b': 1, 'a': '<é>'} | tojson(indent=2, sort_keys=true) }}"
+        "{% if loop.index > 2 %}{% break %}{% endif %}{% endfor %}"
+        "{{ {'b': 1, 'a': '<é>'} | tojson(indent=2, sort_keys=true) }}"
     ),
     "namespace": (
         "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% generation %}{{ ns.n }}"

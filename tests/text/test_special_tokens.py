@@ -119,7 +119,8 @@ def test_importing_the_package_loads_no_library() -> None:
     import sys
 
     code = (
-        "import bitnet_mlx.tokenizer, sys; heavy = {'tokenizers', 'sentencepiece', 'jinja2', 'numpy', 'mlx', 'transformers'};"
+        "import bitnet_mlx.tokenizer, sys;"
+        "heavy = {'tokenizers', 'sentencepiece', 'jinja2', 'numpy', 'mlx', 'transformers'};"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
