@@ -29,7 +29,8 @@ TEMPLATES = {
     ),
     "brackets": (
         "{%- if messages[0].role == 'system' %}{%- set system = messages[0].content %}"
-        "{%- set messages = messages[1:] %}{%- endif %}\n{{- bos_token }}\n{%- for m in messages %}\n  {%- if m.role == 'user' %}\n"
+        "{%- set messages = messages[1:] %}{%- endif %}\n{{- bos_token }}\n"
+        "{%- for m in messages %}\n  {%- if m.role == 'user' %}\n"
         "    {{- '[INST] ' + (system + '\n\n' if loop.first and system is defined else '') "
         "+ m.content + ' [/INST]' }}\n"
         "  {%- else %}\n    {{- ' ' + m.content + eos_token }}\n  {%- endif %}\n{%- endfor %}"
