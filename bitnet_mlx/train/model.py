@@ -17,7 +17,6 @@ from bitnet_mlx.train.layers import QATLinear, RMSNorm, quantize_input
 INIT_STD = 0.02
 
 
-@partial(mx.compile, shapeless=True)
 def _gated(gate: mx.array, up: mx.array) -> mx.array:
     positive = mx.maximum(gate, 0)
     return positive * positive * up
