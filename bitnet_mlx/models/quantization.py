@@ -30,6 +30,11 @@ class Quantization:
     activation_bits: int = 8
     head_bits: int | None = None
 
+    @property
+    def scales_bias(self) -> bool:
+        """Whether the stored bias is multiplied by the scale too: transformers' packed AutoBitLinear scales the whole sum."""
+        return self.storage == "packed" and not self.divide
+
     def converts(self, name: str) -> bool:
         """Whether the linear layer of this full name ("model.layers.0.mlp.up_proj", "lm_head") is ternary.
 
