@@ -1,8 +1,8 @@
 """How far two decoders agree on one sequence, in the terms that whole models can promise.
 
 Engines differ by float rounding in norms, RoPE, softmax and the head. A difference of 1e-7 now and then moves an input
-across a rounding boundary of the int8 quantiser (a flip), and one flip moves logits by a few percent of their spread. So
-logits are compared where no flip can have reached them, flips are counted, and greedy tokens are compared where the
+across a rounding boundary of the int8 quantiser (a flip), and one flip moves logits by a few percent of their spread.
+So logits are compared where no flip can have reached them, flips are counted, and greedy tokens are compared where the
 reference's two best logits are further apart than a margin.
 """
 
@@ -26,9 +26,8 @@ class Trace:
     """What one decoder computed for one sequence of L tokens.
 
     logits: float32 [P, vocab], after the tokens at `positions`. positions: int [P], ascending.
-    codes: by module name, [L, ...] (or [P, ...] where only those positions were kept): the int8 inputs of the quantised
-    linears, or anything that stands for them, such as a checksum of each row. Empty where nothing is quantised.
-    layers: how many layers the model has.
+    codes: by module name, [L, K]: the int8 inputs of the quantised linears; or anything [L, ...] that stands for them,
+    such as a checksum of each row. Empty where nothing is quantised. layers: how many layers the model has.
     """
 
     logits: np.ndarray
@@ -39,10 +38,14 @@ class Trace:
 
 @dataclass(frozen=True)
 class Agreement:
-    """positions: how many were compared. codes: int8 codes compared. flips: those that differ, over all linears. roots:
-    flips that no earlier flip can have caused. flipped: positions with a flip. untouched: positions that none can have reached. The differences are the largest of |logits - reference logits|;
-    the one at untouched positions is 0 where there are none. decided: positions where the reference's margin is above
-    `margin`. disagreements: decided positions where the other decoder's best token is another one.
+    """What `compare` found.
+
+    positions: how many were compared. codes: int8 codes compared.
+    flips: codes that differ, over all linears. roots: flips that no other flip can have caused.
+    flipped: positions with a flip of their own. untouched: positions that no flip can have reached.
+    max_difference: the largest |logits - reference logits|; the other is the same over untouched positions (0 if none).
+    margin: in logits. decided: positions where the reference's best logit leads by more than that.
+    disagreements: decided positions where the other decoder's best token is another one.
     """
 
     positions: int
@@ -64,7 +67,8 @@ class Agreement:
 
     def __str__(self) -> str:
         return (
-            f"{self.flips} of {self.codes} codes differ ({self.roots} not caused by another), at {self.flipped} of {self.positions} positions; logits within "
+            f"{self.flips} of {self.codes} codes differ ({self.roots} not caused by another), at {self.flipped} of "
+            f"{self.positions} positions; logits within "
             f"{self.max_difference_where_codes_agree:.2g} at the {self.untouched} positions that no flip reaches, "
             f"{self.max_difference:.2g} in all; best token differs at {self.disagreements} of the {self.decided} "
             f"positions with a margin above {self.margin:g}"
@@ -96,12 +100,12 @@ def record(decoder: Any, tokens: Sequence[int], chunk: int | None = None) -> Tra
 def compare(reference: Trace, other: Trace, margin: float) -> Agreement:
     """Compare `other` with `reference` at the reference's positions.
 
-    `other` must cover them, and hold codes for the same modules (or the reference holds none). margin: in logits.
+    `other` must cover them, and hold codes for the reference's modules. margin: in logits.
     Raises ConfigError where the two do not fit each other.
     """
     if set(reference.codes) - set(other.codes):
-        missing = sorted(set(reference.codes) ^ set(other.codes))
-        raise ConfigError(f"[compare] the traces hold codes of different linears: {', '.join(missing[:4])}; record both alike")
+        missing = sorted(set(reference.codes) - set(other.codes))
+        raise ConfigError(f"[compare] the other trace lacks the codes of {', '.join(missing[:4])}; record both alike")
     index = np.searchsorted(other.positions, reference.positions)
     if np.any(index >= len(other.positions)) or np.any(other.positions[index] != reference.positions):
         raise ConfigError("[compare] the other trace lacks positions of the reference; record all of them")
@@ -129,18 +133,20 @@ def _stage(name: str) -> tuple[int, int]:
     """(layer, 0 before attention or 1 after it) of a linear."""
     layer = _LAYER.search(name)
     if layer is None:
-        raise ConfigError(f"[compare] codes of {name} name no layer; module names such as model.layers.0.mlp.down_proj are needed")
+        raise ConfigError(
+            f"[compare] codes of {name} name no layer; module names such as model.layers.0.mlp.down_proj are needed"
+        )
     return int(layer[1]), 0 if name.endswith(_BEFORE_CACHE) else 1
 
 
 def _flips(reference: Trace, other: Trace) -> tuple[int, int, np.ndarray, np.ndarray]:
-    """Differing codes; those that no other flip can have caused; and by position: has it a flip, can one have reached it.
+    """Differing codes; those that no other flip can have caused; by position: has it a flip, can one have reached it.
 
     Walks the model in the order of computation. A flip reaches its own position from there on, and every later position
     through the keys and values of the next attention.
     """
-    rows = int(reference.positions.max(initial=-1)) + 1
-    own, reached = np.zeros(rows, bool), np.zeros(rows, bool)
+    length = max((len(c) for c in reference.codes.values()), default=int(reference.positions.max(initial=-1)) + 1)
+    own, reached = np.zeros(length, bool), np.zeros(length, bool)
     flips = roots = attended = 0
     for name in sorted(reference.codes, key=_stage):
         layer, after = _stage(name)
@@ -148,8 +154,6 @@ def _flips(reference: Trace, other: Trace) -> tuple[int, int, np.ndarray, np.nda
             reached, attended = np.logical_or.accumulate(reached), layer + after
         where, counts = _differing(reference, other, name)
         flips += int(counts.sum())
-        here = where < rows
-        where, counts = where[here], counts[here]
         roots += int(counts[~reached[where]].sum())
         own[where] = reached[where] = True
     if attended < reference.layers:
@@ -160,11 +164,11 @@ def _flips(reference: Trace, other: Trace) -> tuple[int, int, np.ndarray, np.nda
 def _differing(reference: Trace, other: Trace, name: str) -> tuple[np.ndarray, np.ndarray]:
     """The positions at which one linear's codes differ, and how many codes at each."""
     expected, found = reference.codes[name], other.codes[name]
-    kept = len(expected) == len(reference.positions)
-    if kept and len(found) != len(expected):
-        found = found[reference.positions]
     if found.shape != expected.shape:
-        raise ConfigError(f"[compare] codes of {name} are {found.shape}; the reference has {expected.shape}")
+        raise ConfigError(
+            f"[compare] codes of {name} are {found.shape}; the reference has {expected.shape}; "
+            "feed both the same tokens"
+        )
     counts = (found != expected).reshape(len(expected), -1).sum(axis=1)
     where = np.flatnonzero(counts)
-    return (reference.positions[where] if kept else where), counts[where]
+    return where, counts[where]

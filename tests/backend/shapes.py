@@ -1,6 +1,6 @@
-"""The shapes and the data on which every backend must give the integers, the outputs and the codes of plain arithmetic.
+"""Shapes and data on which every backend must give the integers, outputs and codes of plain arithmetic.
 
-A backend's test calls `check_products(n, k, backend)` for each of `PAIRS` and `check_codes(k, quantize)` for each of `K`.
+A backend's test calls `check_products(n, k, backend)` for each of `PAIRS` and `check_codes(k, quantize)` for each K.
 The expected values use none of the package's arithmetic: int64 products, and float64 operations each rounded to float32
 (float64 has more than twice float32's bits, so that is the correctly rounded float32 result).
 """
@@ -28,11 +28,11 @@ GROUP = 128
 class Backend(Protocol):
     """What is checked; numpy arrays in and out."""
 
-    def accumulate(self, q: np.ndarray, weight: TernaryTensor) -> np.ndarray:
+    def accumulate(self, q: np.ndarray, weight: TernaryTensor, /) -> np.ndarray:
         """int8 [M, K] -> whole numbers of any dtype, [M, N] or, with scales in groups, [M, G, N]."""
         ...
 
-    def linear(self, q: np.ndarray, s: np.ndarray, weight: TernaryTensor, bias: np.ndarray | None) -> np.ndarray:
+    def linear(self, q: np.ndarray, s: np.ndarray, weight: TernaryTensor, bias: np.ndarray | None, /) -> np.ndarray:
         """int8 [M, K] and float32 [M] -> float32 [M, N]."""
         ...
 
@@ -62,7 +62,7 @@ def f32(x: np.ndarray) -> np.ndarray:
 
 
 def outputs(parts: np.ndarray, s: np.ndarray, scale: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-    """float32 outputs from int64 products [M, G, N]: (acc / s) * scale, groups added in ascending order, then the bias."""
+    """float32 outputs of int64 products [M, G, N]: (acc / s) * scale, groups added in ascending order, then bias."""
     s = s.astype(np.float64)[:, None]
     if scale.ndim < 2:
         y = f32(f32(parts.sum(axis=1) / s) * scale.astype(np.float64))
@@ -74,7 +74,7 @@ def outputs(parts: np.ndarray, s: np.ndarray, scale: np.ndarray, bias: np.ndarra
 
 
 def check_products(n: int, k: int, backend: Backend) -> None:
-    """Every M and every kind of scale, every other one with a bias: equal accumulators, outputs equal to the last bit."""
+    """Every M and kind of scale, every other with a bias: equal accumulators, outputs equal to the last bit."""
     t, q, parts = _weights(n, k)
     rng = np.random.default_rng((n, k, 1))
     s = np.exp(rng.uniform(-9, 16, ROWS)).astype(np.float32)

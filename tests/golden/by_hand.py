@@ -43,9 +43,9 @@ def stored_scale(case: Case, w: np.ndarray) -> tuple[np.ndarray, np.float32]:
     t, mean = recipe.ternary(w)
     if not case.packed:
         return t, mean
-    scale = np.array(np.float32(1) / mean if case.inverse else mean, np.float32)
+    scale = np.float32(1) / mean if case.inverse else mean
     if case.scale_dtype == "BF16":
-        scale = recipe.from_bfloat16(recipe.to_bfloat16(scale[None]))[0]
+        scale = np.float32(recipe.from_bfloat16(recipe.to_bfloat16(np.array([scale])))[0])
     return t, np.float32(1) / scale if case.inverse else scale
 
 

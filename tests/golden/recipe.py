@@ -83,8 +83,8 @@ def draw(case: Case) -> dict[str, np.ndarray]:
 def _tied_rows(rng: np.random.Generator, count: int) -> np.ndarray:
     """Rows of 64 values with one 127 and many halves, whose mean square is 256.
 
-    Added to 256, an eps of 1e-5 vanishes in float32; so the norm divides by exactly 16, the quantiser's scale is exactly
-    16, and the codes to round are the values themselves.
+    Added to 256, an eps of 1e-5 vanishes in float32; so the norm divides by exactly 16, the quantiser's scale is
+    exactly 16, and the codes to round are the values themselves.
     """
     sizes = [127.0, *[2.5] * 9, *[3.5] * 8, *[1.5] * 20, *[0.5] * 23, 5.0, 5.0, 0.0]
     assert len(sizes) == 64 and sum(v * v for v in sizes) == 64 * 256

@@ -17,10 +17,11 @@ DATA = Path(__file__).parent / "data"
 class Golden:
     """What transformers computed for one case of L tokens, in float32.
 
-    positions: int32 [P], those whose logits are stored. logits: float32 [P, vocab]. best: int16 [L], the best token after
-    every position. margin: float32 [L], its logit minus the second best. codes: by module name, the input of each
-    quantised linear, int8 [L, K], or in a long case uint32 [L], the CRC-32 of each row; linears with the same input appear
-    once, under the first name. greedy: int16, tokens generated after the input. greedy_margin: float32, at each of them.
+    positions: int32 [P], those whose logits are stored. logits: float32 [P, vocab].
+    best: int16 [L], the best token after every position. margin: float32 [L], its logit minus the second best.
+    codes: by module name, the input of each quantised linear, int8 [L, K], or in a long case uint32 [L], the CRC-32 of
+    each row; linears with the same input appear once, under the first name.
+    greedy: int16, tokens generated after the input. greedy_margin: float32, at each of them.
     """
 
     positions: np.ndarray

@@ -1,6 +1,6 @@
 """Make the golden logits and codes with torch and transformers.
 
-    TORCHDYNAMO_DISABLE=1 OMP_NUM_THREADS=1 python tests/oracle/make_goldens.py [--out FOLDER] [--attention sdpa|eager] [CASE ...]
+    OMP_NUM_THREADS=1 python tests/oracle/make_goldens.py [--out FOLDER] [--attention sdpa|eager] [CASE ...]
 
 Needs torch, transformers and accelerate; made with the versions in tests/golden/data/manifest.json. Everything is in
 float32. The codes are ActQuant's own formula on the input of each BitNet linear, as torch computes it.
@@ -32,8 +32,10 @@ SHARED = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.ga
 
 
 def load_model(case: Case, folder: Path, attention: str) -> Any:
-    """The checkpoint in float32. transformers 5.24 leaves some parameters of a packed one in bfloat16: they are cast."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
+    """The checkpoint in float32. transformers 5.24 leaves parts of a packed one in bfloat16: they are cast."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=attention
+    )
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.dtype == torch.bfloat16:
             tensor.data = tensor.data.float()
@@ -71,9 +73,16 @@ def watch(model: Any, codes: dict[str, np.ndarray]) -> list[Any]:
 def generate(model: Any, tokens: tuple[int, ...], count: int) -> tuple[np.ndarray, np.ndarray]:
     """Greedy tokens by transformers' own generate, with its cache, and the top-two margin at each step."""
     made = model.generate(
-        torch.tensor([tokens]), attention_mask=torch.ones(1, len(tokens), dtype=torch.long), max_new_tokens=count,
-        min_new_tokens=count, do_sample=False, output_logits=True, return_dict_in_generate=True, pad_token_id=0, eos_token_id=None,
-    )  # fmt: skip
+        torch.tensor([tokens]),
+        attention_mask=torch.ones(1, len(tokens), dtype=torch.long),
+        max_new_tokens=count,
+        min_new_tokens=count,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        pad_token_id=0,
+        eos_token_id=None,
+    )
     top = torch.stack(made.logits)[:, 0].topk(2).values
     return made.sequences[0, len(tokens) :].numpy().astype(np.int16), (top[:, 0] - top[:, 1]).float().numpy()
 
