@@ -16,8 +16,8 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it.
 _HOME = {
     "load": "bitnet_mlx.api",
-    "generate": "bitnet_mlx.api",
-    "stream_generate": "bitnet_mlx.api",
+    "generate": "bitnet_mlx.generation",
+    "stream_generate": "bitnet_mlx.generation",
     "TernaryTensor": "bitnet_mlx.ternary",
     "BitLinear": "bitnet_mlx.nn.bitlinear",
     "BitnetError": "bitnet_mlx.errors",
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from bitnet_mlx.api import generate, load, stream_generate
+    from bitnet_mlx.api import load
     from bitnet_mlx.errors import (
         BackendError,
         BitnetError,
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         ServeError,
         UnsupportedModelError,
     )
+    from bitnet_mlx.generation import generate, stream_generate
     from bitnet_mlx.nn.bitlinear import BitLinear
     from bitnet_mlx.ternary import TernaryTensor
 

@@ -43,7 +43,9 @@ def build_parser(command: str) -> argparse.ArgumentParser:
     """The parser of one command, with the options that all commands share."""
     parser = argparse.ArgumentParser(prog=f"bitnet-mlx {command}", description=COMMANDS[command])
     parser.add_argument("--json", action="store_true", help="print one JSON record as the last line of stdout")
-    parser.add_argument("--verbose", action="store_true", help="tell more on stderr, such as the backend chosen and why")
+    parser.add_argument(
+        "--verbose", action="store_true", help="tell more on stderr, such as the backend chosen and why"
+    )
     parser.add_argument("--debug", action="store_true", help="show a traceback when something fails")
     import_module(f"bitnet_mlx.cli.{command}").add_arguments(parser)
     return parser
@@ -76,7 +78,9 @@ def run_command(command: str, arguments: list[str]) -> int:
     except OSError as error:
         return _fail(error, debug, 1)
     except Exception as error:  # a fault of ours: say so in one line, and where the traceback is to be had
-        note = f"[{command}] unexpected {type(error).__name__}: {error}; run again with --debug and report what it prints"
+        note = (
+            f"[{command}] unexpected {type(error).__name__}: {error}; run again with --debug and report what it prints"
+        )
         return _fail(RuntimeError(note).with_traceback(error.__traceback__), debug, 1)
 
 

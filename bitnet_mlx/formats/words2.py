@@ -12,6 +12,7 @@ from bitnet_mlx.errors import FormatError
 from bitnet_mlx.ternary import CODES_PER_WORD, ZERO_WORD, padded
 
 _SHIFTS = np.arange(0, 8, 2, dtype=np.uint8)
+_CHECKED_AT_ONCE = 1 << 16  # words; a block and its temporary stay in a core's cache
 
 
 def pack(t: np.ndarray) -> np.ndarray:
@@ -40,11 +41,21 @@ def unpack(words: np.ndarray, k: int) -> np.ndarray:
 
 
 def check(words: np.ndarray, k: int, name: str) -> None:
-    """Raise FormatError, naming the tensor, if a code is 3 or the padding past K is not code 1."""
-    # A code is 3 where both of its bits are set.
-    if words.size and np.any(words & (words >> np.uint32(1)) & ZERO_WORD):
-        row = int(np.argwhere(words & (words >> np.uint32(1)) & ZERO_WORD)[0, 0])
-        raise FormatError(f"[words2] tensor {name} holds code 3 in row {row}; codes are 0, 1 and 2 (t + 1)")
+    """Raise FormatError, naming the tensor, if a code is 3 or the padding past K is not code 1.
+
+    Works in blocks of rows, so that a large weight costs one pass through memory and little of it.
+    """
+    width = words.shape[1]
+    step = max(1, _CHECKED_AT_ONCE // max(width, 1))
+    for start in range(0, words.shape[0], step):
+        block = words[start : start + step]
+        # A code is 3 where both of its bits are set.
+        three = block >> np.uint32(1)
+        three &= block
+        three &= ZERO_WORD
+        if three.any():
+            row = start + int(np.argwhere(three)[0, 0])
+            raise FormatError(f"[words2] tensor {name} holds code 3 in row {row}; codes are 0, 1 and 2 (t + 1)")
     whole, rest = divmod(k, CODES_PER_WORD)
     tail = words[:, whole:].copy()
     if rest and tail.size:
