@@ -75,8 +75,8 @@ def stream_generate(
 
     cache: one of decoder.make_cache(); its `offset` first positions must hold the prompt's first ids, and are not
     computed again. Generation ends at an end token, a stop string, max_tokens or the end of the context. Everything is
-    checked before the first step: ConfigError for an empty prompt, one longer than the context, an id that the model does not
-    have, or a number outside what is allowed.
+    checked before the first step: ConfigError for an empty prompt, one longer than the context, an id that the model
+    does not have, or a number outside what is allowed.
     """
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
     context = check_context(decoder, max_kv_size)

@@ -63,10 +63,11 @@ def render(
         ArithmeticError,
         RecursionError,
     ) as error:
-        roles = ", ".join(str(m.get("role")) for m in plain)
+        reason = str(error).rstrip(".") or type(error).__name__
+        roles = ", ".join(dict.fromkeys(str(m.get("role")) for m in plain))
         raise ConfigError(
             f"[chat template] the model's template refused a conversation with the roles {roles}: "
-            f"{error or type(error).__name__}; change the messages (some models take no "
+            f"{reason}; change the messages (some models take no "
             "system prompt), or use --ignore-chat-template"
         ) from error
 

@@ -42,7 +42,7 @@ class Detokenizer:
             return ""
         piece = self._pieces[token]
         if isinstance(piece, bytes):
-            if self._leading == "first_token":
+            if self._leading != "text":
                 self._leading = "keep"
             text = self._decoder.decode(piece)
         else:
@@ -58,21 +58,24 @@ class Detokenizer:
         return text
 
     def _first(self, piece: str) -> str:
-        """Metaspace's rule: the first token loses all its spaces."""
-        if self._leading != "first_token" or not piece:
+        """Take off the leading spaces that stand in the first piece."""
+        if self._leading in ("keep", "text") or not piece:
             return piece
+        if self._leading == "piece":
+            piece = piece.removeprefix(" ")
+        elif self._leading == "pieces":
+            piece = piece.lstrip(" ")
+            if not piece:
+                return piece  # the next one is still the first that shows
+        else:
+            piece = piece.replace(" ", "")
         self._leading = "keep"
-        return piece.replace(" ", "")
+        return piece
 
     def _clean(self, text: str) -> str:
         if self._pieces.per_byte and not text.isascii():
             text = _LONE_BYTE.sub("\ufffd", text)
-        if text and self._leading != "keep":
-            if self._leading == "one":
-                text = text.removeprefix(" ")
-            elif self._leading == "all":
-                text = text.lstrip(" ")
-                if not text:
-                    return text
+        if text and self._leading == "text":
             self._leading = "keep"
+            return text.removeprefix(" ")
         return text

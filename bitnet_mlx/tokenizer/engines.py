@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from bitnet_mlx.errors import ConfigError, FormatError
 from bitnet_mlx.tokenizer.metadata import AddedToken, Metadata
-from bitnet_mlx.tokenizer.pieces import SPACE, Pieces, fallback_byte, pieces_from_decoder
+from bitnet_mlx.tokenizer.pieces import SPACE, Leading, Pieces, fallback_byte, pieces_from_decoder
 
 # A protobuf message may be followed by another of the same type, which is merged into it. This one says
 # normalizer_spec { add_dummy_prefix: false } (fields 3 and 3 of sentencepiece_model.proto).
@@ -30,7 +30,9 @@ class Engine(Protocol):
 
 
 class JsonEngine:
-    """tokenizer.json, which states everything itself; added tokens that only tokenizer_config.json knows are added."""
+    """tokenizer.json: its post-processor decides which special tokens are added, whatever add_bos_token says (as in
+    transformers 5). Added tokens that only tokenizer_config.json knows are added.
+    """
 
     def __init__(self, path: Path, meta: Metadata) -> None:
         try:
@@ -50,11 +52,7 @@ class JsonEngine:
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         decoder = self._tokenizer.decoder
         state: dict[str, Any] | None = None if decoder is None else json.loads(decoder.__getstate__())
-        self.pieces = pieces_from_decoder(state, self._tokenizer.id_to_token)
-        # add_bos_token and add_eos_token, where they are written, replace the post-processor, as in transformers 5.
-        self._ends: tuple[list[int], list[int]] | None = None
-        if meta.add_bos is not None or meta.add_eos is not None:
-            self._ends = (self._end(meta.add_bos, "bos_token"), self._end(meta.add_eos, "eos_token"))
+        self.pieces = pieces_from_decoder(state, self.id_to_token)
 
     def _add_tokens(self, path: Path, meta: Metadata) -> None:
         from tokenizers import AddedToken as Added
@@ -76,14 +74,8 @@ class JsonEngine:
         if present:
             self._tokenizer.add_special_tokens(present)
 
-    def _end(self, wanted: bool | None, name: str) -> list[int]:
-        number = self.token_to_id(self.named[name]) if wanted and name in self.named else None
-        return [] if number is None else [number]
-
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        if self._ends is None or not add_special_tokens:
-            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        return self._ends[0] + self._tokenizer.encode(text, add_special_tokens=False).ids + self._ends[1]
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def token_to_id(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
@@ -152,11 +144,11 @@ class SentencePieceEngine:
         ]
         return added, re.compile("|".join(parts))
 
-    def _leading(self) -> Any:
+    def _leading(self) -> Leading:
         """Which leading spaces of a decoded text are sentencepiece's own, found by trying."""
         if self._model.encode("a  a") == self._model.encode("a a"):
-            return "all"  # remove_extra_whitespaces
-        return "one" if self._model.encode("a", out_type=str)[0].startswith(SPACE) else "keep"
+            return "pieces"  # remove_extra_whitespaces
+        return "piece" if self._model.encode("a", out_type=str)[0].startswith(SPACE) else "keep"
 
     def _end(self, wanted: bool, name: str) -> list[int]:
         number = self.token_to_id(self.named[name]) if wanted and name in self.named else None
@@ -185,7 +177,7 @@ class SentencePieceEngine:
         if not text:
             return []
         # Where sentencepiece drops leading spaces, its own prefix stands for the one that was written.
-        written = text[0] == " " and self.pieces.leading == "all"
+        written = text[0] == " " and self.pieces.leading == "pieces"
         return list((self._model if at == 0 or written else self._inner).encode(text))
 
     def token_to_id(self, token: str) -> int | None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from bitnet_mlx.errors import UnsupportedModelError
 
-Leading = Literal["keep", "one", "all", "first_token"]
+Leading = Literal["keep", "text", "piece", "pieces", "first_token"]
 SPACE = "\u2581"  # sentencepiece's visible space
 
 
@@ -20,7 +20,8 @@ SPACE = "\u2581"  # sentencepiece's visible space
 class Pieces:
     """`make(id)` gives a token's bytes, or its text where the token ends any run of bytes before it.
 
-    leading: which spaces at the very start are not part of the text: none, one, all, or all those of the first token.
+    leading: which spaces at the very start are not part of the text. keep: all are. text: one is not. piece: one is
+    not, if the first piece holds it. pieces: none that pieces hold is. first_token: none of the first token's is.
     per_byte: a byte that belongs to no character gives one U+FFFD each (sentencepiece), else one per broken sequence.
     """
 
@@ -90,7 +91,7 @@ def pieces_from_decoder(state: dict[str, Any] | None, text_of: Callable[[int], s
         elif kind == "Fuse":
             fused = True
         elif kind == "Strip" and fused and step["content"] == " " and step["start"] in (0, 1) and step["stop"] == 0:
-            leading = "one" if step["start"] == 1 else leading
+            leading = "text" if step["start"] == 1 else leading
         else:
             raise _unsupported(kinds)
     if not steps:

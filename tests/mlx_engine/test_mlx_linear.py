@@ -129,4 +129,6 @@ def test_narrow_activations_are_quantised_in_float32(dtype: mx.Dtype) -> None:
     y = OPS.linear(OPS.quantize(x), *arranged(w))
     assert y.dtype == dtype and y.shape == (2, 3, 33)
     expected = numpy_ref.ternary_linear(np.array(x.astype(mx.float32)).reshape(6, 100), w)
-    assert np.array_equal(np.array(y.astype(mx.float32)), np.array(mx.array(expected).astype(dtype).astype(mx.float32)).reshape(2, 3, 33))
+    assert np.array_equal(
+        np.array(y.astype(mx.float32)), np.array(mx.array(expected).astype(dtype).astype(mx.float32)).reshape(2, 3, 33)
+    )
