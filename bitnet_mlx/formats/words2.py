@@ -11,7 +11,9 @@ import numpy as np
 from bitnet_mlx.errors import FormatError
 from bitnet_mlx.ternary import CODES_PER_WORD, ZERO_WORD, padded
 
-_SHIFTS = np.arange(0, 8, 2, dtype=np.uint8)
+# The four weights of each byte, as four int8 in one uint32: a row is decoded by one look-up a byte.
+_FOUR_WEIGHTS = ((np.arange(256)[:, None] >> np.arange(0, 8, 2) & 3) - 1).astype(np.int8).view("<u4")[:, 0]
+_CHECKED_AT_ONCE = 1 << 16  # words; a block and its temporary stay in a core's cache
 
 
 def pack(t: np.ndarray) -> np.ndarray:
@@ -35,16 +37,25 @@ def pack_codes(codes: np.ndarray) -> np.ndarray:
 def unpack(words: np.ndarray, k: int) -> np.ndarray:
     """uint32 [N, ceil(K / 16) or more] -> int8 [N, K] of -1, 0, 1."""
     packed = np.ascontiguousarray(words).view(np.uint8)  # little endian: byte 0 holds the first four codes
-    codes = (packed[..., None] >> _SHIFTS & 3).reshape(packed.shape[0], -1)
-    return codes[:, :k].view(np.int8) - np.int8(1)
+    return _FOUR_WEIGHTS[packed].view(np.int8)[:, :k]
 
 
 def check(words: np.ndarray, k: int, name: str) -> None:
-    """Raise FormatError, naming the tensor, if a code is 3 or the padding past K is not code 1."""
-    # A code is 3 where both of its bits are set.
-    if words.size and np.any(words & (words >> np.uint32(1)) & ZERO_WORD):
-        row = int(np.argwhere(words & (words >> np.uint32(1)) & ZERO_WORD)[0, 0])
-        raise FormatError(f"[words2] tensor {name} holds code 3 in row {row}; codes are 0, 1 and 2 (t + 1)")
+    """Raise FormatError, naming the tensor, if a code is 3 or the padding past K is not code 1.
+
+    Works in blocks of rows, so that a large weight costs one pass through memory and little of it.
+    """
+    width = words.shape[1]
+    step = max(1, _CHECKED_AT_ONCE // max(width, 1))
+    for start in range(0, words.shape[0], step):
+        block = words[start : start + step]
+        # A code is 3 where both of its bits are set.
+        three = block >> np.uint32(1)
+        three &= block
+        three &= ZERO_WORD
+        if three.any():
+            row = start + int(np.argwhere(three)[0, 0])
+            raise FormatError(f"[words2] tensor {name} holds code 3 in row {row}; codes are 0, 1 and 2 (t + 1)")
     whole, rest = divmod(k, CODES_PER_WORD)
     tail = words[:, whole:].copy()
     if rest and tail.size:

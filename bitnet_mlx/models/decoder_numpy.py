@@ -6,7 +6,7 @@ Sub-norms only where the family has them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -27,6 +27,8 @@ class NumpyDecoder:
     def __init__(self, weights: DecoderWeights) -> None:
         self.weights = weights
         self.config = weights.config
+        # Called with a linear's module name and its int8 input [M, K], once for linears that share the input.
+        self.observe: Callable[[str, np.ndarray], None] | None = None
         self._inverse, self._rope_factor = inverse_frequencies(weights.config)
 
     def make_cache(self, limit: int | None = None) -> KVCache:
@@ -61,6 +63,8 @@ class NumpyDecoder:
             if isinstance(linear.weight, TernaryTensor) and linear.weight.activation_bits == 8:
                 if codes is None:
                     codes = quantize_activations(x) if norm is None else ref.norm_quantize(x, norm, eps)
+                    if self.observe is not None:
+                        self.observe(f"model.layers.{layer}.{name}", codes[0])
                 outputs.append(ref.quantized_linear(*codes, linear.weight, linear.bias))
             else:
                 if plain is None:

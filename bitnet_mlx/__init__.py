@@ -1,0 +1,74 @@
+"""bitnet-mlx: run, convert, train, measure and serve ternary (BitNet b1.58) language models.
+
+    from bitnet_mlx import load, generate
+    model, tokenizer = load()
+    print(generate(model, tokenizer, "def read_config(path):", max_tokens=48))
+
+Importing this package imports nothing else: each name below is fetched when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it.
+_HOME = {
+    "load": "bitnet_mlx.api",
+    "generate": "bitnet_mlx.generation",
+    "stream_generate": "bitnet_mlx.generation",
+    "TernaryTensor": "bitnet_mlx.ternary",
+    "BitLinear": "bitnet_mlx.nn.bitlinear",
+    "BitnetError": "bitnet_mlx.errors",
+    "FormatError": "bitnet_mlx.errors",
+    "UnsupportedModelError": "bitnet_mlx.errors",
+    "BackendError": "bitnet_mlx.errors",
+    "ConfigError": "bitnet_mlx.errors",
+    "MemoryLimitError": "bitnet_mlx.errors",
+    "ServeError": "bitnet_mlx.errors",
+}
+
+__all__ = [
+    "BackendError",
+    "BitLinear",
+    "BitnetError",
+    "ConfigError",
+    "FormatError",
+    "MemoryLimitError",
+    "ServeError",
+    "TernaryTensor",
+    "UnsupportedModelError",
+    "generate",
+    "load",
+    "stream_generate",
+]
+
+if TYPE_CHECKING:
+    from bitnet_mlx.api import load
+    from bitnet_mlx.errors import (
+        BackendError,
+        BitnetError,
+        ConfigError,
+        FormatError,
+        MemoryLimitError,
+        ServeError,
+        UnsupportedModelError,
+    )
+    from bitnet_mlx.generation import generate, stream_generate
+    from bitnet_mlx.nn.bitlinear import BitLinear
+    from bitnet_mlx.ternary import TernaryTensor
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'bitnet_mlx' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,89 @@
+"""load: from a folder or a Hugging Face name to a model that runs and its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitnet_mlx.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bitnet_mlx.models.decoder import Decoder
+    from bitnet_mlx.models.weights import DecoderWeights
+    from bitnet_mlx.tokenizer import Tokenizer
+
+HEAD_BITS = (16, 8, 6, 4)
+ACTIVATIONS = (8, 16)
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def embedded_model() -> Path:
+    """The folder of the model that comes with the package."""
+    return Path(str(files("bitnet_mlx") / "assets" / "tiny"))
+
+
+def load(
+    path_or_repo: str | Path | None = None,
+    backend: str = "auto",
+    revision: str | None = None,
+    head_bits: int | None = None,
+    dtype: str | None = None,
+    activations: int | None = None,
+    threads: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[Decoder, Tokenizer]:
+    """Load a model and its tokenizer.
+
+    path_or_repo: a folder, a Hugging Face name "owner/name", or None for the model in the package. backend: auto, mlx, cpu
+    or numpy; a named one never falls back. head_bits: 16 keeps the head as it is, 8, 6 or 4 quantise it; None keeps the
+    file's. dtype: of what passes between layers (mlx only; cpu and numpy compute in float32). activations: 8 or 16 bits;
+    None is the model's own. threads: CPU threads. progress: called with one line a step.
+
+    The model offers models/decoder.py's protocol; on MLX it is an mlx.nn.Module as well, which mlx_lm's generate accepts.
+    Raises ConfigError, BackendError, UnsupportedModelError or FormatError.
+    """
+    _check(head_bits, dtype, activations)
+    from bitnet_mlx.backends import choose
+    from bitnet_mlx.checkpoint.hub import resolve
+    from bitnet_mlx.checkpoint.read import read_weights
+    from bitnet_mlx.tokenizer import load_tokenizer
+
+    tell = progress or (lambda line: None)
+    choice = choose(backend)
+    tell(f"backend {choice.name}: {choice.reason}")
+    if choice.name != "mlx" and dtype not in (None, "float32"):
+        raise ConfigError(f"[load] dtype is {dtype} and the backend is {choice.name}, which computes in float32 alone")
+    folder = embedded_model() if path_or_repo is None else resolve(path_or_repo, revision)
+    tokenizer = load_tokenizer(folder)
+    weights = read_weights(folder, head_bits=head_bits, activations=activations)
+    return _decoder(choice.name, weights, dtype, threads, tell), tokenizer
+
+
+def _check(head_bits: int | None, dtype: str | None, activations: int | None) -> None:
+    for name, value, allowed in (
+        ("head_bits", head_bits, HEAD_BITS),
+        ("dtype", dtype, DTYPES),
+        ("activations", activations, ACTIVATIONS),
+    ):
+        if value is not None and value not in allowed:
+            raise ConfigError(f"[load] {name} is {value!r}; {', '.join(map(str, allowed))} are allowed")
+
+
+def _decoder(
+    backend: str, weights: DecoderWeights, dtype: str | None, threads: int | None, tell: Callable[[str], None]
+) -> Decoder:
+    if backend == "mlx":
+        from bitnet_mlx.models.decoder_mlx import MlxModel
+
+        return MlxModel.from_weights(weights, dtype)
+    if backend == "cpu":
+        from bitnet_mlx.models.decoder_cpu import CpuDecoder
+
+        return CpuDecoder(weights, threads=threads)
+    if threads is not None:
+        raise ConfigError("[load] threads was given and the numpy backend takes none; leave it out or use --backend cpu")
+    from bitnet_mlx.models.decoder_numpy import NumpyDecoder
+
+    return NumpyDecoder(weights)

@@ -1,0 +1,100 @@
+"""The command line: finds the command, imports that one module, and turns errors into messages and exit codes.
+
+Exit codes: 0 done, 1 the work failed, 2 the command was used wrongly, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib import import_module
+
+from bitnet_mlx import __version__
+from bitnet_mlx.errors import BitnetError
+
+COMMANDS = {
+    "generate": "print a model's continuation of a prompt",
+    "chat": "talk with a model",
+    "inspect": "tell what a checkpoint is, without loading it whole",
+    "train": "train a ternary model from text files",
+}
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: bitnet-mlx COMMAND [options]",
+            "",
+            "Run, train and inspect ternary (BitNet b1.58) language models.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "bitnet-mlx COMMAND --help tells a command's options; bitnet-mlx --version the version.",
+            "Every command takes --json (one JSON record, the last line of stdout), --verbose and --debug.",
+        ]
+    )
+
+
+def build_parser(command: str) -> argparse.ArgumentParser:
+    """The parser of one command, with the options that all commands share."""
+    parser = argparse.ArgumentParser(prog=f"bitnet-mlx {command}", description=COMMANDS[command])
+    parser.add_argument("--json", action="store_true", help="print one JSON record as the last line of stdout")
+    parser.add_argument(
+        "--verbose", action="store_true", help="tell more on stderr, such as the backend chosen and why"
+    )
+    parser.add_argument("--debug", action="store_true", help="show a traceback when something fails")
+    import_module(f"bitnet_mlx.cli.{command}").add_arguments(parser)
+    return parser
+
+
+def _fail(error: BaseException, debug: bool, code: int) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exception(type(error), error, error.__traceback__)
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+def run_command(command: str, arguments: list[str]) -> int:
+    """Run one command and return its exit code. No traceback is shown without --debug."""
+    debug = "--debug" in arguments
+    try:
+        args = build_parser(command).parse_args(arguments)
+        return import_module(f"bitnet_mlx.cli.{command}").run(args) or 0
+    except BitnetError as error:
+        return _fail(error, debug, error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has gone: point stdout at nothing, so that the interpreter's own flush does not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(error, debug, 1)
+    except Exception as error:  # a fault of ours: say so in one line, and where the traceback is to be had
+        note = (
+            f"[{command}] unexpected {type(error).__name__}: {error}; run again with --debug and report what it prints"
+        )
+        return _fail(RuntimeError(note).with_traceback(error.__traceback__), debug, 1)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `bitnet-mlx`."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        print(f"bitnet-mlx {__version__}")
+        return 0
+    command = arguments[0]
+    if command not in COMMANDS:
+        print(f"error: [bitnet-mlx] no command {command!r}; known are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return run_command(command, arguments[1:])

@@ -1,0 +1,111 @@
+"""The flags that generate and chat share, and what they become."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from bitnet_mlx.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bitnet_mlx.generation import GenerationResponse, SamplingConfig
+    from bitnet_mlx.tokenizer import Tokenizer
+
+BACKENDS = ("auto", "mlx", "cpu", "numpy")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model, and what computes it."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", metavar="DIR|REPO", help="a folder or a Hugging Face name (default: the model in the package)"
+    )
+    group.add_argument("--revision", help="branch, tag or commit of a Hugging Face model")
+    group.add_argument("--backend", choices=BACKENDS, default="auto", help="what computes (default: auto)")
+    group.add_argument(
+        "--activations", type=int, choices=(8, 16), help="bits of activations (default: the model's own)"
+    )
+    group.add_argument(
+        "--head-bits", type=int, choices=(16, 8, 6, 4), help="bits of the output head (default: as in the file)"
+    )
+    group.add_argument("--dtype", choices=DTYPES, help="type of everything that is not ternary")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
+
+
+def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
+    """How text is made. Sampling flags left out keep what the model's generation_config.json says, else greedy."""
+    group = parser.add_argument_group("generation")
+    group.add_argument(
+        "--max-tokens", type=int, default=256, metavar="N", help="tokens to generate at most (default: 256)"
+    )
+    group.add_argument("--temp", type=float, metavar="T", help="temperature; 0 takes the most likely token")
+    group.add_argument("--top-p", type=float, metavar="P", help="keep the most likely tokens that hold this share")
+    group.add_argument("--top-k", type=int, metavar="K", help="keep the K most likely tokens")
+    group.add_argument("--min-p", type=float, metavar="P", help="keep tokens at least P times as likely as the best")
+    group.add_argument("--repetition-penalty", type=float, metavar="R", help="make recent tokens less likely (1: off)")
+    group.add_argument(
+        "--repetition-context-size", type=int, metavar="N", help="how many tokens are recent (default: 20)"
+    )
+    group.add_argument("--seed", type=int, metavar="S", help="makes sampling repeatable")
+    group.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
+    )
+    group.add_argument("--max-kv-size", type=int, metavar="N", help="limit the context to N tokens")
+    group.add_argument("--ignore-chat-template", action="store_true", help="give the text to the model as it stands")
+    group.add_argument("--system-prompt", metavar="TEXT", help="instructions that come before the conversation")
+
+
+def check(args: argparse.Namespace) -> None:
+    """What can be refused before anything is loaded. Raises ConfigError."""
+    from bitnet_mlx.generation import SamplingConfig
+
+    if args.max_tokens < 1:
+        raise ConfigError(f"[generate] --max-tokens is {args.max_tokens}; it must be at least 1")
+    if args.ignore_chat_template and args.system_prompt is not None:
+        raise ConfigError(
+            "[generate] --system-prompt needs the template that --ignore-chat-template leaves out; give one of them"
+        )
+    SamplingConfig().replaced(**_sampling_flags(args))
+
+
+def load_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of bitnet_mlx.load."""
+    names = ("backend", "revision", "head_bits", "dtype", "activations", "threads")
+    tell = (lambda line: print(line, file=sys.stderr, flush=True)) if args.verbose else None
+    return {**{name: getattr(args, name) for name in names}, "progress": tell}
+
+
+def sampling_config(args: argparse.Namespace, tokenizer: Tokenizer) -> SamplingConfig:
+    """The flags over the model's own defaults. Raises ConfigError for what is not allowed."""
+    from bitnet_mlx.generation import SamplingConfig
+
+    return SamplingConfig.from_generation_config(tokenizer.generation_config).replaced(**_sampling_flags(args))
+
+
+def _sampling_flags(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("temp", "top_p", "top_k", "min_p", "repetition_penalty", "repetition_context_size", "seed")
+    return {name: getattr(args, name) for name in names}
+
+
+def show(text: str) -> None:
+    """Text to stdout at once; characters that the terminal's encoding lacks are escaped."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    sys.stdout.flush()
+
+
+def shown(stream: Iterator[GenerationResponse]) -> Iterator[GenerationResponse]:
+    """The same stream; each text is printed as it comes."""
+    for response in stream:
+        show(response.text)
+        yield response
+
+
+def prefill_progress(enabled: bool) -> Callable[[int, int], None] | None:
+    """For --verbose: how much of a long prompt is done, on stderr."""
+    if not enabled:
+        return None
+    return lambda done, total: print(f"prompt: {done} of {total} tokens", file=sys.stderr, flush=True)

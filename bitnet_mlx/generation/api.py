@@ -1,0 +1,86 @@
+"""Whole completions: run the stream to its end and sum it up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bitnet_mlx.errors import ConfigError
+from bitnet_mlx.generation.stream import GenerationResponse, stream_generate
+from bitnet_mlx.models.decoder import Decoder
+from bitnet_mlx.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a finished stream amounts to; the fields of `generate --json` that the loop knows."""
+
+    text: str
+    finish_reason: str | None
+    prompt_tokens: int
+    generation_tokens: int
+    prompt_tps: float
+    generation_tps: float
+    ttft_s: float
+    peak_memory_bytes: int | None
+
+    @staticmethod
+    def of(responses: Iterable[GenerationResponse]) -> Completion:
+        """Drain a stream. Raises what the stream raises."""
+        parts: list[str] = []
+        last: GenerationResponse | None = None
+        for last in responses:
+            parts.append(last.text)
+        if last is None:
+            raise ConfigError("[generate] the stream is at its end already; start a new one")
+        return Completion(
+            "".join(parts), last.finish_reason, last.prompt_tokens, last.generation_tokens, last.prompt_tps,
+            last.generation_tps, last.ttft_s, last.peak_memory_bytes,
+        )  # fmt: skip
+
+    def record(self) -> dict[str, Any]:
+        """The fields by name, for JSON."""
+        return asdict(self)
+
+
+def generate(
+    model: Decoder, tokenizer: Tokenizer, prompt: str | Sequence[int], max_tokens: int = 256, **options: Any
+) -> str:
+    """The text that follows a prompt. Options are stream_generate's: sampling, stop, max_kv_size and the rest."""
+    return Completion.of(stream_generate(model, tokenizer, prompt, max_tokens, **options)).text
+
+
+def prompt_ids(
+    tokenizer: Tokenizer, prompt: str, system_prompt: str | None = None, ignore_chat_template: bool = False
+) -> list[int]:
+    """Ids of one prompt: a user's turn where the model has a chat template, else the text as it stands.
+
+    Raises ConfigError for a system prompt that would not reach the model.
+    """
+    if ignore_chat_template or tokenizer.chat_template is None:
+        if system_prompt is not None:
+            why = (
+                "it is told to ignore its chat template" if ignore_chat_template else "this model has no chat template"
+            )
+            raise ConfigError(f"[generate] a system prompt was given and {why}; write it into the prompt instead")
+        return tokenizer.encode(prompt)
+    return conversation_ids(tokenizer, [{"role": "user", "content": prompt}], system_prompt)
+
+
+def conversation_ids(
+    tokenizer: Tokenizer, messages: Sequence[dict[str, str]], system_prompt: str | None = None
+) -> list[int]:
+    """Ids of a conversation that the model answers next, the system prompt first.
+
+    Raises ConfigError when the template refuses the messages or leaves the system prompt out.
+    """
+    if system_prompt is None:
+        return tokenizer.apply_chat_template(messages)
+    whole = [{"role": "system", "content": system_prompt}, *messages]
+    ids = tokenizer.apply_chat_template(whole)
+    if system_prompt.strip() and ids == tokenizer.apply_chat_template(messages):
+        raise ConfigError(
+            "[chat template] the model's template leaves the system prompt out; put its text into the first message"
+        )
+    return ids

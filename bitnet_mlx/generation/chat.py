@@ -1,0 +1,105 @@
+"""A conversation that computes each position once: the cache keeps what the next turn's ids have in common with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from bitnet_mlx.generation.api import conversation_ids
+from bitnet_mlx.generation.sampling import Sampler, SamplingConfig
+from bitnet_mlx.generation.stream import MAX_TOKENS, GenerationResponse, Progress, check_context, stream_generate
+from bitnet_mlx.models.decoder import Decoder
+from bitnet_mlx.tokenizer import Tokenizer
+
+
+class ChatSession:
+    """One conversation. `messages` is its history without the system prompt.
+
+    raw: no template; each text is appended to what came before and the model continues it (for base models).
+    reuse_cache False computes every turn from the start; the replies are the same.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        system_prompt: str | None = None,
+        *,
+        sampling: SamplingConfig | None = None,
+        max_tokens: int = MAX_TOKENS,
+        stop: Sequence[str] = (),
+        max_kv_size: int | None = None,
+        raw: bool = False,
+        reuse_cache: bool = True,
+    ) -> None:
+        """Raises ConfigError where max_kv_size is not allowed, or a template is wanted and the model has none."""
+        if not raw:
+            conversation_ids(tokenizer, [{"role": "user", "content": "?"}], system_prompt)
+        self.messages: list[dict[str, str]] = []
+        self._decoder, self._tokenizer = decoder, tokenizer
+        self._system, self._raw, self._reuse = system_prompt, raw, reuse_cache
+        self._sampler = Sampler(sampling or SamplingConfig())
+        self._options: dict[str, Any] = {"max_tokens": max_tokens, "stop": stop, "max_kv_size": max_kv_size}
+        self._context = check_context(decoder, max_kv_size)
+        self._cache: Any = None
+        self._ids: list[int] = []  # what the conversation's positions held; the cache holds the first `offset` of them
+
+    def reset(self) -> None:
+        """Forget the conversation; the system prompt and the random generator stay."""
+        self.messages.clear()
+        self._ids = []
+        self._cache = None
+
+    def reply(self, text: str, progress: Progress | None = None) -> Iterator[GenerationResponse]:
+        """Answer one message, one response a token.
+
+        Stopped half way (an interrupt, a closed generator), the part that was made stays in the history. When nothing
+        was made, the message is taken back. Raises ConfigError when the conversation no longer fits the context.
+        """
+        ids = self._next_ids(text)
+        before = list(self._ids)
+        parts: list[str] = []
+        generated: list[int] = []
+        try:
+            cache = self._matching_cache(ids)
+            self._ids = list(ids)
+            for response in stream_generate(
+                self._decoder,
+                self._tokenizer,
+                ids,
+                cache=cache,
+                sampling=self._sampler,
+                progress=progress,
+                **self._options,
+            ):
+                generated.append(response.token)
+                parts.append(response.text)
+                yield response
+        finally:
+            if generated:
+                if generated[-1] in self._tokenizer.eos_token_ids:
+                    generated.pop()  # never fed; a template writes its own, and raw text goes on
+                self._ids = ids + generated
+                self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": "".join(parts)}]
+            elif self._raw:
+                self._take_back(before)
+
+    def _next_ids(self, text: str) -> list[int]:
+        if self._raw:
+            return self._ids + self._tokenizer.encode(text, add_special_tokens=not self._ids)
+        return conversation_ids(self._tokenizer, [*self.messages, {"role": "user", "content": text}], self._system)
+
+    def _take_back(self, ids: list[int]) -> None:
+        self._ids = ids
+        if self._cache is not None:
+            self._cache.trim(len(ids))
+
+    def _matching_cache(self, ids: list[int]) -> Any:
+        """The cache, cut back to the ids that it shares with `ids`, at most all but the last."""
+        if self._cache is None or not self._reuse:
+            self._cache = self._decoder.make_cache(self._context)
+            return self._cache
+        most = min(self._cache.offset, len(self._ids), len(ids) - 1)
+        shared = next((i for i in range(most) if self._ids[i] != ids[i]), max(most, 0))
+        self._cache.trim(shared)
+        return self._cache

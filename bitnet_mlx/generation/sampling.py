@@ -1,0 +1,208 @@
+"""From logits to a token: float32 numpy, one seeded generator per request.
+
+The filters, their names, their order and their meaning are mlx-lm's (sample_utils): logit bias, repetition penalty,
+then on log probabilities top-p, min-p, top-k, and the temperature last, over what the filters kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from bitnet_mlx.errors import BackendError, ConfigError
+
+_FIRST = 256  # how many of the most likely tokens top-p looks at before it looks at more
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is chosen.
+
+    temp 0 takes the most likely token (the lowest id of equals). top_p 0 or 1, top_k 0, min_p 0 and repetition_penalty
+    1 leave their filter out. logit_bias adds to the logits of given ids. Without a seed the system gives one.
+    """
+
+    temp: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    repetition_context_size: int = 20
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError naming the field and what it may be."""
+        _number(self, "temp", "at least 0", lambda v: v >= 0)
+        _number(self, "top_p", "from 0 to 1", lambda v: 0 <= v <= 1)
+        _integer(self, "top_k", 0)
+        _number(self, "min_p", "from 0 to 1", lambda v: 0 <= v <= 1)
+        _number(self, "repetition_penalty", "above 0 (1 for none)", lambda v: v > 0)
+        _integer(self, "repetition_context_size", 0)
+        if self.seed is not None:
+            _integer(self, "seed", 0)
+        for token, bias in self.logit_bias.items():
+            if not _is_integer(token) or token < 0 or not isinstance(bias, (int, float)) or not bias < math.inf:
+                raise ConfigError(
+                    f"[sampling] logit_bias has {token!r}: {bias!r}; "
+                    "a token id and a number (-inf forbids the token) are allowed"
+                )
+
+    @staticmethod
+    def from_generation_config(table: Mapping[str, Any]) -> SamplingConfig:
+        """What a model's generation_config.json asks for; greedy unless do_sample is true, as in transformers.
+
+        Raises ConfigError for a value that is not allowed.
+        """
+        wanted: dict[str, Any] = {}
+        sampled = table.get("do_sample") is True
+        names = {"temperature": "temp", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"} if sampled else {}
+        for theirs, ours in {**names, "repetition_penalty": "repetition_penalty"}.items():
+            if table.get(theirs) is not None:
+                wanted[ours] = table[theirs]
+        if sampled:
+            wanted.setdefault("temp", 1.0)
+        try:
+            return SamplingConfig(**wanted)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error} (from generation_config.json; the command line can set it otherwise)"
+            ) from error
+
+    def replaced(self, **changes: Any) -> SamplingConfig:
+        """A copy with those changes that are not None."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return SamplingConfig(**{**values, **{name: value for name, value in changes.items() if value is not None}})
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _integer(config: SamplingConfig, name: str, least: int) -> None:
+    value = getattr(config, name)
+    if not _is_integer(value) or value < least:
+        raise ConfigError(f"[sampling] {name} is {value!r}; an integer of at least {least} is allowed")
+
+
+def _number(config: SamplingConfig, name: str, allowed: str, test: Any) -> None:
+    value = getattr(config, name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not test(value):
+        raise ConfigError(f"[sampling] {name} is {value!r}; a number {allowed} is allowed")
+
+
+class Sampler:
+    """One request's sampler; its random generator (PCG64) advances with every draw."""
+
+    def __init__(self, config: SamplingConfig) -> None:
+        self.config = config
+        self._random = np.random.Generator(np.random.PCG64(config.seed))
+        self._bias: tuple[np.ndarray, np.ndarray] | None = None
+        if config.logit_bias:
+            ids, values = list(config.logit_bias), list(config.logit_bias.values())
+            self._bias = (np.asarray(ids, np.int64), np.asarray(values, np.float32))
+
+    def sample(self, logits: np.ndarray, history: Sequence[int] = ()) -> tuple[int, float]:
+        """(token, its log probability). logits: float32 [vocab], unchanged; history: the ids so far with the prompt."""
+        logprobs = self.logprobs(logits, history)
+        token = self.pick(logprobs)
+        return token, float(logprobs[token])
+
+    def logprobs(self, logits: np.ndarray, history: Sequence[int] = ()) -> np.ndarray:
+        """Log probabilities after bias and penalty, before the filters: float32 [vocab], a new array.
+
+        Raises BackendError when a logit is NaN or +inf, ConfigError for a biased id outside the vocabulary.
+        """
+        config = self.config
+        x = np.asarray(logits, np.float32)
+        if self._bias is not None:
+            ids, values = self._bias
+            if ids.max() >= len(x):
+                raise ConfigError(
+                    f"[sampling] logit_bias names token {ids.max()}; this model has the ids 0 to {len(x) - 1}"
+                )
+            x = x.copy()
+            x[ids] += values
+        if config.repetition_penalty != 1 and config.repetition_context_size and len(history):
+            recent = np.asarray(history[-config.repetition_context_size :], np.int64)
+            seen = x[recent]
+            x = x.copy()
+            penalty = np.float32(config.repetition_penalty)
+            x[recent] = np.where(seen < 0, seen * penalty, seen / penalty)
+        top = x.max()
+        if not np.isfinite(top):  # NaN anywhere makes the maximum NaN
+            raise BackendError(
+                f"[sampling] the largest logit is {top}; finite numbers are needed; the weights are damaged or a "
+                "half-precision type overflowed: try --dtype float32"
+            )
+        return x - (top + np.log(np.exp(x - top).sum(dtype=np.float32)))
+
+    def pick(self, logprobs: np.ndarray) -> int:
+        """Choose by the temperature and the filters. logprobs: float32 [vocab]."""
+        config = self.config
+        if config.temp == 0:
+            return int(logprobs.argmax())
+        kept = self.kept(logprobs)
+        x = logprobs if kept is None else logprobs[kept]
+        weights = np.cumsum(np.exp((x - x.max()).astype(np.float64) / config.temp))
+        at = int(np.searchsorted(weights, self._random.random() * weights[-1], side="right"))
+        at = min(at, len(x) - 1)
+        return at if kept is None else int(kept[at])
+
+    def kept(self, logprobs: np.ndarray) -> np.ndarray | None:
+        """Ids that pass the filters, ascending: int64; None where all do."""
+        config = self.config
+        ids: np.ndarray | None = None
+        if 0 < config.top_p < 1:
+            ids = top_p_ids(logprobs, config.top_p)
+        if config.min_p > 0:
+            ids = _within(ids, min_p_ids(logprobs if ids is None else logprobs[ids], config.min_p))
+        if config.top_k > 0:
+            ids = _within(ids, top_k_ids(logprobs if ids is None else logprobs[ids], config.top_k))
+        return ids
+
+
+def _within(ids: np.ndarray | None, chosen: np.ndarray) -> np.ndarray:
+    return chosen if ids is None else ids[chosen]
+
+
+def top_p_ids(logprobs: np.ndarray, top_p: float) -> np.ndarray:
+    """The most likely ids whose predecessors hold less than top_p of the mass, with all equals of the last: ascending.
+
+    Only as many values are sorted as the mass needs, which for most texts is a few hundred of a large vocabulary.
+    """
+    size = len(logprobs)
+    goal = top_p * float(np.exp(logprobs).sum(dtype=np.float64))
+    count = min(_FIRST, size)
+    while True:
+        top = (
+            np.sort(np.partition(logprobs, size - count)[size - count :])[::-1]
+            if count < size
+            else np.sort(logprobs)[::-1]
+        )
+        mass = np.cumsum(np.exp(top), dtype=np.float64)
+        if mass[-1] >= goal or count == size:
+            break
+        count = min(count * 8, size)
+    last = min(int(np.searchsorted(mass, goal, side="left")), count - 1)
+    return np.flatnonzero(logprobs >= top[last])
+
+
+def min_p_ids(logprobs: np.ndarray, min_p: float) -> np.ndarray:
+    """Ids at least min_p times as likely as the most likely one: ascending."""
+    return np.flatnonzero(logprobs >= logprobs.max() + np.float32(math.log(min_p)))
+
+
+def top_k_ids(logprobs: np.ndarray, top_k: int) -> np.ndarray:
+    """The top_k most likely ids, of equals the lowest: ascending. All of them where there are no more than top_k."""
+    size = len(logprobs)
+    if top_k >= size:
+        return np.arange(size)
+    least = np.partition(logprobs, size - top_k)[size - top_k]
+    above = np.flatnonzero(logprobs > least)
+    equal = np.flatnonzero(logprobs == least)[: top_k - len(above)]
+    return np.sort(np.concatenate([above, equal]))

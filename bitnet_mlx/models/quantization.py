@@ -1,0 +1,128 @@
+"""quantization_config: how a checkpoint stores its linear layers, and which of them are ternary."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bitnet_mlx.errors import FormatError, UnsupportedModelError
+from bitnet_mlx.formats.strict_json import shown
+from bitnet_mlx.models.config_fields import Fields
+
+NATIVE_METHOD, NATIVE_FORMAT, NATIVE_VERSION = "bitnet-mlx", "words2", 1
+_SUPPORTED = "supported are quant_method bitnet (Hugging Face), bitnet-mlx (this package) and no quantisation at all"
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """storage: packed (uint8, four rows a byte, and weight_scale), online (float master weights, ternarised when read),
+    words2 (this package's own) or dense (float layers run as floats).
+
+    divide: whether w = t / weight_scale; otherwise w = t * weight_scale.
+    modules_to_not_convert: as in config.json; None stands for "the output head".
+    head_bits: bits of the head's codes in this package's own format; None where the file's dtype says all.
+    """
+
+    storage: Literal["packed", "online", "words2", "dense"] = "dense"
+    divide: bool = False
+    modules_to_not_convert: tuple[str, ...] | None = None
+    activation_bits: int = 8
+    head_bits: int | None = None
+
+    @property
+    def scales_bias(self) -> bool:
+        """Whether the stored bias is multiplied by the scale too: transformers' packed AutoBitLinear scales the whole sum."""
+        return self.storage == "packed" and not self.divide
+
+    def converts(self, name: str) -> bool:
+        """Whether the linear layer of this full name ("model.layers.0.mlp.up_proj", "lm_head") is ternary.
+
+        As transformers' should_convert_module: an entry keeps a layer dense where it matches the name's beginning up to
+        a module boundary, as text or as a regular expression, or where the name ends with it. null keeps the head.
+        """
+        if self.storage == "dense":
+            return False
+        entries = ("lm_head",) if self.modules_to_not_convert is None else self.modules_to_not_convert
+        return not any(
+            re.match(rf"(?:{entry})(?:(?<=\.)|(?=\.|$))", name) or name.endswith(entry) for entry in entries
+        )
+
+
+def parse_quantization(config: dict[str, Any], where: str) -> Quantization:
+    """The storage that config.json declares.
+
+    Raises UnsupportedModelError for methods, formats and options that are not read, FormatError for malformed values.
+    """
+    fields = Fields(config, where)
+    for key in ("quantization", "compression_config"):
+        if config.get(key):
+            raise UnsupportedModelError(
+                f"[config] {where}: {key} is {shown(config[key])}; {_SUPPORTED}. Give the model's original checkpoint"
+            )
+    table = fields.nested("quantization_config")
+    if table is None:
+        return Quantization()
+    inner = Fields(table, f"{where}: quantization_config")
+    method = inner.get("quant_method")
+    if method not in ("bitnet", NATIVE_METHOD):
+        raise UnsupportedModelError(
+            f"[config] {where}: quant_method is {shown(method)}; {_SUPPORTED}. Give the model's original checkpoint"
+        )
+    kept = _modules(inner)
+    return _native(inner, kept) if method == NATIVE_METHOD else _bitnet(inner, kept)
+
+
+def _modules(fields: Fields) -> tuple[str, ...] | None:
+    value = fields.get("modules_to_not_convert")
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        raise fields.wrong("modules_to_not_convert", "a list of module names or null is needed")
+    for entry in value:
+        try:
+            re.compile(rf"(?:{entry})")
+        except re.error as error:
+            raise FormatError(
+                f"[config] {fields.where}: modules_to_not_convert has {shown(entry)}, "
+                f"which is no regular expression ({error}); names are read as such"
+            ) from error
+    return tuple(value)
+
+
+def _bitnet(fields: Fields, kept: tuple[str, ...] | None) -> Quantization:
+    kind = fields.text("linear_class", "bitlinear")
+    if kind not in ("bitlinear", "autobitlinear"):
+        raise UnsupportedModelError(
+            f"[config] {fields.where}: linear_class is {shown(kind)}; bitlinear (w = t / weight_scale) and "
+            "autobitlinear (w = t * weight_scale) are supported"
+        )
+    mode = fields.text("quantization_mode", "offline")
+    if mode not in ("offline", "online"):
+        raise UnsupportedModelError(
+            f"[config] {fields.where}: quantization_mode is {shown(mode)}; offline and online are supported"
+        )
+    if fields.flag("use_rms_norm", False):
+        raise UnsupportedModelError(
+            f"[config] {fields.where}: use_rms_norm is true; a norm inside each linear layer is not supported yet"
+        )
+    # bitlinear has no online form: transformers reads packed weights whatever the mode says.
+    if kind == "autobitlinear" and mode == "online":
+        return Quantization("online", False, kept)
+    return Quantization("packed", kind == "bitlinear", kept)
+
+
+def _native(fields: Fields, kept: tuple[str, ...] | None) -> Quantization:
+    name, version = fields.get("format"), fields.get("format_version")
+    if name != NATIVE_FORMAT or version != NATIVE_VERSION or isinstance(version, bool):
+        raise UnsupportedModelError(
+            f"[config] {fields.where}: format {shown(name)} version {shown(version)}; "
+            f"{NATIVE_FORMAT} version {NATIVE_VERSION} is read here. A newer bitnet-mlx may have written it: upgrade"
+        )
+    bits = fields.size("activation_bits", 8)
+    if bits not in (8, 16):
+        raise fields.wrong("activation_bits", "8 or 16 is allowed")
+    head = fields.size("head_bits", 16)
+    if head not in (32, 16, 8, 6, 4):
+        raise fields.wrong("head_bits", "16, 8, 6 or 4 is allowed")
+    return Quantization("words2", False, kept, bits, head if head < 16 else None)

@@ -1,0 +1,31 @@
+"""RMSNorm, alone and in one with the int8 quantiser that follows it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bitnet_mlx.backends.mlx_affine import Codes, StockOps, rms_factor
+from bitnet_mlx.backends.mlx_import import mx, nn
+
+
+class RMSNorm(nn.Module):
+    """weight: float32 [K]. Everything inside is float32; outputs have the dtype of x."""
+
+    def __init__(self, weight: np.ndarray, eps: float, ops: StockOps | None = None) -> None:
+        super().__init__()
+        self.weight = mx.array(np.asarray(weight, np.float32))
+        self.eps = eps
+        self.ops = ops or StockOps()
+        mx.eval(self.weight)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(x * r) * weight for x [..., K], r = 1 / sqrt(mean(x^2) + eps)."""
+        v = x.astype(mx.float32)
+        return (v * rms_factor(v, self.eps) * self.weight).astype(x.dtype)
+
+    def quantize(self, x: mx.array) -> Codes:
+        """Codes of the normed x, without computing it: several layers on the same input share them."""
+        return self.ops.norm_quantize(x, self.weight, self.eps)
+
+    def _extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, eps={self.eps}"

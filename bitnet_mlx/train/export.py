@@ -1,0 +1,176 @@
+"""The trained model on disk: a Hugging Face folder with float master weights, and the packed native folder.
+
+Master folder: config.json as transformers' BitNetForCausalLM reads it (quantisation "online": weights are ternarised
+from the masters at run time), model.safetensors in float32. Packed folder: words2 (see formats/words2.py), an int8
+head in groups of 64. Both with the tokenizer's files and generation_config.json.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bitnet_mlx.errors import ConfigError, FormatError
+from bitnet_mlx.formats import words2
+from bitnet_mlx.formats.dense import quantize_rows
+from bitnet_mlx.models.config import DecoderConfig, RopeConfig
+from bitnet_mlx.ternary import ternarize
+
+if TYPE_CHECKING:
+    from bitnet_mlx.train.optimizer import Tensors
+
+ONLINE = {
+    "quant_method": "bitnet",
+    "linear_class": "autobitlinear",
+    "quantization_mode": "online",
+    "modules_to_not_convert": ["lm_head"],
+}
+EMBEDDING = "model.embed_tokens.weight"
+
+
+def config_json(config: DecoderConfig, quantization: dict[str, Any] | None) -> dict[str, Any]:
+    """config.json of a model of the bitnet family; without quantization it describes the float twin."""
+    raw: dict[str, Any] = {
+        "architectures": ["BitNetForCausalLM"],
+        "model_type": "bitnet",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "relu2",
+        "max_position_embeddings": config.max_position_embeddings,
+        "rms_norm_eps": config.rms_norm_eps,
+        # Both spellings: readers of either age know one of them.
+        "rope_theta": config.rope.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope.rope_theta},
+        "attention_bias": False,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": config.eos_token_ids[0],
+        "pad_token_id": config.pad_token_id,
+        "torch_dtype": "float32",
+    }
+    return raw if quantization is None else {**raw, "quantization_config": quantization}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    scratch = path.with_name(f".{path.name}.writing")
+    scratch.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+    scratch.rename(path)
+
+
+def write_hf(folder: Path, config: DecoderConfig, parameters: Tensors, quantise: bool) -> None:
+    """Write config.json, generation_config.json and model.safetensors (float32 masters) beside the tokenizer."""
+    import mlx.core as mx
+
+    scratch = folder / ".model.writing.safetensors"
+    mx.save_safetensors(str(scratch), parameters, {"format": "pt"})
+    scratch.rename(folder / "model.safetensors")
+    _write_json(folder / "config.json", config_json(config, ONLINE if quantise else None))
+    generation = {"eos_token_id": config.eos_token_ids[0], "pad_token_id": config.pad_token_id, "do_sample": False}
+    _write_json(folder / "generation_config.json", generation)
+
+
+def read_config(folder: Path) -> DecoderConfig:
+    """config.json of a folder that `write_hf` wrote. Raises ConfigError where it is missing or of another family."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"[train] no config.json in {folder}; --model takes a folder that `bitnet-mlx train` wrote")
+    raw = json.loads(path.read_text("utf-8"))
+    if raw.get("model_type") != "bitnet" or not raw.get("tie_word_embeddings"):
+        raise ConfigError(
+            f"[train] {folder} is of family {raw.get('model_type')!r}; training goes on from the bitnet family with "
+            "tied embeddings and float master weights"
+        )
+    return DecoderConfig(
+        model_type="bitnet",
+        **{
+            name: raw[name]
+            for name in (
+                "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                "num_key_value_heads", "rms_norm_eps", "max_position_embeddings",
+            )
+        },
+        head_dim=raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
+        hidden_act="relu2", sub_norms=True, tie_word_embeddings=True, dtype="float32",
+        rope=RopeConfig(rope_theta=(raw.get("rope_parameters") or raw)["rope_theta"]),
+        eos_token_ids=(raw["eos_token_id"],), pad_token_id=raw.get("pad_token_id"),
+    )  # fmt: skip
+
+
+def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a master folder by name."""
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, config.hidden_size)}
+    for layer in range(config.num_hidden_layers):
+        for name, shape in config.linear_shapes().items():
+            shapes[f"model.layers.{layer}.{name}.weight"] = shape
+        for name, size in config.norm_sizes().items():
+            shapes[f"model.layers.{layer}.{name}.weight"] = (size,)
+    shapes["model.norm.weight"] = (config.hidden_size,)
+    return shapes
+
+
+def read_master(folder: Path, seq_length: int) -> tuple[DecoderConfig, Tensors]:
+    """A master folder's configuration, its context at least `seq_length`, and its weights as float32 arrays."""
+    import mlx.core as mx
+
+    config = read_config(folder)
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise ConfigError(f"[train] no model.safetensors in {folder}; training goes on from float master weights")
+    try:
+        tensors = mx.load(str(path))
+    except RuntimeError as error:
+        raise FormatError(f"[train] {path} is damaged: {error}") from error
+    assert isinstance(tensors, dict)
+    shapes = parameter_shapes(config)
+    for name, shape in shapes.items():
+        if name not in tensors or tensors[name].shape != shape or not mx.issubdtype(tensors[name].dtype, mx.floating):
+            have = f"{tensors[name].dtype} {tensors[name].shape}" if name in tensors else "missing"
+            raise FormatError(f"[train] {path}: {name} is {have}; float weights of shape {shape} are needed")
+    if unknown := sorted(set(tensors) - set(shapes)):
+        raise FormatError(f"[train] {path} holds unknown tensors: {', '.join(unknown[:5])}")
+    longest = max(config.max_position_embeddings, seq_length)
+    return replace(config, max_position_embeddings=longest), {n: tensors[n].astype(mx.float32) for n in shapes}
+
+
+def packed_tensors(config: DecoderConfig, masters: dict[str, np.ndarray], head_bits: int = 8) -> dict[str, np.ndarray]:
+    """Float masters -> the tensors of a words2 checkpoint (names and dtypes as the loader reads them)."""
+    out: dict[str, np.ndarray] = {}
+    for name, w in masters.items():
+        if name == EMBEDDING:
+            rows = quantize_rows(w, head_bits)
+            out[name], out[f"{name}_scale"] = rows.codes, rows.scales
+        elif w.ndim == 2:
+            t, scale = ternarize(w)
+            out[name], out[f"{name}_scale"] = words2.pack(t), np.asarray(scale, np.float32)
+        else:
+            out[name] = w.astype(np.float32)
+    return out
+
+
+def pack(source: Path, target: Path) -> int:
+    """Turn a master folder into a packed native folder and return its bytes."""
+    from safetensors.numpy import load_file, save_file
+
+    config = read_config(source)
+    masters = {name: w.astype(np.float32) for name, w in load_file(source / "model.safetensors").items()}
+    target.mkdir(parents=True, exist_ok=True)
+    tensors = packed_tensors(config, masters)
+    save_file(tensors, target / "model.safetensors", {"format": "bitnet-mlx words2"})
+    native = {
+        "quant_method": "bitnet-mlx", "format": "words2", "format_version": 1, "activation_bits": 8, "head_bits": 8,
+        "modules_to_not_convert": ["lm_head"],
+    }  # fmt: skip
+    _write_json(target / "config.json", config_json(config, native))
+    for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(source / name, target / name)
+    return sum(path.stat().st_size for path in target.iterdir())

@@ -1,0 +1,92 @@
+"""What a training run is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitnet_mlx.errors import ConfigError
+from bitnet_mlx.models.config import DecoderConfig, RopeConfig
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """One run. Field names are the command line's flags."""
+
+    data: tuple[Path, ...]
+    output: Path
+    model: Path | None = None
+    eval_data: tuple[Path, ...] = ()
+    eval_fraction: float = 0.0
+    iters: int = 1000
+    batch_size: int = 16
+    seq_length: int = 256
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+    seed: int = 0
+    vocab_size: int = 2048
+    hidden_size: int = 256
+    intermediate_size: int = 0
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int = 0
+    quantise: bool = True
+    dtype: str = "bfloat16"
+    save_every: int = 500
+    log_every: int = 20
+    resume: bool = False
+    max_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        positive = ("iters", "batch_size", "seq_length", "hidden_size", "num_layers", "num_heads", "save_every", "log_every")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"[train] --{name.replace('_', '-')} is {getattr(self, name)}; 1 or more is allowed")
+        for name in ("learning_rate", "grad_clip"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"[train] --{name.replace('_', '-')} is {getattr(self, name)}; give a number above 0")
+        if self.warmup < 0 or self.weight_decay < 0 or not 0 <= self.eval_fraction < 1:
+            raise ConfigError(
+                f"[train] --warmup {self.warmup}, --weight-decay {self.weight_decay} and --eval-fraction "
+                f"{self.eval_fraction}: the first two must not be negative, the last must lie in 0 to 1"
+            )
+        if self.dtype not in ("bfloat16", "float32"):
+            raise ConfigError(f"[train] --dtype is {self.dtype}; bfloat16 and float32 are allowed")
+
+    def model_config(self, vocab_size: int) -> DecoderConfig:
+        """The shape of a new model. An intermediate size of 0 means 8/3 of the hidden size, up to a multiple of 128;
+        0 key-value heads mean as many as query heads. Raises ConfigError where the heads do not divide."""
+        kv = self.num_kv_heads or self.num_heads
+        if self.hidden_size % (2 * self.num_heads) or self.num_heads % kv:
+            raise ConfigError(
+                f"[train] hidden size {self.hidden_size}, {self.num_heads} heads, {kv} key-value heads; the hidden size "
+                "must be a multiple of twice the heads, and the heads a multiple of the key-value heads"
+            )
+        return DecoderConfig(
+            model_type="bitnet",
+            vocab_size=vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size or -(-8 * self.hidden_size // 384) * 128,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=self.num_heads,
+            num_key_value_heads=kv,
+            head_dim=self.hidden_size // self.num_heads,
+            max_position_embeddings=self.seq_length,
+            hidden_act="relu2",
+            sub_norms=True,
+            tie_word_embeddings=True,
+            rope=RopeConfig(rope_theta=10000.0),
+            dtype="float32",
+            eos_token_ids=(0,),
+            pad_token_id=0,
+        )
+
+    def course(self) -> dict[str, object]:
+        """The settings that decide every update: a run goes on only under the same ones."""
+        names = (
+            "iters", "batch_size", "seq_length", "learning_rate", "warmup", "weight_decay", "grad_clip", "seed",
+            "quantise", "dtype",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}

@@ -1,0 +1,62 @@
+"""The frame of the command line: help, version, unknown commands, and what a failure looks like."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from bitnet_mlx import __version__
+from bitnet_mlx.cli import main as cli
+
+
+def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "bitnet_mlx", *arguments], capture_output=True, text=True, **options)  # type: ignore[call-overload]
+
+
+def test_help_lists_every_command() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in cli.COMMANDS)
+
+
+def test_no_command_prints_usage_and_exits_2() -> None:
+    done = run()
+    assert done.returncode == 2
+    assert "usage: bitnet-mlx" in done.stdout
+
+
+def test_version() -> None:
+    assert run("--version").stdout.strip() == f"bitnet-mlx {__version__}"
+
+
+def test_unknown_command_names_the_known_ones() -> None:
+    done = run("generat")
+    assert done.returncode == 2
+    assert "'generat'" in done.stderr and "generate" in done.stderr
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_each_command_answers_help(command: str) -> None:
+    done = run(command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "--json" in done.stdout and "--debug" in done.stdout
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_an_unknown_flag_is_a_usage_error(command: str) -> None:
+    done = run(command, "--no-such-flag")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_users_mistake_shows_no_traceback(tmp_path: object) -> None:
+    done = run("generate", "--model", f"{tmp_path}/absent", "--prompt", "x")
+    assert done.returncode in (1, 2)
+    assert done.stdout == "" and "absent" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_debug_shows_the_traceback(tmp_path: object) -> None:
+    done = run("generate", "--model", f"{tmp_path}/absent", "--prompt", "x", "--debug")
+    assert "Traceback" in done.stderr and "absent" in done.stderr
