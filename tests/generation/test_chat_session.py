@@ -125,7 +125,9 @@ def test_a_base_model_is_refused(tmp_path: Path) -> None:
 def test_a_system_prompt_reaches_the_model_or_is_refused(tmp_path: Path) -> None:
     decoder, tokenizer = pair(tmp_path / "takes")
     assert "be brief" in tokenizer.decode(prompt_ids(tokenizer, "hi", "be brief"))
-    _, leaves = pair(tmp_path / "leaves", template="{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}")
+    _, leaves = pair(
+        tmp_path / "leaves", template="{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+    )
     with pytest.raises(ConfigError, match="leaves the system prompt out"):
         conversation_ids(leaves, [{"role": "user", "content": "hi"}], "be brief")
     _, refuses = pair(

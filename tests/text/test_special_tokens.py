@@ -74,7 +74,8 @@ def test_ids_outside_the_vocabulary_have_no_text(tmp_path: Path) -> None:
     [
         ("tokenizer.json", b"{", "tokenizer.json cannot be read"),
         ("tokenizer.json", b'{"model": {"type": "Mystery"}}', "tokenizer.json cannot be read"),
-        ("tokenizer_config.json", b"\xff\xfe", "not JSON in UTF-8"),
+        ("tokenizer_config.json", b"\xff\xfe", "tokenizer_config.json is not UTF-8"),
+        ("tokenizer_config.json", b"{'a': 1}", "tokenizer_config.json is not valid JSON"),
         ("tokenizer_config.json", b"[]", "a JSON object is expected"),
         ("config.json", b'{"eos_token_id": "two"}', "eos_token_id is 'two'"),
         ("generation_config.json", b'{"eos_token_id": [1, null]}', "an integer or a list of integers"),
