@@ -29,8 +29,9 @@ class GenerationResponse:
     prompt_tokens: the whole prompt's, of which cached_tokens came from a cache.
     scores: float32 [vocab], the logits after bias and penalty.
     prompt_tps counts the tokens that were computed, not those reused from a cache; generation_tps the time after the
-    first token (0 until there are two). ttft_s: from the call to the first token. finish_reason: None, then "stop" (an end token or a stop string) or "length". peak_memory_bytes is
-    measured with the first and the last token.
+    first token (0 until there are two). ttft_s: from the call to the first token.
+    finish_reason: None, then "stop" (an end token or a stop string) or "length".
+    peak_memory_bytes is measured with the first and the last token.
     """
 
     text: str

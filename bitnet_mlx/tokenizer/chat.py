@@ -6,7 +6,7 @@ import datetime
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 from bitnet_mlx.errors import ConfigError
 
@@ -98,7 +98,7 @@ def _compile(template: str) -> Any:
     class Generation(Extension):
         """{% generation %} marks the assistant's text for training masks; here its body is simply printed."""
 
-        tags: ClassVar[set[str]] = {"generation"}
+        tags = {"generation"}  # noqa: RUF012 (as jinja2 declares it)
 
         def parse(self, parser: Any) -> list[nodes.Node]:
             next(parser.stream)

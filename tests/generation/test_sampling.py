@@ -186,6 +186,6 @@ def test_defaults_from_generation_config() -> None:
     full = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": None, "repetition_penalty": 1.1}
     assert read(full) == SamplingConfig(temp=0.6, top_p=0.9, top_k=20, repetition_penalty=1.1)
     assert read({"do_sample": True}).temp == 1.0
-    with pytest.raises(ConfigError, match="top_p is 9.*generation_config.json"):
+    with pytest.raises(ConfigError, match=r"top_p is 9.*generation_config.json"):
         read({"do_sample": True, "top_p": 9})
     assert read(full).replaced(temp=0.0, top_p=None) == SamplingConfig(top_p=0.9, top_k=20, repetition_penalty=1.1)

@@ -94,13 +94,13 @@ def test_damaged_files_are_named(name: str, content: bytes, message: str, tmp_pa
 
 
 def test_no_tokenizer_at_all(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="no tokenizer; one of tokenizer.json"):
+    with pytest.raises(FormatError, match=r"no tokenizer; one of tokenizer.json"):
         load_tokenizer(tmp_path)
 
 
 def test_a_file_that_is_not_a_sentencepiece_model(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
-    with pytest.raises(FormatError, match="not a sentencepiece model.*tiktoken"):
+    with pytest.raises(FormatError, match=r"not a sentencepiece model.*tiktoken"):
         load_tokenizer(tmp_path)
 
 
