@@ -66,12 +66,12 @@ def public(tree: Tree) -> list[Breach]:
 
 
 def one_home(tree: Tree) -> list[Breach]:
-    """A name that the package exports is defined in one module alone."""
+    """A class that the package exports is defined in one module alone."""
     homes = literals(tree.modules[PACKAGE].tree).get("_HOME", {})
     breaches = []
     for module in tree.modules.values():
         for node in module.tree.body:
-            name = node.name if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else ""
+            name = node.name if isinstance(node, ast.ClassDef) else ""
             home = homes.get(name, module.name)
             if module.name != home and not module.name.startswith(f"{home}."):
                 breaches.append(Breach(module.path, node.lineno, f"{name} is the name of another in {home}"))
