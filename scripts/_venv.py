@@ -1,6 +1,6 @@
 """Makes .venv at the root and installs the package into it, editable: `_venv.py ROOT EXTRAS`.
 
-Nothing is done when pyproject.toml, the Python and the extras are those of the last time, so that a ready .venv works offline.
+Nothing is done when pyproject.toml is that of the last time and no extra is missing: a ready .venv works offline.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def unsupported() -> str:
 def note() -> str:
     """What a user should know before a long install, or ""."""
     if sys.platform == "darwin" and platform.machine() == "x86_64":
-        return "This is a Python for Intel Macs: MLX does not run there, the CPU engines do. On Apple silicon use an arm64 Python."
+        return "This Python is for Intel Macs: it runs the CPU engines, not MLX. On Apple silicon take an arm64 Python."
     return ""
 
 

@@ -1,4 +1,4 @@
-# Sourced by the scripts: finds a Python, makes .venv ready with the given extras, and sets root and python.
+# Sourced by the scripts: finds a Python, makes .venv ready with the given extras, and sets python.
 # Usage: root=...; . "$root/scripts/_venv.sh"; ready test,dev
 
 usable() {
@@ -28,4 +28,12 @@ ready() {
         "$found" "$root/scripts/_venv.py" "$root" "$1" || exit 1
     fi
     python="$root/.venv/bin/python"
+}
+
+bitnet_mlx() {
+    if [ -L "$root/.venv" ]; then
+        "$python" -m bitnet_mlx "$@"
+    else
+        "$root/.venv/bin/bitnet-mlx" "$@"
+    fi
 }
