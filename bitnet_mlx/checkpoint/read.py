@@ -158,6 +158,20 @@ def _mismatch(model: ModelConfig, table: TensorTable, missing: list[str], unknow
     return FormatError(f"[checkpoint] {table.folder} {'; it '.join(parts)}; it has {len(table)}, such as {examples}{hint}")
 
 
+def read_linear(table: TensorTable, model: ModelConfig, module: str, shape: tuple[int, int]) -> Matrix:
+    """The weight of one linear layer, without its bias, in the storage that it keeps at run time."""
+    quantization = model.quantization
+    if not quantization.converts(module):
+        return tensors.dense(table, f"{module}.weight", shape)
+    if quantization.storage == "words2":
+        return tensors.native(table, module, shape, quantization.activation_bits)
+    if quantization.storage == "online":
+        ternary = tensors.online(table, module, shape)
+    else:
+        ternary = tensors.packed(table, module, shape, quantization.divide)
+    return replace(ternary, activation_bits=quantization.activation_bits)
+
+
 class _Reader:
     """Reads what a layout lists and tells how far it is."""
 
@@ -197,24 +211,12 @@ class _Reader:
 
     def _linear(self, module: str, name: str, shape: tuple[int, int]) -> Linear:
         bias = tensors.vector(self.table, f"{module}.bias", shape[0]) if self.model.has_bias(name) else None
-        weight = self._matrix(module, shape)
+        weight = read_linear(self.table, self.model, module, shape)
         quantization = self.model.quantization
         if bias is not None and isinstance(weight, TernaryTensor) and quantization.scales_bias:
             bias = bias * weight.scale
         self._advance(f"{module}.weight")
         return Linear(weight, bias)
-
-    def _matrix(self, module: str, shape: tuple[int, int]) -> Matrix:
-        quantization = self.model.quantization
-        if not quantization.converts(module):
-            return tensors.dense(self.table, f"{module}.weight", shape)
-        if quantization.storage == "words2":
-            return tensors.native(self.table, module, shape, quantization.activation_bits)
-        if quantization.storage == "online":
-            ternary = tensors.online(self.table, module, shape)
-        else:
-            ternary = tensors.packed(self.table, module, shape, quantization.divide)
-        return TernaryTensor(ternary.words, ternary.scale, shape, quantization.activation_bits)
 
     def _table_rows(self, module: str) -> DenseRows | GroupedRows:
         """The embedding or the head, in the storage asked for."""

@@ -92,8 +92,8 @@ def _write_blocks(file: BinaryIO, tensor: Pending) -> None:
         if block.dtype != kind:
             raise FormatError(f"[safetensors] tensor {tensor.name}: a block of {block.dtype} came; {kind} was promised")
         written += block.nbytes
-        if block.nbytes:  # a memoryview of nothing cannot be cast
-            file.write(memoryview(np.ascontiguousarray(block).reshape(-1)).cast("B"))
+        if block.nbytes:  # nothing to write, and no memoryview of it
+            file.write(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
     if written != tensor.nbytes:
         raise FormatError(
             f"[safetensors] tensor {tensor.name}: {written} bytes came; "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -24,18 +25,18 @@ from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.ternary import TernaryTensor, quantize_activations
 from tests.support.random_model import random_weights, tiny_config
 
-LLAMA: dict[str, Any] = dict(model_type="llama", hidden_act="silu", sub_norms=False, tie_word_embeddings=False)
+LLAMA: dict[str, Any] = {"model_type": "llama", "hidden_act": "silu", "sub_norms": False, "tie_word_embeddings": False}
 YARN = RopeConfig(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)
 LLAMA3 = RopeConfig(rope_theta=5e5, rope_type="llama3", factor=8.0, original_max_position_embeddings=32)
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "bitnet": ({}, {}),
-    "bitnet, row scales, 8-bit head": ({}, dict(scale="row", head="8")),
-    "bitnet, two dense linears, 4-bit head": ({}, dict(head="4", dense=("mlp.up_proj", "self_attn.q_proj"))),
-    "llama, group scales, biases, 6-bit head": (LLAMA, dict(scale="group", head="6", bias=True)),
-    "llama, no grouped heads": (dict(LLAMA, num_key_value_heads=4), dict(head="float32")),
-    "llama3 rope": (dict(LLAMA, rope=LLAMA3), dict(head="float32")),
-    "yarn rope": (dict(rope=YARN), {}),
-    "linear rope": (dict(rope=RopeConfig(rope_type="linear", factor=3.0)), {}),
+    "bitnet, row scales, 8-bit head": ({}, {"scale": "row", "head": "8"}),
+    "bitnet, two dense linears, 4-bit head": ({}, {"head": "4", "dense": ("mlp.up_proj", "self_attn.q_proj")}),
+    "llama, group scales, biases, 6-bit head": (LLAMA, {"scale": "group", "head": "6", "bias": True}),
+    "llama, no grouped heads": (dict(LLAMA, num_key_value_heads=4), {"head": "float32"}),
+    "llama3 rope": (dict(LLAMA, rope=LLAMA3), {"head": "float32"}),
+    "yarn rope": ({"rope": YARN}, {}),
+    "linear rope": ({"rope": RopeConfig(rope_type="linear", factor=3.0)}, {}),
 }
 
 
@@ -180,20 +181,9 @@ def test_threads_may_take_turns() -> None:
     expected = MlxModel(weights).step([tokens], [MlxModel(weights).make_cache()], "all")[0]
     held: dict[str, Any] = {}
 
-    def in_thread(work: Any) -> None:
-        errors: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                work()
-            except BaseException as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        thread.join()
-        if errors:
-            raise errors[0]
+    def in_thread(work: Callable[[], None]) -> None:
+        with ThreadPoolExecutor(1) as fresh:
+            fresh.submit(work).result()
 
     def make() -> None:
         held["model"] = MlxModel(weights)

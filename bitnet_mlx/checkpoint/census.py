@@ -1,0 +1,150 @@
+"""What a checkpoint weighs: parameters, zeros, true bits a weight, and the bytes that decoding one token reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from bitnet_mlx.checkpoint.detect import CheckpointInfo, detect
+from bitnet_mlx.checkpoint.folder import TensorTable, read_json
+from bitnet_mlx.checkpoint.read import plan, read_linear
+from bitnet_mlx.ternary import CODES_PER_WORD, ZERO_WORD, TernaryTensor
+
+_WORDS_AT_ONCE = 1 << 16
+
+
+@dataclass
+class Census:
+    """Sums over a checkpoint. Parameters and bytes are counts; *_file_bytes as stored, *_read_bytes as one token reads.
+
+    zeros: zero weights among ternary_parameters. layers: share of zeros by module name. granularity: what a scale covers.
+    """
+
+    info: CheckpointInfo
+    tied: bool = False
+    head_storage: str = ""
+    parameters: int = 0
+    ternary_parameters: int = 0
+    zeros: int = 0
+    layers: dict[str, float] = field(default_factory=dict)
+    granularity: tuple[str, ...] = ()
+    ternary_file_bytes: int = 0
+    tensor_bytes: int = 0
+    ternary_read_bytes: int = 0
+    dense_read_bytes: int = 0
+    head_read_bytes: int = 0
+    norm_read_bytes: int = 0
+    notices: tuple[str, ...] = ()
+
+    @property
+    def zeros_share(self) -> float | None:
+        return self.zeros / self.ternary_parameters if self.ternary_parameters else None
+
+    @property
+    def bits_per_ternary_weight(self) -> float | None:
+        """Bits in the file for each ternary weight, scales included."""
+        return 8 * self.ternary_file_bytes / self.ternary_parameters if self.ternary_parameters else None
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits in the file for each parameter of the whole model."""
+        return 8 * self.tensor_bytes / self.parameters
+
+    def kv_read_bytes(self, context: int, value_bytes: int = 4) -> int:
+        """Keys and values of `context` positions: 4 bytes a value on the CPU engines, 2 in half precision."""
+        c = self.info.config
+        return 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * context * value_bytes
+
+
+def count_zeros(w: TernaryTensor) -> int:
+    """Zero weights of a tensor, without its padding: codes 1 counted by bits, in blocks."""
+    n, k = w.shape
+    width = w.words.shape[1]
+    step = max(1, _WORDS_AT_ONCE // max(width, 1))
+    ones = 0
+    for start in range(0, n, step):
+        block = w.words[start : start + step]
+        # Code 1 has its low bit set and its high bit clear.
+        ones += int(np.bitwise_count(block & ~(block >> np.uint32(1)) & ZERO_WORD).sum(dtype=np.int64))
+    return ones - n * (width * CODES_PER_WORD - k)
+
+
+def take_census(folder: Path | str) -> Census:
+    """Read a checkpoint once, a tensor at a time. Raises what detect and read_weights raise, but for values in the head."""
+    info = detect(folder)
+    table = TensorTable(info.path)
+    layout = plan(info.model, table)
+    config = info.config
+    census = Census(info, tied=layout.embed == layout.head, notices=(*info.model.notices, *layout.notices))
+    census.tensor_bytes = sum(_size(table, name) for name in layout.required)
+    kinds: dict[str, None] = {}
+    for layer in range(config.num_hidden_layers):
+        for name, shape in config.linear_shapes().items():
+            _linear(census, table, f"model.layers.{layer}.{name}", shape, kinds)
+            if info.model.has_bias(name):
+                census.parameters += shape[0]
+                census.norm_read_bytes += 4 * shape[0]
+    census.granularity = tuple(kinds)
+    norms = config.num_hidden_layers * sum(config.norm_sizes().values()) + config.hidden_size
+    census.norm_read_bytes += 4 * norms
+    rows = config.vocab_size * config.hidden_size
+    census.parameters += norms + rows * (1 if census.tied else 2)
+    head = [f"{layout.head}.weight", f"{layout.head}.weight_scale"]
+    census.head_read_bytes = sum(_size(table, name) for name in head if name in layout.required)
+    bits = info.quantization.head_bits
+    census.head_storage = f"{bits} bits in groups of 64" if bits else table.info(head[0]).dtype
+    return census
+
+
+def _size(table: TensorTable, name: str) -> int:
+    info = table.info(name)
+    return info.stop - info.start
+
+
+def _linear(census: Census, table: TensorTable, module: str, shape: tuple[int, int], kinds: dict[str, None]) -> None:
+    weight = read_linear(table, census.info.model, module, shape)
+    count = shape[0] * shape[1]
+    census.parameters += count
+    if isinstance(weight, TernaryTensor):
+        zeros = count_zeros(weight)
+        census.ternary_parameters += count
+        census.zeros += zeros
+        census.layers[module] = zeros / count
+        census.ternary_read_bytes += weight.nbytes
+        names = (f"{module}.weight", f"{module}.weight_scale")
+        census.ternary_file_bytes += sum(_size(table, name) for name in names if name in table)
+        kinds["tensor" if weight.scale.ndim == 0 else "row" if weight.scale.ndim == 1 else "group of 128"] = None
+    else:
+        census.dense_read_bytes += weight.nbytes
+    table.release(f"{module}.weight")
+
+
+def tokenizer_kind(info: CheckpointInfo) -> str | None:
+    """Which of the tokenizer's files a reader would take."""
+    for name, kind in (("tokenizer.json", "tokenizers"), ("tokenizer.model", "sentencepiece")):
+        if name in info.tokenizer_files:
+            return f"{kind} ({name})"
+    return None
+
+
+def has_chat_template(info: CheckpointInfo) -> bool:
+    """Whether a chat template lies beside the tokenizer or in its config."""
+    if any(name.startswith("chat_template") for name in info.tokenizer_files):
+        return True
+    if "tokenizer_config.json" not in info.tokenizer_files:
+        return False
+    table = read_json(info.path / "tokenizer_config.json")
+    return isinstance(table, dict) and bool(table.get("chat_template"))
+
+
+def stop_ids(info: CheckpointInfo) -> tuple[int, ...]:
+    """Stop tokens of config.json and generation_config.json."""
+    found = dict.fromkeys(info.config.eos_token_ids)
+    if "generation_config.json" in info.tokenizer_files:
+        table = read_json(info.path / "generation_config.json")
+        value = table.get("eos_token_id") if isinstance(table, dict) else None
+        items = value if isinstance(value, list) else [value]
+        found.update(dict.fromkeys(item for item in items if isinstance(item, int) and not isinstance(item, bool)))
+    return tuple(found)

@@ -1,0 +1,122 @@
+"""From a path or a Hugging Face name to a folder: what is on the disk wins, else the hub, else the hub's cache.
+
+Only data is fetched (safetensors, JSON, tokenizer models, templates, text), never pickles or code.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from bitnet_mlx.checkpoint.folder import read_config, weight_files
+from bitnet_mlx.errors import ConfigError, FormatError
+
+log = logging.getLogger(__name__)
+
+ALLOWED = ("*.json", "model*.safetensors", "tokenizer.model", "*.jinja", "*.txt")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def resolve(path_or_repo: str | Path, revision: str | None = None, progress: bool = True) -> Path:
+    """The folder that holds a model.
+
+    path_or_repo: a path that exists, or "owner/name" on the Hugging Face hub. revision: a branch, tag or commit there.
+    progress: whether download bars are drawn (on stderr). Without a network, or with HF_HUB_OFFLINE=1, the cache serves.
+
+    Raises ConfigError where there is no such folder, model or revision, or it cannot be reached, and FormatError where
+    the cache holds only a part of the model, naming the missing files.
+    """
+    path = Path(path_or_repo).expanduser()
+    if path.exists():
+        if revision is not None:
+            raise ConfigError(f"[hub] revision {revision!r} was given, but {path} is on this disk; leave out the revision")
+        return path
+    name = os.fspath(path_or_repo)
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"[hub] there is no file or folder {name}, and it is no Hugging Face name (owner/name); "
+            "give a model folder or such a name"
+        )
+    if revision is not None and not revision.strip():
+        raise ConfigError("[hub] the revision is empty; give a branch, a tag or a commit, or leave it out")
+    folder = _snapshot(name, revision, progress)
+    read_config(folder)
+    weight_files(folder)
+    return folder
+
+
+def _snapshot(name: str, revision: str | None, progress: bool) -> Path:
+    """huggingface_hub's snapshot of a model, its errors told in our words."""
+    from huggingface_hub import errors, snapshot_download
+
+    at = f"{name} at revision {revision}" if revision else name
+    options: dict[str, Any] = {} if progress else {"tqdm_class": _silent_bar()}
+    incomplete = getattr(errors, "IncompleteSnapshotError", ())  # since huggingface_hub 2
+    http_error = errors.HfHubHTTPError.__mro__[1]  # the root of its HTTP library's errors, whichever that is
+    try:
+        found = snapshot_download(
+            name, revision=revision, allow_patterns=list(ALLOWED), ignore_patterns=["*/*"], **options
+        )
+    except errors.HFValidationError as error:
+        raise ConfigError(f"[hub] {name} is no valid Hugging Face name: {_line(error)}") from error
+    except errors.GatedRepoError as error:
+        raise ConfigError(
+            f"[hub] {name} is gated: accept its terms on its page, then log in with `hf auth login` or set HF_TOKEN"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ConfigError(
+            f"[hub] there is no folder {name} here and no model {name} on the hub (or it is private: log in with "
+            "`hf auth login`); check the name"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ConfigError(f"[hub] {name} has no revision {revision}; give a branch, a tag or a commit of it") from error
+    except incomplete as error:
+        return _usable(at, error)
+    except errors.LocalEntryNotFoundError as error:
+        raise ConfigError(
+            f"[hub] there is no folder {name} here, {at} is not in the cache, and the hub "
+            f"{'may not be asked (HF_HUB_OFFLINE is set)' if _offline() else 'cannot be reached'}; "
+            "check the name, connect, or give a model folder"
+        ) from error
+    except (OSError, http_error) as error:  # a connection that broke half way, a full disk
+        raise ConfigError(f"[hub] {at} could not be fetched: {_line(error)}; try again, what is here is kept") from error
+    return Path(found)
+
+
+def _usable(at: str, error: Any) -> Path:
+    """A cached snapshot that lacks files: used where what lacks is not the config nor a weight file, else FormatError."""
+    folder = Path(error.snapshot_path)
+    try:
+        read_config(folder)
+        weight_files(folder)
+    except FormatError as cause:
+        raise FormatError(
+            f"[hub] the cached copy of {at} is incomplete, and the hub "
+            f"{'may not be asked (HF_HUB_OFFLINE is set)' if _offline() else 'cannot be reached'}. {cause}"
+        ) from error
+    log.warning("%s: the cached copy lacks some files, but has the config and all weights; it is used", at)
+    return folder
+
+
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _silent_bar() -> type:
+    from huggingface_hub.utils import tqdm
+
+    class Silent(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})
+
+    return Silent
+
+
+def _line(error: BaseException) -> str:
+    """An error's text on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
