@@ -53,6 +53,7 @@ class Environment:
         self.folder = root / ".venv"
         self.python = self.folder / "bin" / "python"
         self.stamp = self.folder / "bitnet-mlx.json"
+        self.log = self.folder / "bitnet-mlx-setup.log"
 
     def works(self) -> bool:
         """Whether its Python runs, is one that we support, and has pip."""
@@ -91,11 +92,14 @@ class Environment:
         os.replace(part, self.stamp)
 
     def pip(self, *arguments: str) -> None:
-        """Run pip quietly; its own error text is shown when it fails."""
-        command = [str(self.python), "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=2)
+        """Run pip; what it says goes to a file, whose end is shown when it fails."""
+        command = [str(self.python), "-m", "pip", "--disable-pip-version-check", *arguments]
+        with self.log.open("w", encoding="utf-8") as log:
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
         if done.returncode:
-            sys.exit("Set-up failed: pip's message is above. The first installation needs the package index.")
+            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+            text = "\n".join(lines[-20:])
+            sys.exit(f"{text}\nSet-up failed; {self.log} has all of it. The first installation needs the package index.")
 
 
 def main(root: Path, extras: set[str]) -> None:

@@ -12,7 +12,7 @@ FORBIDDEN_NAMES = frozenset(
     """
     set_default_device set_default_stream new_stream set_memory_limit set_cache_limit set_wired_limit
     seed seterr setrlimit putenv unsetenv setdefault filterwarnings simplefilter basicConfig
-    set_num_threads setrecursionlimit set_start_method setlocale chdir umask register_at_fork
+    set_num_threads setrecursionlimit set_start_method setlocale chdir umask
     print open read_text read_bytes write_text write_bytes mkdir unlink urlopen
     start run Popen system CDLL signal snapshot_download hf_hub_download
     """.split()

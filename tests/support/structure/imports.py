@@ -33,13 +33,13 @@ LATE = frozenset(
     """.split()
 )
 MADE_OF = {
-    "bitnet_mlx.nn*": "mlx",
-    "bitnet_mlx.train*": "mlx",
-    "bitnet_mlx.*_mlx": "mlx",
-    "bitnet_mlx.backends.mlx_*": "mlx",
-    "bitnet_mlx.backends.metal*": "mlx",
-    "bitnet_mlx.backends.cuda*": "mlx",
-    "bitnet_mlx.backends.cpu_jit*": "numba",
+    "bitnet_mlx.nn*": ("mlx",),
+    "bitnet_mlx.train*": ("mlx",),
+    "bitnet_mlx.*_mlx": ("mlx",),
+    "bitnet_mlx.backends.mlx_*": ("mlx",),
+    "bitnet_mlx.backends.metal*": ("mlx",),
+    "bitnet_mlx.backends.cuda*": ("mlx",),
+    "bitnet_mlx.backends.cpu_jit*": ("numba", "llvmlite"),
 }
 
 
@@ -169,7 +169,7 @@ def _path_back(start: str, arrows: dict[str, set[str]]) -> list[str]:
 
 def allowed_at_load(name: str) -> set[str]:
     """The packages that a module is made of and may import at once."""
-    return {package for pattern, package in MADE_OF.items() if fnmatchcase(name, pattern)}
+    return {package for pattern, made in MADE_OF.items() if fnmatchcase(name, pattern) for package in made}
 
 
 def late_packages(tree: Tree) -> list[Breach]:
