@@ -32,7 +32,9 @@ def resolve(path_or_repo: str | Path, revision: str | None = None, progress: boo
     path = Path(path_or_repo).expanduser()
     if path.exists():
         if revision is not None:
-            raise ConfigError(f"[hub] revision {revision!r} was given, but {path} is on this disk; leave out the revision")
+            raise ConfigError(
+                f"[hub] revision {revision!r} was given, but {path} is on this disk; leave out the revision"
+            )
         return path
     name = os.fspath(path_or_repo)
     if not _NAME.fullmatch(name):
@@ -82,7 +84,9 @@ def _snapshot(name: str, revision: str | None, progress: bool) -> Path:
             "check the name, connect, or give a model folder"
         ) from error
     except (OSError, http_error) as error:  # a connection that broke half way, a full disk
-        raise ConfigError(f"[hub] {at} could not be fetched: {_line(error)}; try again, what is here is kept") from error
+        raise ConfigError(
+            f"[hub] {at} could not be fetched: {_line(error)}; try again, what is here is kept"
+        ) from error
     return Path(found)
 
 
