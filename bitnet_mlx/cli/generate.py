@@ -49,7 +49,11 @@ def run(args: argparse.Namespace) -> int:
         }
         print(json.dumps(record))
         return 0
-    completion = Completion.of(options.shown(stream))
+    try:
+        completion = Completion.of(options.shown(stream))
+    except KeyboardInterrupt:
+        options.show("\n")
+        raise
     options.show("\n")
     print(statistics(completion, load_s, model.name), file=sys.stderr)
     return 0

@@ -11,7 +11,8 @@ import numpy as np
 from bitnet_mlx.errors import FormatError
 from bitnet_mlx.ternary import CODES_PER_WORD, ZERO_WORD, padded
 
-_SHIFTS = np.arange(0, 8, 2, dtype=np.uint8)
+# The four weights of each byte, as four int8 in one uint32: a row is decoded by one look-up a byte.
+_FOUR_WEIGHTS = ((np.arange(256)[:, None] >> np.arange(0, 8, 2) & 3) - 1).astype(np.int8).view("<u4")[:, 0]
 _CHECKED_AT_ONCE = 1 << 16  # words; a block and its temporary stay in a core's cache
 
 
@@ -36,8 +37,7 @@ def pack_codes(codes: np.ndarray) -> np.ndarray:
 def unpack(words: np.ndarray, k: int) -> np.ndarray:
     """uint32 [N, ceil(K / 16) or more] -> int8 [N, K] of -1, 0, 1."""
     packed = np.ascontiguousarray(words).view(np.uint8)  # little endian: byte 0 holds the first four codes
-    codes = (packed[..., None] >> _SHIFTS & 3).reshape(packed.shape[0], -1)
-    return codes[:, :k].view(np.int8) - np.int8(1)
+    return _FOUR_WEIGHTS[packed].view(np.int8)[:, :k]
 
 
 def check(words: np.ndarray, k: int, name: str) -> None:

@@ -37,12 +37,12 @@ class KVCache:
         count = keys.shape[2]
         self.reserve(count)
         end = self.offset + count
-        self.keys = self._grown(self.keys, keys, end)
-        self.values = self._grown(self.values, values, end)
-        self.keys[..., self.offset : end, :] = keys
-        self.values[..., self.offset : end, :] = values
-        self.offset = end
-        return self.keys[..., :end, :], self.values[..., :end, :]
+        held_keys, held_values = self._grown(self.keys, keys, end), self._grown(self.values, values, end)
+        # In place: MLX writes into the array where nothing else holds it.
+        held_keys[..., self.offset : end, :] = keys
+        held_values[..., self.offset : end, :] = values
+        self.keys, self.values, self.offset = held_keys, held_values, end
+        return held_keys[..., :end, :], held_values[..., :end, :]
 
     def _grown(self, held: mx.array | None, new: mx.array, end: int) -> mx.array:
         """An array with room for `end` positions: `held` itself, or its filled part followed by zeros."""
@@ -94,7 +94,7 @@ class KVCache:
 
     def make_mask(self, n: int, return_array: bool = False, window_size: int | None = None) -> mx.array | str | None:
         """The mask for n new positions: None for one, "causal", or a boolean [n, offset + n] where True may be seen."""
-        if window_size is None and not return_array:
+        if window_size is None and (n == 1 or not return_array):
             return None if n == 1 else "causal"
         row = mx.arange(self.offset, self.offset + n)[:, None]
         column = mx.arange(self.offset + n)[None]

@@ -1,7 +1,7 @@
 """Shapes and data on which every backend must give the integers, outputs and codes of plain arithmetic.
 
 A backend's test calls `check_products(n, k, backend)` for each of `PAIRS` and `check_codes(k, quantize)` for each K.
-The expected values use none of the package's arithmetic: int64 products, and float64 operations each rounded to float32
+The expected values use none of the package's arithmetic: whole-number products in float64, and float64 operations each rounded to float32
 (float64 has more than twice float32's bits, so that is the correctly rounded float32 result).
 """
 
@@ -46,14 +46,14 @@ def codes(rng: np.random.Generator, k: int) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def _weights(n: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(t int8 [N, K], q int8 [17, K], their int64 products by groups of 128 along K [17, G, N])."""
+    """(t int8 [N, K], q int8 [17, K], their integer products by groups of 128 along K [17, G, N])."""
     rng = np.random.default_rng((n, k))
     t = rng.integers(-1, 2, (n, k)).astype(np.int8)
     t[::5], t[3::7] = 1, -1  # whole rows of one value: the largest accumulators
     q = np.roll(codes(rng, k), n + k, axis=0)  # so that M = 1 meets another kind of row at each shape
-    wide, across = q.astype(np.int64), t.astype(np.int64)
+    wide, across = q.astype(np.float64), t.astype(np.float64)  # whole numbers far below 2^53: exact, and fast
     parts = [wide[:, at : at + GROUP] @ across[:, at : at + GROUP].T for at in range(0, k, GROUP)]
-    return t, q, np.stack(parts, axis=1)
+    return t, q, np.stack(parts, axis=1).astype(np.int64)
 
 
 def f32(x: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -24,18 +25,18 @@ from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.ternary import TernaryTensor, quantize_activations
 from tests.support.random_model import random_weights, tiny_config
 
-LLAMA: dict[str, Any] = dict(model_type="llama", hidden_act="silu", sub_norms=False, tie_word_embeddings=False)
+LLAMA: dict[str, Any] = {"model_type": "llama", "hidden_act": "silu", "sub_norms": False, "tie_word_embeddings": False}
 YARN = RopeConfig(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)
 LLAMA3 = RopeConfig(rope_theta=5e5, rope_type="llama3", factor=8.0, original_max_position_embeddings=32)
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "bitnet": ({}, {}),
-    "bitnet, row scales, 8-bit head": ({}, dict(scale="row", head="8")),
-    "bitnet, two dense linears, 4-bit head": ({}, dict(head="4", dense=("mlp.up_proj", "self_attn.q_proj"))),
-    "llama, group scales, biases, 6-bit head": (LLAMA, dict(scale="group", head="6", bias=True)),
-    "llama, no grouped heads": (dict(LLAMA, num_key_value_heads=4), dict(head="float32")),
-    "llama3 rope": (dict(LLAMA, rope=LLAMA3), dict(head="float32")),
-    "yarn rope": (dict(rope=YARN), {}),
-    "linear rope": (dict(rope=RopeConfig(rope_type="linear", factor=3.0)), {}),
+    "bitnet, row scales, 8-bit head": ({}, {"scale": "row", "head": "8"}),
+    "bitnet, two dense linears, 4-bit head": ({}, {"head": "4", "dense": ("mlp.up_proj", "self_attn.q_proj")}),
+    "llama, group scales, biases, 6-bit head": (LLAMA, {"scale": "group", "head": "6", "bias": True}),
+    "llama, no grouped heads": (dict(LLAMA, num_key_value_heads=4), {"head": "float32"}),
+    "llama3 rope": (dict(LLAMA, rope=LLAMA3), {"head": "float32"}),
+    "yarn rope": ({"rope": YARN}, {}),
+    "linear rope": ({"rope": RopeConfig(rope_type="linear", factor=3.0)}, {}),
 }
 
 
@@ -131,6 +132,21 @@ def test_cache_and_chunks_change_rounding_only(case: str, monkeypatch: pytest.Mo
     assert np.abs(last - whole[-1]).max() < 1e-4
 
 
+def test_memory_of_a_long_prompt_is_that_of_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MlxModel(random_weights(tiny_config(max_position_embeddings=1024)))
+
+    def peak(piece: int) -> int:
+        monkeypatch.setattr(decoder_mlx, "_PREFILL", piece)
+        cache = model.make_cache()
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        model.step([ids(0, 1024)], [cache])
+        return mx.get_peak_memory() - before
+
+    assert peak(64) < peak(1024) / 8  # measured: 2.0 MB, and 23 MB; 4.6 MB where pieces are left lazy
+
+
 def test_batches_ragged_and_rectangular() -> None:
     model = MlxModel(build("bitnet"))
     a, b = ids(1, 9), ids(2, 5)
@@ -180,20 +196,9 @@ def test_threads_may_take_turns() -> None:
     expected = MlxModel(weights).step([tokens], [MlxModel(weights).make_cache()], "all")[0]
     held: dict[str, Any] = {}
 
-    def in_thread(work: Any) -> None:
-        errors: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                work()
-            except BaseException as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        thread.join()
-        if errors:
-            raise errors[0]
+    def in_thread(work: Callable[[], None]) -> None:
+        with ThreadPoolExecutor(1) as fresh:
+            fresh.submit(work).result()
 
     def make() -> None:
         held["model"] = MlxModel(weights)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bitnet_mlx import ternary
 from bitnet_mlx.backends import numpy_ref
+from bitnet_mlx.checkpoint.read import read_weights
 from bitnet_mlx.formats import words2
 from bitnet_mlx.formats.dense import DenseRows
 from bitnet_mlx.models import decoder_numpy
 from bitnet_mlx.models.decoder_numpy import NumpyDecoder
 from bitnet_mlx.models.weights import DecoderWeights, Linear
 from bitnet_mlx.ternary import TernaryTensor
-from tests.golden import by_hand, check
+from tests.golden import by_hand, check, recipe
 from tests.golden.cases import CASES
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -198,3 +201,14 @@ def test_a_dense_linear_ternarised() -> None:
     weights.linears[key] = Linear(TernaryTensor(words2.pack(t), np.asarray(m), w.shape))
     found = check.trace(NumpyDecoder(weights), "llama-some-dense")
     assert key in found.codes and check.problem(found, "llama-some-dense") is not None
+
+
+def test_scale_direction_taken_from_the_wrong_linear_class(tmp_path: Path) -> None:
+    """Through the reader: without linear_class a scale divides, so the same bytes mean another model."""
+    name = "bitnet-packed"
+    recipe.write(CASES[name], tmp_path)
+    assert not caught(read_weights(tmp_path), name)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["quantization_config"]["linear_class"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert caught(read_weights(tmp_path), name)

@@ -1,0 +1,51 @@
+"""What the compiled step finds where: one int64 array, `state`, of sizes and addresses, and the tables it points to.
+
+Weights stay where they lie, so every tensor is an address here; the decoder keeps the arrays themselves alive.
+Widths of float buffers and of codes are padded to whole blocks of 128 elements; the padding holds zeros.
+"""
+
+from __future__ import annotations
+
+# What is being done now. COUNTER hands out items to threads and has a cache line of its own (slots 8 to 15).
+JOB, LAYER, ITEMS, GRAIN, INPUT, INPUT_STRIDE, K = range(7)
+COUNTER = 8
+WEIGHT, WANTS, SERIAL_BELOW = range(26, 29)
+# The model.
+LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, SILU, LINEARS, NORMS, SCALARS = range(16, 26)
+# This call.
+ROWS, TOKENS, THREADS, POSITIONS, CACHES, COS, SIN, CHOSEN, CHOSEN_ROWS, LOGITS, SEQUENCES = range(32, 43)
+# Buffers.
+X, PLAIN, CODES, SUMS, SCALES, Q, KEYS, VALUES, ATTENTION, GATE, UP = range(48, 59)
+SCRATCH, SCRATCH_BYTES, TILE_AT, ROW_AT, SCORES_AT = range(59, 64)
+STATE_SIZE = 64
+
+# Jobs.
+PREPARE, QKV, ROTATE, ATTEND, OUT, GATE_UP, DOWN, FINAL_NORM, HEAD = range(9)
+
+# A linear: int64 [FIELDS] each; a layer has seven, in this order; the head comes after the last layer.
+KIND, N, WIDTH, ROW_BYTES, DATA, SCALE, SCALE_STEP, SCALE_GROUPS, BIAS = range(9)
+FIELDS = 9
+Q_PROJ, K_PROJ, V_PROJ, O_PROJ, GATE_PROJ, UP_PROJ, DOWN_PROJ = range(7)
+LAYER_LINEARS = 7
+
+# Kinds of linear. SCALE_STEP: floats between the scales of two rows (0: one scale for all); SCALE_GROUPS: scales a row.
+TERNARY, TERNARY_FLOAT, FLOAT32, BFLOAT16, GROUPED = range(5)
+
+# Norms of a layer: addresses of float32 vectors, 0 for none; the final norm comes after the last layer.
+INPUT_NORM, OUT_NORM, FFN_NORM, DOWN_NORM = range(4)
+LAYER_NORMS = 4
+
+# A sequence's cache: its capacity, then the addresses of keys and of values of each layer.
+# SCALARS: float32 [eps, 1 / sqrt(head_dim)]. POSITIONS: int64 [rows]; SEQUENCES: int64 [rows].
+EPS, ATTENTION_SCALE = range(2)
+
+TILE = 64  # rows of a weight that one item covers
+PANEL_FROM = 5  # rows of activations from which panels of 8 pay
+K_TILE = 20  # blocks of a panel that stay in the first-level cache
+CHUNK = 256  # rows of activations that one call takes at most
+SERIAL = 1 << 17  # default of SERIAL_BELOW: weights times rows below which a job is not worth waking threads for
+
+
+def padded(width: int) -> int:
+    """A width in whole blocks of 128."""
+    return (width + 127) // 128 * 128

@@ -1,0 +1,149 @@
+"""Addresses and scratch memory of the cpu decoder: what backends/cpu_jit/layout.py describes, filled from DecoderWeights."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bitnet_mlx.backends.cpu_jit import layout as at
+from bitnet_mlx.formats.dense import DenseRows, GroupedRows
+from bitnet_mlx.models.config import DecoderConfig
+from bitnet_mlx.models.weights import DecoderWeights, Linear, Matrix
+from bitnet_mlx.ternary import TernaryTensor
+
+LINEAR_NAMES = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+)  # fmt: skip
+NORM_NAMES = ("input_layernorm", "self_attn.attn_sub_norm", "post_attention_layernorm", "mlp.ffn_sub_norm")
+_LINE = 64  # bytes of a cache line
+
+
+def address(array: np.ndarray) -> int:
+    """Where an array's first element lies."""
+    return array.ctypes.data
+
+
+class WeightTables:
+    """The tables of linears and norms, and references to every array that they point to."""
+
+    def __init__(self, weights: DecoderWeights) -> None:
+        config = weights.config
+        self.config = config
+        self._kept: list[np.ndarray] = []
+        layers = config.num_hidden_layers
+        self.linears = np.zeros((layers * at.LAYER_LINEARS + 1, at.FIELDS), np.int64)
+        self.norms = np.zeros(layers * at.LAYER_NORMS + 1, np.int64)
+        sizes = config.norm_sizes()
+        for layer in range(layers):
+            for i, name in enumerate(LINEAR_NAMES):
+                self._fill(self.linears[layer * at.LAYER_LINEARS + i], weights.layer_linear(layer, name))
+            for i, name in enumerate(NORM_NAMES):
+                if name in sizes:
+                    self.norms[layer * at.LAYER_NORMS + i] = self._floats(weights.layer_norm(layer, name))
+        self._fill(self.linears[-1], Linear(weights.lm_head), head=True)
+        self.norms[-1] = self._floats(weights.norms["model.norm"])
+        self.scalars = np.array([config.rms_norm_eps, 1 / np.sqrt(config.head_dim)], np.float32)
+
+    def describe(self, state: np.ndarray) -> None:
+        """Write the model's own slots of the state."""
+        c = self.config
+        state[at.LAYERS], state[at.HIDDEN], state[at.HEADS] = c.num_hidden_layers, c.hidden_size, c.num_attention_heads
+        state[at.KV_HEADS], state[at.HEAD_DIM] = c.num_key_value_heads, c.head_dim
+        state[at.FFN], state[at.SILU] = c.intermediate_size, c.hidden_act == "silu"
+        state[at.LINEARS], state[at.NORMS] = address(self.linears), address(self.norms)
+        state[at.SCALARS] = address(self.scalars)
+
+    def _floats(self, array: np.ndarray) -> int:
+        """Address of a float32 array; a copy is kept only where it is not contiguous or lies at an odd address."""
+        return self._keep(np.require(array, np.float32, ["C", "A"]))
+
+    def _keep(self, array: np.ndarray) -> int:
+        self._kept.append(array)
+        return address(array)
+
+    def _fill(self, fields: np.ndarray, linear: Linear, head: bool = False) -> None:
+        weight = linear.weight
+        fields[at.N], fields[at.WIDTH] = weight.shape
+        data, scale = self._storage(fields, weight, head)
+        fields[at.ROW_BYTES] = data.strides[0]
+        fields[at.DATA] = self._keep(data)
+        if scale is not None:
+            fields[at.SCALE] = self._floats(scale)
+            fields[at.SCALE_GROUPS] = scale.shape[1] if scale.ndim == 2 else 1
+            fields[at.SCALE_STEP] = fields[at.SCALE_GROUPS] if scale.ndim else 0
+        fields[at.BIAS] = 0 if linear.bias is None else self._floats(linear.bias)
+
+    @staticmethod
+    def _storage(fields: np.ndarray, weight: Matrix, head: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        """Set KIND; return the matrix as its rows lie in memory, and its scales. The head never quantises its input."""
+        if isinstance(weight, TernaryTensor):
+            fields[at.KIND] = at.TERNARY if weight.activation_bits == 8 and not head else at.TERNARY_FLOAT
+            return np.ascontiguousarray(weight.words), weight.scale
+        if isinstance(weight, GroupedRows):
+            fields[at.KIND] = at.GROUPED
+            return np.ascontiguousarray(weight.codes), weight.scales
+        assert isinstance(weight, DenseRows)
+        if weight.dtype == "bfloat16":
+            fields[at.KIND] = at.BFLOAT16
+            return np.ascontiguousarray(weight.data), None
+        fields[at.KIND] = at.FLOAT32
+        return np.ascontiguousarray(weight.data, np.float32), None
+
+
+class Buffers:
+    """Scratch memory of one decoder: one block, grown when a step needs more rows, positions or threads."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        self._config = config
+        self._rows = self._positions = self._threads = 0
+        self.block = np.zeros(0, np.uint8)
+
+    def fit(self, state: np.ndarray, rows: int, positions: int, threads: int) -> None:
+        """Make room, and write the buffers' addresses into the state where they moved."""
+        if rows <= self._rows and positions <= self._positions and threads <= self._threads:
+            return
+        if rows > self._rows:
+            self._rows = at.CHUNK if rows > 8 else 8 if rows > 1 else 1
+        self._positions = max(self._positions, 1024 * (-(-2 * positions // 1024)) if positions > self._positions else 0)
+        self._threads = max(self._threads, threads)
+        sizes = self._sizes()
+        scratch, scratch_bytes = self._scratch()
+        total = sum(_lines(n) for n in sizes.values()) + scratch_bytes * self._threads
+        self.block = np.zeros(total + _LINE, np.uint8)
+        here = address(self.block) + -address(self.block) % _LINE
+        for slot, size in sizes.items():
+            state[slot] = here
+            here += _lines(size)
+        state[at.SCRATCH], state[at.SCRATCH_BYTES] = here, scratch_bytes
+        for slot, offset in scratch.items():
+            state[slot] = offset
+
+    def _sizes(self) -> dict[int, int]:
+        """Bytes of each buffer that all threads share."""
+        c, rows = self._config, self._rows
+        queries, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+        widest = at.padded(max(c.hidden_size, queries, c.intermediate_size))
+        return {
+            at.X: rows * at.padded(c.hidden_size) * 4,
+            at.PLAIN: rows * widest * 4,
+            at.CODES: -(-rows // 8) * 8 * widest,
+            at.SUMS: rows * (widest // 128 + 1) * 4,
+            at.SCALES: rows * 4,
+            at.Q: rows * queries * 4,
+            at.KEYS: rows * kv * 4,
+            at.VALUES: rows * kv * 4,
+            at.ATTENTION: rows * at.padded(queries) * 4,
+            at.GATE: rows * at.padded(c.intermediate_size) * 4,
+            at.UP: rows * at.padded(c.intermediate_size) * 4,
+        }
+
+    def _scratch(self) -> tuple[dict[int, int], int]:
+        """Offsets of a thread's own areas, and their bytes together."""
+        c = self._config
+        tile = at.TILE * 8 * 4
+        row = at.padded(max(c.hidden_size, c.num_attention_heads * c.head_dim, c.intermediate_size)) * 4
+        return {at.TILE_AT: 0, at.ROW_AT: tile, at.SCORES_AT: tile + row}, _lines(tile + row + self._positions * 4)
+
+
+def _lines(size: int) -> int:
+    return -(-size // _LINE) * _LINE

@@ -1,0 +1,163 @@
+"""generate and chat as a user types them, over a small random model in the place of a loaded one."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bitnet_mlx
+from bitnet_mlx.cli.main import main
+from bitnet_mlx.generation import generate
+from bitnet_mlx.tokenizer import Tokenizer
+from tests.support import tiny_tokenizers as tiny
+from tests.support.tiny_chat_model import RecordingDecoder, pair
+
+FIELDS = {
+    "text", "finish_reason", "prompt_tokens", "generation_tokens", "prompt_tps", "generation_tps", "ttft_s", "load_s",
+    "peak_memory_bytes", "backend", "model",
+}  # fmt: skip
+Given = Callable[..., tuple[RecordingDecoder, Tokenizer]]
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Given:
+    """Call it to choose the model that `load` gives, and what stdin holds."""
+
+    def choose(
+        stdin: bytes = b"", template: str | None = None, generation: Any = None
+    ) -> tuple[RecordingDecoder, Tokenizer]:
+        decoder, tokenizer = pair(tmp_path / "model", template=template, max_position_embeddings=400)
+        tokenizer.generation_config = generation or {}
+        monkeypatch.setattr(bitnet_mlx, "load", lambda path=None, **options: (decoder, tokenizer), raising=False)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        return decoder, tokenizer
+
+    return choose
+
+
+def test_text_streams_to_stdout_and_speed_to_stderr(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
+    decoder, tokenizer = given()
+    assert main(["generate", "--prompt", "hello", "--max-tokens", "9"]) == 0
+    out, err = capsys.readouterr()
+    assert out == generate(decoder, tokenizer, "hello", 9) + "\n"
+    assert len(err.splitlines()) == 1 and "[numpy] load" in err and "generated 9" in err
+
+
+def test_json_is_one_record_and_nothing_else(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
+    decoder, tokenizer = given(stdin="hello wörld".encode())
+    assert main(["generate", "--model", "some/model", "--prompt", "-", "--max-tokens", "5", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1 and err == ""
+    record = json.loads(out)
+    assert set(record) == FIELDS
+    assert (record["backend"], record["model"], record["finish_reason"]) == ("numpy", "some/model", "length")
+    assert record["text"] == generate(decoder, tokenizer, "hello wörld", 5)
+    assert record["prompt_tokens"] == len(tokenizer.encode("hello wörld")) and record["generation_tokens"] == 5
+
+
+def test_sampling_flags_stops_and_the_models_own_defaults(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
+    given(generation={"do_sample": True, "temperature": 5.0})
+
+    def text(*flags: str) -> str:
+        assert main(["generate", "--prompt", "hello", "--max-tokens", "12", "--json", *flags]) == 0
+        return json.loads(capsys.readouterr().out)["text"]
+
+    greedy = text("--temp", "0")
+    assert text("--seed", "3") == text("--seed", "3") != greedy, (
+        "the model's temperature holds unless a flag says otherwise"
+    )
+    assert text("--top-k", "1") == text("--temp", "0", "--seed", "9") == greedy
+    assert text("--temp", "0", "--stop", greedy[4:7], "--stop", "absent") == greedy[: greedy.find(greedy[4:7])]
+
+
+def test_a_chat_model_gets_a_turn_and_a_base_model_the_text(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
+    decoder, tokenizer = given(template=tiny.CHAT)
+    flags = ["generate", "--prompt", "hello", "--max-tokens", "1"]
+    assert main([*flags, "--system-prompt", "be brief"]) == 0
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
+    assert decoder.fed[0] == tokenizer.apply_chat_template(messages)
+    decoder.fed.clear()
+    assert main([*flags, "--ignore-chat-template"]) == 0
+    assert decoder.fed[0] == tokenizer.encode("hello")
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--prompt", "x", "--max-tokens", "0"], "--max-tokens is 0; it must be at least 1"),
+        (["--prompt", "x", "--temp", "-1"], "temp is -1.0"),
+        (["--prompt", "x", "--top-p", "2"], "top_p is 2.0"),
+        (["--prompt", "x", "--stop", ""], "stop is ''"),
+        (["--prompt", "hello " * 500], "the context holds 400"),
+        (["--prompt", "x", "--max-kv-size", "401"], "1 to 400"),
+        (["--prompt", "x", "--system-prompt", "s"], "no chat template"),
+        (["--prompt", "x", "--system-prompt", "s", "--ignore-chat-template"], "give one of them"),
+        (["--prompt", "-"], "stdin is not UTF-8 (invalid start byte at position 3)"),
+        (["--prompt", "a\udcff"], "--prompt is not UTF-8"),
+        ([], "--prompt"),
+        (["--prompt", "x", "--head-bits", "5"], "--head-bits"),
+    ],
+)
+def test_mistakes_exit_2_with_one_message(
+    flags: list[str], message: str, given: Given, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given(stdin=b"abc\xff")
+    try:
+        code = main(["generate", *flags])
+    except SystemExit as stop:  # argparse
+        code = int(stop.code or 0)
+    out, err = capsys.readouterr()
+    assert code == 2 and out == "" and message in err and "Traceback" not in err
+
+
+def test_verbose_tells_the_progress_of_the_prompt(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
+    given()
+    assert main(["generate", "--prompt", "hello", "--max-tokens", "1", "--verbose"]) == 0
+    assert "prompt: 2 of 2 tokens" in capsys.readouterr().err
+
+
+def test_an_interrupt_shows_what_was_made(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
+    decoder, tokenizer = given()
+    decoder.interrupt_at = 6
+    assert main(["generate", "--prompt", "hello"]) == 130
+    out, err = capsys.readouterr()
+    assert out == generate(decoder, tokenizer, "hello", 5) + "\n" and "Traceback" not in err
+
+
+def test_a_conversation(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = b"hello\n\n/reset\nhello\n/exit\nnever\n"
+    given(stdin=lines, template=tiny.CHAT)
+    assert main(["chat", "--max-tokens", "6"]) == 0
+    out, err = capsys.readouterr()
+    first, second = out.split("\n")[:2]
+    assert out == f"{first}\n{second}\n" and first == second and err == ""
+    given(stdin=lines, template=tiny.CHAT)
+    assert main(["chat", "--max-tokens", "6", "--json"]) == 0
+    out, _ = capsys.readouterr()
+    record = json.loads(out)
+    assert out.count("\n") == 1
+    assert [turn["text"] for turn in record["turns"]] == [first, second]
+    assert record["model"] == "embedded" and record["backend"] == "numpy"
+
+
+def test_chat_with_a_base_model(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
+    given(stdin=b"hello\n")
+    assert main(["chat"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "base model" in err and "--ignore-chat-template" in err
+    given(stdin=b"hello\n")
+    assert main(["chat", "--ignore-chat-template", "--max-tokens", "3"]) == 0
+    assert capsys.readouterr().out
+
+
+def test_chat_refuses_a_line_that_is_not_utf8(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
+    given(stdin=b"hello\n\xe9\n", template=tiny.CHAT)
+    assert main(["chat", "--max-tokens", "3"]) == 2
+    assert "line 2 of stdin is not UTF-8" in capsys.readouterr().err
