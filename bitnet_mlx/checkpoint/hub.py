@@ -29,12 +29,16 @@ def resolve(path_or_repo: str | Path, revision: str | None = None, progress: boo
     Raises ConfigError where there is no such folder, model or revision, or it cannot be reached, and FormatError where
     the cache holds only a part of the model, naming the missing files.
     """
-    path = Path(path_or_repo).expanduser()
-    if path.exists():
-        if revision is not None:
-            raise ConfigError(f"[hub] revision {revision!r} was given, but {path} is on this disk; leave out the revision")
-        return path
     name = os.fspath(path_or_repo)
+    if not name.strip():
+        raise ConfigError("[hub] the model's name is empty; give a model folder or a Hugging Face name (owner/name)")
+    path = Path(name).expanduser()
+    if os.path.exists(path):  # False where the system cannot even look, such as for a name too long
+        if revision is not None:
+            raise ConfigError(
+                f"[hub] revision {revision!r} was given, but {path} is on this disk; leave out the revision"
+            )
+        return path
     if not _NAME.fullmatch(name):
         raise ConfigError(
             f"[hub] there is no file or folder {name}, and it is no Hugging Face name (owner/name); "
@@ -82,7 +86,9 @@ def _snapshot(name: str, revision: str | None, progress: bool) -> Path:
             "check the name, connect, or give a model folder"
         ) from error
     except (OSError, http_error) as error:  # a connection that broke half way, a full disk
-        raise ConfigError(f"[hub] {at} could not be fetched: {_line(error)}; try again, what is here is kept") from error
+        raise ConfigError(
+            f"[hub] {at} could not be fetched: {_line(error)}; try again, what is here is kept"
+        ) from error
     return Path(found)
 
 

@@ -148,14 +148,18 @@ def _mismatch(model: ModelConfig, table: TensorTable, missing: list[str], unknow
     if missing:
         parts.append(f"lacks {len(missing)} tensors: {name_list(missing)}")
     if unknown:
-        parts.append(f"has {len(unknown)} tensors that a {model.decoder.model_type} model does not know: {name_list(unknown)}")
+        parts.append(
+            f"has {len(unknown)} tensors that a {model.decoder.model_type} model does not know: {name_list(unknown)}"
+        )
     examples = ", ".join(f"{name} {table.info(name)}" for name in sorted(table)[:3])
     hint = ""
     if missing and all(name.endswith("weight_scale") for name in missing) and model.quantization.storage == "packed":
         hint = '; master weights need "linear_class": "autobitlinear" and "quantization_mode": "online" in quantization_config'
     if f"{HEAD}.weight" in missing:
         hint = '; an output head that is the embedding needs "tie_word_embeddings": true in config.json'
-    return FormatError(f"[checkpoint] {table.folder} {'; it '.join(parts)}; it has {len(table)}, such as {examples}{hint}")
+    return FormatError(
+        f"[checkpoint] {table.folder} {'; it '.join(parts)}; it has {len(table)}, such as {examples}{hint}"
+    )
 
 
 def read_linear(table: TensorTable, model: ModelConfig, module: str, shape: tuple[int, int]) -> Matrix:

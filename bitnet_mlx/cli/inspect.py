@@ -134,7 +134,9 @@ def table(r: dict[str, Any]) -> str:
     if r["zeros_share"] is not None:
         (least, low), (most, high) = r["zeros_share_least"], r["zeros_share_most"]
         lines.append(("zeros", f"{r['zeros_share']:.2%}; from {low:.2%} ({least}) to {high:.2%} ({most})"))
-        lines.append(("bits a weight", f"{r['bits_per_ternary_weight']:.3f} ternary, {r['bits_per_weight']:.3f} over the model"))
+        lines.append(
+            ("bits a weight", f"{r['bits_per_ternary_weight']:.3f} ternary, {r['bits_per_weight']:.3f} over the model")
+        )
     lines += [
         ("head", f"{r['head_storage']}, {'tied to' if r['tied'] else 'apart from'} the embedding; {r['vocab_size']:,} tokens"),
         ("context", f"{r['max_context']:,} positions, rope {r['rope']} with base {r['rope_theta']:g}"),
@@ -142,7 +144,13 @@ def table(r: dict[str, Any]) -> str:
         ("tokenizer", f"{r['tokenizer'] or 'none'}, {'with a' if r['chat_template'] else 'no'} chat template"),
         ("read a token", f"{size(total)} at {r['context']:,} positions:"),
     ]  # fmt: skip
-    names = {"ternary": "ternary", "dense": "float layers", "head": "head", "norms": "norms, biases", "kv": "KV, float32"}
+    names = {
+        "ternary": "ternary",
+        "dense": "float layers",
+        "head": "head",
+        "norms": "norms, biases",
+        "kv": "KV, float32",
+    }
     for part, count in r["read_bytes"].items():
         if count:
             lines.append((f"  {names[part]}", f"{size(count)} ({count / total:.1%})"))

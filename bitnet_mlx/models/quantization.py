@@ -44,9 +44,7 @@ class Quantization:
         if self.storage == "dense":
             return False
         entries = ("lm_head",) if self.modules_to_not_convert is None else self.modules_to_not_convert
-        return not any(
-            re.match(rf"(?:{entry})(?:(?<=\.)|(?=\.|$))", name) or name.endswith(entry) for entry in entries
-        )
+        return not any(re.match(rf"(?:{entry})(?:(?<=\.)|(?=\.|$))", name) or name.endswith(entry) for entry in entries)
 
 
 def parse_quantization(config: dict[str, Any], where: str) -> Quantization:

@@ -50,7 +50,9 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "old llama3": {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3}},
     "new llama3": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3}},
     "old yarn": {"rope_theta": 5e5, "rope_scaling": {"type": "yarn", **YARN}},
-    "new yarn": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 5e5, "truncate": False, "beta_fast": 16, **YARN}},
+    "new yarn": {
+        "rope_parameters": {"rope_type": "yarn", "rope_theta": 5e5, "truncate": False, "beta_fast": 16, **YARN}
+    },
     "yarn of the context": {"rope_scaling": {"type": "yarn", "factor": 2.0}, "max_position_embeddings": 64},
     "kv heads": {"num_key_value_heads": 2},
     "null kv heads": {"num_key_value_heads": [None]},
