@@ -117,6 +117,8 @@ def _read_header(file: Any, size: int, path: Path) -> tuple[dict[str, Any], int]
 
 
 def _metadata(value: Any, path: Path) -> dict[str, str]:
+    if value is None:  # MLX writes null where it has none
+        return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise FormatError(f"[safetensors] {path}: __metadata__ is {shown(value)}; a table of strings is allowed")
     return value

@@ -26,8 +26,10 @@ class CpuDecoder:
 
     name = "cpu"
 
-    def __init__(self, weights: DecoderWeights) -> None:
-        """Raises BackendError where numba is missing or a forced body does not suit the processor."""
+    def __init__(self, weights: DecoderWeights, serial_below: int = at.SERIAL) -> None:
+        """serial_below: weights times rows under which a product stays on the calling thread.
+
+        Raises BackendError where numba is missing or a forced body does not suit the processor."""
         self.weights = weights
         self.config = weights.config
         self._compiled = compiled.compiled_step()
@@ -39,6 +41,7 @@ class CpuDecoder:
         skip = -address(room) % 64 // 8  # the shared counter has a cache line of its own
         self._state = room[skip : skip + at.STATE_SIZE]
         self._tables.describe(self._state)
+        self._state[at.SERIAL_BELOW] = serial_below
 
     def make_cache(self, limit: int | None = None) -> KVCache:
         return KVCache(self.config, limit=limit)
@@ -106,7 +109,7 @@ class CpuDecoder:
             state[at.POSITIONS], state[at.SEQUENCES] = address(place), address(sequence)
             state[at.CHOSEN], state[at.CHOSEN_ROWS] = address(here), len(here)
             state[at.LOGITS] = address(y[done:]) if len(here) else 0
-            self._compiled(state)
+            self._compiled(address(state))
             done += len(here)
         return y
 

@@ -61,11 +61,11 @@ def test_an_interrupted_answer_stays_and_the_talk_goes_on(tmp_path: Path) -> Non
     decoder, tokenizer = pair(tmp_path, max_position_embeddings=512)
     session = ChatSession(decoder, tokenizer, max_tokens=30)
     decoder.interrupt_at = 8
-    shown = ""
+    shown: list[str] = []
+    parts = (response.text for response in session.reply(TURNS[0]))
     with pytest.raises(KeyboardInterrupt):
-        for response in session.reply(TURNS[0]):
-            shown += response.text
-    assert session.messages == [{"role": "user", "content": TURNS[0]}, {"role": "assistant", "content": shown}]
+        shown.extend(parts)
+    assert session.messages == [{"role": "user", "content": TURNS[0]}, {"role": "assistant", "content": "".join(shown)}]
     decoder.interrupt_at = None
     after = text_of(session, TURNS[1])
     fresh = ChatSession(decoder, tokenizer, max_tokens=30)
@@ -118,14 +118,16 @@ def test_raw_conversations_continue_the_text(tmp_path: Path) -> None:
 
 def test_a_base_model_is_refused(tmp_path: Path) -> None:
     decoder, tokenizer = pair(tmp_path, template=None)
-    with pytest.raises(ConfigError, match="base model.*--ignore-chat-template"):
+    with pytest.raises(ConfigError, match=r"base model.*--ignore-chat-template"):
         ChatSession(decoder, tokenizer)
 
 
 def test_a_system_prompt_reaches_the_model_or_is_refused(tmp_path: Path) -> None:
     decoder, tokenizer = pair(tmp_path / "takes")
     assert "be brief" in tokenizer.decode(prompt_ids(tokenizer, "hi", "be brief"))
-    _, leaves = pair(tmp_path / "leaves", template="{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}")
+    _, leaves = pair(
+        tmp_path / "leaves", template="{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+    )
     with pytest.raises(ConfigError, match="leaves the system prompt out"):
         conversation_ids(leaves, [{"role": "user", "content": "hi"}], "be brief")
     _, refuses = pair(

@@ -9,7 +9,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from bitnet_mlx.backends.cpu_jit.emit import Builder, Value, at, const, f32, i64, load, loop, pointer, splat, store, vector
-from bitnet_mlx.backends.cpu_jit.floats import ONE, OPTIONS, ZERO, dot, exp, floats, lane_total
+from bitnet_mlx.backends.cpu_jit.floats import ONE, OPTIONS, ZERO, apart, dot, exp, floats, lane_total
 
 LOWEST = np.float32(-np.inf)
 
@@ -45,6 +45,7 @@ mix_64, mix_8, mix_1 = _mix(64), _mix(8), _mix(1)
 @njit(**OPTIONS)
 def attend(q, keys, values, positions, dim, scale, scores, out):
     """One query head at address q over `positions` rows of keys and values [positions, dim]; scores: room for them."""
+    apart()
     e = floats(scores)
     stride = dim * 4
     top = LOWEST
@@ -70,6 +71,7 @@ def attend(q, keys, values, positions, dim, scale, scores, out):
 @njit(**OPTIONS)
 def rotate(x, cos, sin, half, out):
     """One head's halves turned: x [2 * half] to out, which may be x."""
+    apart()
     source, c, s, y = floats(x), floats(cos), floats(sin), floats(out)
     for j in range(half):
         a, b = source[j], source[j + half]
@@ -80,6 +82,7 @@ def rotate(x, cos, sin, half, out):
 @njit(**OPTIONS)
 def gated(gate, up, count, silu):
     """gate[i] = act(gate[i]) * up[i], in place."""
+    apart()
     g, u = floats(gate), floats(up)
     if silu:
         for i in range(count):

@@ -25,7 +25,8 @@ from bitnet_mlx.ternary import MIN_SCALE
 MAGIC = np.float32(12582912.0)
 ONE, ZERO, TOP = np.float32(1), np.float32(0), np.float32(127)
 P0, P1, P2, P3, P4, P5 = EXP_POLYNOMIAL
-OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True}  # division by zero gives infinity, as in numpy
+# Division by zero gives infinity, as in numpy. Functions are only called from compiled code: no wrappers for Python.
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 def cast(kind: Any) -> Any:
@@ -45,6 +46,17 @@ def cast(kind: Any) -> Any:
 
 floats, ints, longs = cast(types.float32), cast(types.int32), cast(types.int64)
 bytes_signed, bytes_plain = cast(types.int8), cast(types.uint8)
+
+
+@intrinsic
+def apart(typing: Any) -> Any:
+    """Keep the function that calls this out of line, or LLVM compiles it again wherever it is used."""
+
+    def build(context: Any, b: Builder, signature: Any, args: Any) -> Value:
+        b.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), build
 
 
 def float_intrinsic(build: Any, arguments: int, result: Any = types.float32) -> Any:

@@ -7,8 +7,9 @@ Widths of float buffers and of codes are padded to whole blocks of 128 elements;
 from __future__ import annotations
 
 # What is being done now. COUNTER hands out items to threads and has a cache line of its own (slots 8 to 15).
-JOB, LAYER, ITEMS, GRAIN, INPUT, INPUT_STRIDE, K, WEIGHT = range(8)
+JOB, LAYER, ITEMS, GRAIN, INPUT, INPUT_STRIDE, K = range(7)
 COUNTER = 8
+WEIGHT, WANTS, SERIAL_BELOW = range(26, 29)
 # The model.
 LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, SILU, LINEARS, NORMS, SCALARS = range(16, 26)
 # This call.
@@ -42,7 +43,7 @@ TILE = 64  # rows of a weight that one item covers
 PANEL_FROM = 5  # rows of activations from which panels of 8 pay
 K_TILE = 20  # blocks of a panel that stay in the first-level cache
 CHUNK = 256  # rows of activations that one call takes at most
-SERIAL = 1 << 17  # weights times rows below which a job is not worth waking threads for
+SERIAL = 1 << 17  # default of SERIAL_BELOW: weights times rows below which a job is not worth waking threads for
 
 
 def padded(width: int) -> int:

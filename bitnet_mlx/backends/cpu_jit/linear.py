@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 
 from bitnet_mlx.backends.cpu_jit.floats import (
-    OPTIONS, ZERO, bytes_plain, dot, dot_bfloat16, dot_grouped, floats, ints, longs,
+    OPTIONS, ZERO, apart, bytes_plain, dot, dot_bfloat16, dot_grouped, floats, ints, longs,
 )  # fmt: skip
 from bitnet_mlx.backends.cpu_jit.layout import (
     BFLOAT16, BIAS, CODES, DATA, FLOAT32, GROUPED, K_TILE, KIND, ROW_AT, ROW_BYTES, ROWS, SCALE, SCALE_GROUPS,
@@ -35,6 +35,7 @@ def put(out, value, bias, n, add):
 @njit(**OPTIONS)
 def one_scale_rows(state, e, blocks, n0, n1, out, stride, add):
     """Activations one at a time, one scale a weight row."""
+    apart()
     scales, scale, step = floats(state[SCALES]), floats(e[SCALE]), e[SCALE_STEP]
     sums = ints(state[SUMS])
     for n in range(n0, n1):
@@ -47,6 +48,7 @@ def one_scale_rows(state, e, blocks, n0, n1, out, stride, add):
 @njit(**OPTIONS)
 def group_scale_rows(state, e, blocks, n0, n1, out, stride, add):
     """Activations one at a time, a scale for each block of 128, the blocks added in ascending order."""
+    apart()
     scales, scale, step = floats(state[SCALES]), floats(e[SCALE]), e[SCALE_STEP]
     sums = ints(state[SUMS])
     for n in range(n0, n1):
@@ -63,6 +65,7 @@ def group_scale_rows(state, e, blocks, n0, n1, out, stride, add):
 @njit(**OPTIONS)
 def one_scale_panels(state, e, blocks, n0, n1, out, stride, add, tile):
     """Panels of 8 tokens, one scale a weight row. tile: int32 [n1 - n0, 8]."""
+    apart()
     scales, scale, step = floats(state[SCALES]), floats(e[SCALE]), e[SCALE_STEP]
     sums, acc = ints(state[SUMS]), ints(tile)
     for m0 in range(0, state[ROWS], PANEL):
@@ -86,6 +89,7 @@ def one_scale_panels(state, e, blocks, n0, n1, out, stride, add, tile):
 @njit(**OPTIONS)
 def group_scale_panels(state, e, blocks, n0, n1, out, stride, add, tile):
     """Panels of 8 tokens, a scale for each block. tile: int32 [8], then float32 [8]."""
+    apart()
     scales, scale, step = floats(state[SCALES]), floats(e[SCALE]), e[SCALE_STEP]
     sums, acc, total = ints(state[SUMS]), ints(tile), floats(tile + PANEL * 4)
     for m0 in range(0, state[ROWS], PANEL):
@@ -109,6 +113,7 @@ def group_scale_panels(state, e, blocks, n0, n1, out, stride, add, tile):
 @njit(**OPTIONS)
 def unpack_row(w, scale, groups, blocks, out):
     """One ternary row as floats, code * scale, `blocks` blocks of 128."""
+    apart()
     source, factor, y = bytes_plain(w), floats(scale), floats(out)
     for block in range(blocks):
         f = factor[block if groups > 1 else 0]
@@ -121,6 +126,7 @@ def unpack_row(w, scale, groups, blocks, out):
 @njit(**OPTIONS)
 def float_rows(e, rows, x, x_stride, n0, n1, out, stride, add, room):
     """Rows of floats, or of codes with scales. x: float32 [rows, x_stride] at an address; room: one unpacked row."""
+    apart()
     kind, k, width, row_bytes = e[KIND], e[WIDTH], x_stride * 4, e[ROW_BYTES]
     for n in range(n0, n1):
         w, scale = e[DATA] + n * row_bytes, e[SCALE] + n * e[SCALE_STEP] * 4

@@ -11,7 +11,7 @@ from bitnet_mlx.backends.cpu_jit import emit
 from bitnet_mlx.backends.cpu_jit.emit import (
     LANES, Builder, Value, at, const, i8, i16, i32, lanes_f32, load, pointer, splat, store, vector,
 )  # fmt: skip
-from bitnet_mlx.backends.cpu_jit.floats import MAGIC, OPTIONS, ZERO, bytes_signed, floats, ints, quantiser_factors
+from bitnet_mlx.backends.cpu_jit.floats import MAGIC, OPTIONS, ZERO, apart, bytes_signed, floats, ints, quantiser_factors
 from bitnet_mlx.backends.cpu_jit.product import BLOCK, lane_total
 
 _many = vector(i32, LANES)
@@ -71,6 +71,7 @@ def quantize_row(x, weight, k, eps, out, stride, sums):
 
     weight: the norm's weight, or 0 for no norm. The last block is filled with 0.
     """
+    apart()
     factor, s = quantiser_factors(x, weight, k, eps)
     total = ints(sums)
     whole = k // BLOCK
