@@ -93,6 +93,23 @@ def test_an_interrupt_before_the_first_token_takes_the_message_back(tmp_path: Pa
     assert text_of(session, TURNS[0])
 
 
+def test_a_prompt_that_the_cache_holds_whole_is_still_answered(tmp_path: Path) -> None:
+    """Interrupted between the prompt's last position and the first token; the same message again."""
+    decoder, tokenizer = pair(tmp_path)
+    want = text_of(ChatSession(decoder, tokenizer, max_tokens=4), TURNS[0])
+    session = ChatSession(decoder, tokenizer, max_tokens=4)
+
+    def interrupt_at_the_end(done: int, total: int) -> None:
+        if done == total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(session.reply(TURNS[0], interrupt_at_the_end))
+    decoder.fed.clear()
+    assert text_of(session, TURNS[0]) == want
+    assert len(decoder.fed[0]) == 1
+
+
 @pytest.mark.parametrize("raw", [True, False])
 def test_a_conversation_that_no_longer_fits(raw: bool, tmp_path: Path) -> None:
     decoder, tokenizer = pair(tmp_path)
