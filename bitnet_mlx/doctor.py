@@ -20,7 +20,9 @@ from bitnet_mlx.errors import BitnetError
 ENGINES = ("numpy", "cpu", "mlx")
 PACKAGES = ("mlx", "mlx-lm", "numba", "tbb", "numpy", "tokenizers", "sentencepiece", "huggingface-hub")
 TEXT = "def main():\n    return 0\n"
-CLOSE = 0.3  # of the logits' spread: a flipped code moves them by some percent, a wrong product by several times the spread
+CLOSE = (
+    0.3  # of the logits' spread: a flipped code moves them by some percent, a wrong product by several times the spread
+)
 
 
 @dataclass
@@ -139,7 +141,9 @@ def table(report: Report) -> str:
         details = ", ".join(f"{key} {value}" for key, value in engine.details.items())
         lines.append(f"{engine.name:<6} {_verdict(engine)}" + (f" [{details}]" if details else ""))
     lines.append("")
-    lines.append("all engines agree" if report.ok else "an engine is wrong on this machine: do not use it, and report this")
+    lines.append(
+        "all engines agree" if report.ok else "an engine is wrong on this machine: do not use it, and report this"
+    )
     return "\n".join(lines)
 
 
