@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import NamedTuple
 
 from tests.support.structure.tree import PACKAGE, Breach, Module, Tree, literals
@@ -52,6 +53,7 @@ class Import(NamedTuple):
     when: str
 
 
+@cache
 def imports(tree: ast.Module) -> list[Import]:
     """Every import of a module, with `import_module("...")` and `__import__("...")` of a constant name."""
     return list(_walk(tree.body, "load"))
