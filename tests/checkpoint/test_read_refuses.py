@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from bitnet_mlx.checkpoint.read import read_weights
+from bitnet_mlx.checkpoint.write import write_native
 from bitnet_mlx.errors import BitnetError, FormatError, UnsupportedModelError
 from bitnet_mlx.formats.dense import DenseRows
 from bitnet_mlx.models.weights import DecoderWeights
@@ -195,13 +196,17 @@ def same_or_error(folder: Path, expected: DecoderWeights) -> bool:
     return False
 
 
-@pytest.mark.parametrize("storage", ["packed", "online"])
+@pytest.mark.parametrize("storage", ["packed", "online", "words2"])
 def test_random_damage_is_an_error_or_a_load(tmp_path: Path, storage: str) -> None:
     """Flips in the header and the data, cuts and growth: never another exception."""
     sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 20, "vocab_size": 8, "num_attention_heads": 2}
-    hf_folder.write(tmp_path, storage=storage, num_hidden_layers=1, num_key_value_heads=1, **sizes)
-    expected = read_weights(tmp_path)
-    path = tmp_path / "model.safetensors"
+    first = "packed" if storage == "words2" else storage
+    wrote = hf_folder.write(tmp_path / "hf", storage=first, num_hidden_layers=1, num_key_value_heads=1, **sizes)
+    folder = wrote.path
+    if storage == "words2":
+        folder = write_native(read_weights(folder), wrote.config, tmp_path / "native", head_bits=8)
+    expected = read_weights(folder)
+    path = folder / "model.safetensors"
     whole = path.read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
     rng = np.random.default_rng(11)
@@ -218,7 +223,7 @@ def test_random_damage_is_an_error_or_a_load(tmp_path: Path, storage: str) -> No
             for _ in range(int(rng.integers(1, 4))):
                 damaged[int(rng.integers(0, limit))] ^= 1 << int(rng.integers(0, 8))
         path.write_bytes(damaged)
-        failed += same_or_error(tmp_path, expected)
+        failed += same_or_error(folder, expected)
     assert failed > 250
 
 
