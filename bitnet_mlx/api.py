@@ -54,7 +54,9 @@ def load(
     choice = choose(backend)
     tell(f"backend {choice.name}: {choice.reason}")
     if threads is not None and choice.name != "cpu":
-        raise ConfigError(f"[load] threads was given and the backend is {choice.name}; only cpu takes a number of threads")
+        raise ConfigError(
+            f"[load] threads was given and the backend is {choice.name}; only cpu takes a number of threads"
+        )
     if choice.name != "mlx" and dtype not in (None, "float32"):
         raise ConfigError(f"[load] dtype is {dtype} and the backend is {choice.name}, which computes in float32 alone")
     folder = embedded_model() if path_or_repo is None else resolve(path_or_repo, revision)

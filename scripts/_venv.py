@@ -99,7 +99,9 @@ class Environment:
         if done.returncode:
             lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
             text = "\n".join(lines[-20:])
-            sys.exit(f"{text}\nSet-up failed; {self.log} has all of it. The first installation needs the package index.")
+            sys.exit(
+                f"{text}\nSet-up failed; {self.log} has all of it. The first installation needs the package index."
+            )
 
 
 def main(root: Path, extras: set[str]) -> None:
