@@ -53,12 +53,16 @@ def load(
     tell = progress or (lambda line: None)
     choice = choose(backend)
     tell(f"backend {choice.name}: {choice.reason}")
+    if threads is not None and choice.name != "cpu":
+        raise ConfigError(
+            f"[load] threads was given and the backend is {choice.name}; only cpu takes a number of threads"
+        )
     if choice.name != "mlx" and dtype not in (None, "float32"):
         raise ConfigError(f"[load] dtype is {dtype} and the backend is {choice.name}, which computes in float32 alone")
     folder = embedded_model() if path_or_repo is None else resolve(path_or_repo, revision)
     tokenizer = load_tokenizer(folder)
     weights = read_weights(folder, head_bits=head_bits, activations=activations)
-    return _decoder(choice.name, weights, dtype, threads, tell), tokenizer
+    return _decoder(choice.name, weights, dtype, threads), tokenizer
 
 
 def _check(head_bits: int | None, dtype: str | None, activations: int | None) -> None:
@@ -71,19 +75,18 @@ def _check(head_bits: int | None, dtype: str | None, activations: int | None) ->
             raise ConfigError(f"[load] {name} is {value!r}; {', '.join(map(str, allowed))} are allowed")
 
 
-def _decoder(
-    backend: str, weights: DecoderWeights, dtype: str | None, threads: int | None, tell: Callable[[str], None]
-) -> Decoder:
+def _decoder(backend: str, weights: DecoderWeights, dtype: str | None, threads: int | None) -> Decoder:
     if backend == "mlx":
         from bitnet_mlx.models.decoder_mlx import MlxModel
 
         return MlxModel.from_weights(weights, dtype)
     if backend == "cpu":
+        from bitnet_mlx.backends.cpu_jit.threads import set_threads
         from bitnet_mlx.models.decoder_cpu import CpuDecoder
 
-        return CpuDecoder(weights, threads=threads)
-    if threads is not None:
-        raise ConfigError("[load] threads was given and the numpy backend takes none; leave it out or use --backend cpu")
+        if threads is not None:
+            set_threads(threads)
+        return CpuDecoder(weights)
     from bitnet_mlx.models.decoder_numpy import NumpyDecoder
 
     return NumpyDecoder(weights)

@@ -90,7 +90,9 @@ def quantized_linear(q: np.ndarray, s: np.ndarray, w: TernaryTensor, bias: np.nd
     return y if bias is None else y + bias
 
 
-def dense_linear(x: np.ndarray, w: TernaryTensor | DenseRows | GroupedRows, bias: np.ndarray | None = None) -> np.ndarray:
+def dense_linear(
+    x: np.ndarray, w: TernaryTensor | DenseRows | GroupedRows, bias: np.ndarray | None = None
+) -> np.ndarray:
     """float32 x [M, K] times float rows, each output a dot in the fixed order: float32 [M, N]."""
     m, n = x.shape[0], w.shape[0]
     y = np.empty((m, n), np.float32)

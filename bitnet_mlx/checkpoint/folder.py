@@ -35,7 +35,9 @@ def checkpoint_folder(path: Path | str) -> Path:
             + (f", perhaps {folder.parent}" if (folder.parent / "config.json").is_file() else "")
         )
     if not folder.is_dir():
-        raise ConfigError(f"[checkpoint] there is no folder {folder}; give a folder with config.json and safetensors weights")
+        raise ConfigError(
+            f"[checkpoint] there is no folder {folder}; give a folder with config.json and safetensors weights"
+        )
     return folder
 
 
@@ -140,7 +142,9 @@ class TensorTable:
             (moved, "gives the wrong file for tensors"),
         ):
             if names:
-                raise FormatError(f"[checkpoint] {self.folder / INDEX} {text}: {name_list(names)}. Fetch the model again")
+                raise FormatError(
+                    f"[checkpoint] {self.folder / INDEX} {text}: {name_list(names)}. Fetch the model again"
+                )
 
     def __contains__(self, name: str) -> bool:
         return name in self._home

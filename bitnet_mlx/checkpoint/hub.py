@@ -24,17 +24,21 @@ def resolve(path_or_repo: str | Path, revision: str | None = None, progress: boo
     """The folder that holds a model.
 
     path_or_repo: a path that exists, or "owner/name" on the Hugging Face hub. revision: a branch, tag or commit there.
-    progress: whether download bars are drawn (on stderr). Without a network, or with HF_HUB_OFFLINE=1, the cache serves.
+    progress: whether download bars are drawn (on stderr). Without a network or with HF_HUB_OFFLINE=1 the cache serves.
 
     Raises ConfigError where there is no such folder, model or revision, or it cannot be reached, and FormatError where
     the cache holds only a part of the model, naming the missing files.
     """
-    path = Path(path_or_repo).expanduser()
-    if path.exists():
-        if revision is not None:
-            raise ConfigError(f"[hub] revision {revision!r} was given, but {path} is on this disk; leave out the revision")
-        return path
     name = os.fspath(path_or_repo)
+    if not name.strip():
+        raise ConfigError("[hub] the model's name is empty; give a model folder or a Hugging Face name (owner/name)")
+    path = Path(name).expanduser()
+    if os.path.exists(path):  # False where the system cannot even look, such as for a name too long
+        if revision is not None:
+            raise ConfigError(
+                f"[hub] revision {revision!r} was given, but {path} is on this disk; leave out the revision"
+            )
+        return path
     if not _NAME.fullmatch(name):
         raise ConfigError(
             f"[hub] there is no file or folder {name}, and it is no Hugging Face name (owner/name); "
@@ -55,7 +59,8 @@ def _snapshot(name: str, revision: str | None, progress: bool) -> Path:
     at = f"{name} at revision {revision}" if revision else name
     options: dict[str, Any] = {} if progress else {"tqdm_class": _silent_bar()}
     incomplete = getattr(errors, "IncompleteSnapshotError", ())  # since huggingface_hub 2
-    http_error = errors.HfHubHTTPError.__mro__[1]  # the root of its HTTP library's errors, whichever that is
+    # The root of its HTTP library's errors, whichever that is.
+    http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     try:
         found = snapshot_download(
             name, revision=revision, allow_patterns=list(ALLOWED), ignore_patterns=["*/*"], **options
@@ -82,12 +87,14 @@ def _snapshot(name: str, revision: str | None, progress: bool) -> Path:
             "check the name, connect, or give a model folder"
         ) from error
     except (OSError, http_error) as error:  # a connection that broke half way, a full disk
-        raise ConfigError(f"[hub] {at} could not be fetched: {_line(error)}; try again, what is here is kept") from error
+        raise ConfigError(
+            f"[hub] {at} could not be fetched: {_line(error)}; try again, what is here is kept"
+        ) from error
     return Path(found)
 
 
 def _usable(at: str, error: Any) -> Path:
-    """A cached snapshot that lacks files: used where what lacks is not the config nor a weight file, else FormatError."""
+    """A cached snapshot that lacks files: used where it has the config and every weight file, else FormatError."""
     folder = Path(error.snapshot_path)
     try:
         read_config(folder)

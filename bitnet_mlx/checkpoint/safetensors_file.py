@@ -67,7 +67,9 @@ class SafetensorsFile:
         """A read-only view of a tensor; the map lives as long as a view does. Raises FormatError on an unknown name."""
         info = self.tensors.get(name)
         if info is None:
-            raise FormatError(f"[safetensors] {self.path} holds no tensor {name!r}; it holds {len(self.tensors)} others")
+            raise FormatError(
+                f"[safetensors] {self.path} holds no tensor {name!r}; it holds {len(self.tensors)} others"
+            )
         dtype = np.dtype(STORAGE[info.dtype])
         count = (info.stop - info.start) // dtype.itemsize
         if count == 0:
@@ -89,7 +91,9 @@ def _read_header(file: Any, size: int, path: Path) -> tuple[dict[str, Any], int]
     """The header's table and where the data starts."""
     start = file.read(8)
     if len(start) < 8:
-        raise FormatError(f"[safetensors] {path} has {size} bytes; even an empty file of this format has 10. Fetch it again")
+        raise FormatError(
+            f"[safetensors] {path} has {size} bytes; even an empty file of this format has 10. Fetch it again"
+        )
     length = int.from_bytes(start, "little")
     if length > HEADER_LIMIT:
         raise FormatError(
@@ -117,6 +121,8 @@ def _read_header(file: Any, size: int, path: Path) -> tuple[dict[str, Any], int]
 
 
 def _metadata(value: Any, path: Path) -> dict[str, str]:
+    if value is None:  # MLX writes null where it has none
+        return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise FormatError(f"[safetensors] {path}: __metadata__ is {shown(value)}; a table of strings is allowed")
     return value

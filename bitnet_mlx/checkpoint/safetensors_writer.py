@@ -40,7 +40,9 @@ def pending(name: str, array: np.ndarray, dtype: str | None = None) -> Pending:
     """An array that is at hand. dtype: the file's name for it where NumPy has none ("BF16" for uint16)."""
     chosen = dtype or next(key for key, kind in STORAGE.items() if array.dtype == kind)
     if np.dtype(STORAGE[chosen]) != array.dtype:
-        raise FormatError(f"[safetensors] tensor {name} is {array.dtype}; {chosen} is held as {STORAGE[chosen].__name__}")
+        raise FormatError(
+            f"[safetensors] tensor {name} is {array.dtype}; {chosen} is held as {STORAGE[chosen].__name__}"
+        )
     return Pending(name, chosen, array.shape, lambda: [array])
 
 

@@ -1,4 +1,4 @@
-"""One tensor of a file -> what runs: checks of dtype, shape and values, then a view of the file or a conversion in blocks.
+"""One tensor of a file -> what runs: checks of dtype, shape and values, then a view of the file or a conversion.
 
 Every FormatError names the tensor, the file, what was found and what was needed.
 """
@@ -32,7 +32,9 @@ def expect(table: TensorTable, name: str, dtypes: tuple[str, ...], shapes: tuple
     info = table.info(name)
     if info.dtype not in dtypes or info.shape not in shapes:
         wanted = " or ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
-        raise damaged(table, name, f"is {info.dtype} {shown(list(info.shape))}; {' or '.join(dtypes)} {wanted} is needed")
+        raise damaged(
+            table, name, f"is {info.dtype} {shown(list(info.shape))}; {' or '.join(dtypes)} {wanted} is needed"
+        )
     array = table.array(name)
     # A file may put data at odd offsets; what reads the array later may not.
     return array if array.flags.aligned else array.copy()

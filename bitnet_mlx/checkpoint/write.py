@@ -43,8 +43,8 @@ def write_native(
     """Write a folder that read_weights uses in place.
 
     source_config: the config.json that the model came with; its storage keys are replaced. copy_from: a folder whose
-    tokenizer, template and generation_config files are copied byte for byte. head_bits: 8, 6 or 4 quantise the embedding
-    and the head first; None and 16 write them as they are.
+    tokenizer, template and generation_config files are copied byte for byte. head_bits: 8, 6 or 4 quantise embedding
+    and head first; None and 16 write them as they are.
 
     Returns the destination. Raises ConfigError where it exists and is not empty, FormatError where the weights cannot
     be told by the format; nothing is left behind then.
@@ -64,7 +64,9 @@ def write_native(
         _copy(copy_from, temporary)
         config = native_config(weights, source_config)
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        write_safetensors(temporary / SINGLE, list(_tensors(weights)), {"bitnet_mlx": f"{NATIVE_FORMAT} {NATIVE_VERSION}"})
+        write_safetensors(
+            temporary / SINGLE, list(_tensors(weights)), {"bitnet_mlx": f"{NATIVE_FORMAT} {NATIVE_VERSION}"}
+        )
         compare(read_weights(temporary), weights)
         if destination.exists():
             destination.rmdir()
@@ -93,7 +95,7 @@ def _copy(source: Path | str | None, destination: Path) -> None:
 
 
 def native_config(weights: DecoderWeights, source_config: dict[str, Any]) -> dict[str, Any]:
-    """config.json of the native folder. FormatError where layers differ in their activation bits, or heads in theirs."""
+    """config.json of the native folder. FormatError where layers or heads differ in their bits."""
     ternary = [linear.weight for linear in weights.linears.values() if isinstance(linear.weight, TernaryTensor)]
     activations = {weight.activation_bits for weight in ternary}
     heads = {getattr(rows, "bits", 16) for rows in (weights.embed_tokens, weights.lm_head)}
@@ -131,7 +133,9 @@ def _tensors(weights: DecoderWeights) -> Iterator[Pending]:
 def _matrix(module: str, matrix: Matrix) -> Iterator[Pending]:
     if isinstance(matrix, TernaryTensor):
         if module in (EMBED, HEAD):
-            raise FormatError(f"[write] {module} is ternary; the native format holds embeddings and heads of 4 bits or more")
+            raise FormatError(
+                f"[write] {module} is ternary; the native format holds embeddings and heads of 4 bits or more"
+            )
         yield pending(f"{module}.weight", matrix.words)
         yield pending(f"{module}.weight_scale", matrix.scale)
     elif isinstance(matrix, GroupedRows):
@@ -148,12 +152,16 @@ def compare(found: DecoderWeights, wanted: DecoderWeights) -> None:
     for key, value in asdict(wanted.config).items():
         other = asdict(found.config)[key]
         if key not in _FREE and other != value:
-            raise FormatError(f"[write] the source config makes {key} {other!r}, but the weights' own config has {value!r}")
+            raise FormatError(
+                f"[write] the source config makes {key} {other!r}, but the weights' own config has {value!r}"
+            )
     for name in ("embed_tokens", "lm_head"):
         _equal(name, _arrays(Linear(getattr(found, name))), _arrays(Linear(getattr(wanted, name))))
     for kind in ("linears", "norms"):
         if getattr(found, kind).keys() != getattr(wanted, kind).keys():
-            raise FormatError(f"[write] the {kind} read back have other names than those written; this is a fault of ours")
+            raise FormatError(
+                f"[write] the {kind} read back have other names than those written; this is a fault of ours"
+            )
     for name, linear in wanted.linears.items():
         _equal(name, _arrays(found.linears[name]), _arrays(linear))
     for name, norm in wanted.norms.items():
@@ -174,4 +182,6 @@ def _equal(name: str, found: list[np.ndarray], wanted: list[np.ndarray]) -> None
         a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(found, wanted, strict=True)
     )
     if not same:
-        raise FormatError(f"[write] {name} read back differs from what was written; the disk may be faulty. Nothing was kept")
+        raise FormatError(
+            f"[write] {name} read back differs from what was written; the disk may be faulty. Nothing was kept"
+        )

@@ -70,7 +70,11 @@ class GroupedRows:
 
     def __post_init__(self) -> None:
         n, k = self.codes.shape
-        if self.codes.dtype != np.int8 or self.scales.dtype != np.float32 or self.scales.shape != (n, -(-k // HEAD_GROUP)):
+        if (
+            self.codes.dtype != np.int8
+            or self.scales.dtype != np.float32
+            or self.scales.shape != (n, -(-k // HEAD_GROUP))
+        ):
             raise FormatError(
                 f"[GroupedRows] codes are {self.codes.dtype} {self.codes.shape} and scales {self.scales.dtype} "
                 f"{self.scales.shape}; int8 [N, K] with float32 [N, ceil(K / {HEAD_GROUP})] are needed"

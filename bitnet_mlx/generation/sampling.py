@@ -7,7 +7,7 @@ then on log probabilities top-p, min-p, top-k, and the temperature last, over wh
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -15,7 +15,9 @@ import numpy as np
 
 from bitnet_mlx.errors import BackendError, ConfigError
 
-_FIRST = 256  # how many of the most likely tokens top-p looks at before it looks at more
+_MARGINS = (4.0, 10.0, 20.0)  # how far below the best log probability the filters look before they sort everything
+_COLD = 1e-6  # a temperature below this counts as 0
+_BLOCK = 512  # weights added up at once when a token is drawn
 
 
 @dataclass(frozen=True)
@@ -108,14 +110,14 @@ class Sampler:
 
     def sample(self, logits: np.ndarray, history: Sequence[int] = ()) -> tuple[int, float]:
         """(token, its log probability). logits: float32 [vocab], unchanged; history: the ids so far with the prompt."""
-        logprobs = self.logprobs(logits, history)
-        token = self.pick(logprobs)
-        return token, float(logprobs[token])
+        scores = self.scores(logits, history)
+        token = self.pick(scores)
+        return token, float(log_softmax(scores)[token])
 
-    def logprobs(self, logits: np.ndarray, history: Sequence[int] = ()) -> np.ndarray:
-        """Log probabilities after bias and penalty, before the filters: float32 [vocab], a new array.
+    def scores(self, logits: np.ndarray, history: Sequence[int] = ()) -> np.ndarray:
+        """The logits after bias and penalty: float32 [vocab]; a new array only where something changed.
 
-        Raises BackendError when a logit is NaN or +inf, ConfigError for a biased id outside the vocabulary.
+        Raises ConfigError for a biased id outside the vocabulary.
         """
         config = self.config
         x = np.asarray(logits, np.float32)
@@ -133,24 +135,22 @@ class Sampler:
             x = x.copy()
             penalty = np.float32(config.repetition_penalty)
             x[recent] = np.where(seen < 0, seen * penalty, seen / penalty)
-        top = x.max()
-        if not np.isfinite(top):  # NaN anywhere makes the maximum NaN
-            raise BackendError(
-                f"[sampling] the largest logit is {top}; finite numbers are needed; the weights are damaged or a "
-                "half-precision type overflowed: try --dtype float32"
-            )
-        return x - (top + np.log(np.exp(x - top).sum(dtype=np.float32)))
+        return x
 
-    def pick(self, logprobs: np.ndarray) -> int:
-        """Choose by the temperature and the filters. logprobs: float32 [vocab]."""
-        config = self.config
-        if config.temp == 0:
-            return int(logprobs.argmax())
+    def pick(self, scores: np.ndarray) -> int:
+        """Choose by the temperature and the filters. Raises BackendError when a score is NaN or +inf."""
+        best = int(scores.argmax())  # a NaN counts as the largest
+        if not math.isfinite(scores[best]):
+            raise BackendError(
+                f"[sampling] the largest logit is {scores[best]}; finite numbers are needed; the weights are "
+                "damaged or a half-precision type overflowed: try --dtype float32"
+            )
+        if self.config.temp < _COLD:
+            return best
+        logprobs = log_softmax(scores)
         kept = self.kept(logprobs)
         x = logprobs if kept is None else logprobs[kept]
-        weights = np.cumsum(np.exp((x - x.max()).astype(np.float64) / config.temp))
-        at = int(np.searchsorted(weights, self._random.random() * weights[-1], side="right"))
-        at = min(at, len(x) - 1)
+        at = _draw(np.exp((x - x.max()) / np.float32(self.config.temp)), self._random.random())
         return at if kept is None else int(kept[at])
 
     def kept(self, logprobs: np.ndarray) -> np.ndarray | None:
@@ -166,30 +166,54 @@ class Sampler:
         return ids
 
 
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    """Log probabilities: float32, a new array."""
+    shifted = x - x.max()
+    shifted -= np.log(np.exp(shifted).sum())
+    return shifted
+
+
+def _draw(weights: np.ndarray, uniform: float) -> int:
+    """The index at which the running sum of weights passes uniform * total: blocks first, then inside one block."""
+    starts = np.arange(0, len(weights), _BLOCK)
+    sums = np.cumsum(np.add.reduceat(weights, starts), dtype=np.float64)
+    goal = uniform * sums[-1]
+    block = min(int(np.searchsorted(sums, goal, side="right")), len(sums) - 1)
+    inside = np.cumsum(weights[block * _BLOCK : (block + 1) * _BLOCK], dtype=np.float64)
+    goal -= sums[block - 1] if block else 0.0
+    # Two ways of adding differ in the last bits: what falls past the end belongs to the last weight that is not 0.
+    at = int(np.searchsorted(inside, goal, side="right"))
+    if at == len(inside):
+        at = int(np.searchsorted(inside, inside[-1], side="left"))
+    return block * _BLOCK + at
+
+
 def _within(ids: np.ndarray | None, chosen: np.ndarray) -> np.ndarray:
     return chosen if ids is None else ids[chosen]
+
+
+def _candidates(logprobs: np.ndarray) -> Iterator[np.ndarray]:
+    """Ids that are near the most likely one, then more and more, at last all: what is sorted stays small."""
+    top = logprobs.max()
+    for margin in _MARGINS:
+        yield np.flatnonzero(logprobs >= top - margin)
+    yield np.arange(len(logprobs))
 
 
 def top_p_ids(logprobs: np.ndarray, top_p: float) -> np.ndarray:
     """The most likely ids whose predecessors hold less than top_p of the mass, with all equals of the last: ascending.
 
-    Only as many values are sorted as the mass needs, which for most texts is a few hundred of a large vocabulary.
+    logprobs: normalised, so that the mass is 1.
     """
-    size = len(logprobs)
-    goal = top_p * float(np.exp(logprobs).sum(dtype=np.float64))
-    count = min(_FIRST, size)
-    while True:
-        top = (
-            np.sort(np.partition(logprobs, size - count)[size - count :])[::-1]
-            if count < size
-            else np.sort(logprobs)[::-1]
-        )
-        mass = np.cumsum(np.exp(top), dtype=np.float64)
-        if mass[-1] >= goal or count == size:
+    ids, threshold = np.arange(0), np.float32(-np.inf)
+    for ids in _candidates(logprobs):
+        sorted_ = np.sort(logprobs[ids])[::-1]
+        mass = np.cumsum(np.exp(sorted_), dtype=np.float64)
+        last = int(np.searchsorted(mass, top_p, side="left"))
+        if last < len(mass):
+            threshold = sorted_[last]
             break
-        count = min(count * 8, size)
-    last = min(int(np.searchsorted(mass, goal, side="left")), count - 1)
-    return np.flatnonzero(logprobs >= top[last])
+    return ids[logprobs[ids] >= threshold]
 
 
 def min_p_ids(logprobs: np.ndarray, min_p: float) -> np.ndarray:
@@ -199,10 +223,8 @@ def min_p_ids(logprobs: np.ndarray, min_p: float) -> np.ndarray:
 
 def top_k_ids(logprobs: np.ndarray, top_k: int) -> np.ndarray:
     """The top_k most likely ids, of equals the lowest: ascending. All of them where there are no more than top_k."""
-    size = len(logprobs)
-    if top_k >= size:
-        return np.arange(size)
-    least = np.partition(logprobs, size - top_k)[size - top_k]
-    above = np.flatnonzero(logprobs > least)
-    equal = np.flatnonzero(logprobs == least)[: top_k - len(above)]
-    return np.sort(np.concatenate([above, equal]))
+    if top_k >= len(logprobs):
+        return np.arange(len(logprobs))
+    ids = next(ids for ids in _candidates(logprobs) if len(ids) >= top_k)
+    # Stable: of equals the lowest id comes first.
+    return np.sort(ids[np.argsort(-logprobs[ids], kind="stable")[:top_k]])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.generation.measure import peak_memory_bytes
-from bitnet_mlx.generation.sampling import Sampler, SamplingConfig
+from bitnet_mlx.generation.sampling import Sampler, SamplingConfig, log_softmax
 from bitnet_mlx.generation.stops import StopStrings
 from bitnet_mlx.models.decoder import Decoder
 from bitnet_mlx.tokenizer import Detokenizer, Tokenizer
@@ -21,21 +21,22 @@ PREFILL_STEP = 512
 Progress = Callable[[int, int], None]  # (prompt tokens done, prompt tokens in all)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class GenerationResponse:
     """One generated token. Field names are mlx-lm's, where it has them.
 
     text: what became certain with this token; it may be empty, and never holds a stop string or half a character.
     prompt_tokens: the whole prompt's, of which cached_tokens came from a cache.
-    logprobs: float32 [vocab], after bias and penalty. prompt_tps counts the tokens that were computed, not those reused
-    from a cache; generation_tps the time after the first token (0 until there are two). ttft_s: from the call to the
-    first token. finish_reason: None, then "stop" (an end token or a stop string) or "length". peak_memory_bytes is
-    measured with the first and the last token.
+    scores: float32 [vocab], the logits after bias and penalty.
+    prompt_tps counts the tokens that were computed, not those reused from a cache; generation_tps the time after the
+    first token (0 until there are two). ttft_s: from the call to the first token.
+    finish_reason: None, then "stop" (an end token or a stop string) or "length".
+    peak_memory_bytes is measured with the first and the last token.
     """
 
     text: str
     token: int
-    logprobs: np.ndarray
+    scores: np.ndarray = field(repr=False)
     prompt_tokens: int
     prompt_tps: float
     generation_tokens: int
@@ -44,6 +45,11 @@ class GenerationResponse:
     peak_memory_bytes: int | None
     finish_reason: str | None = None
     cached_tokens: int = 0
+
+    @property
+    def logprobs(self) -> np.ndarray:
+        """Log probabilities after bias and penalty, before the filters: float32 [vocab], computed when asked for."""
+        return log_softmax(self.scores)
 
 
 @dataclass(frozen=True)
@@ -161,8 +167,10 @@ def _run(
     peak = None
     ttft = generation_tps = 0.0
     for count in range(1, plan.limit + 1):
-        logprobs = sampler.logprobs(logits, history)
-        token = sampler.pick(logprobs)
+        scores = sampler.scores(logits, history)
+        if scores is logits:
+            scores = logits.copy()  # a decoder may use its buffer again, and the response is the caller's
+        token = sampler.pick(scores)
         now = time.perf_counter()
         if count == 1:
             first, ttft, peak = now, now - start, peak_memory_bytes()
@@ -172,7 +180,7 @@ def _run(
         if finish:
             peak = peak_memory_bytes()
         yield GenerationResponse(
-            text, token, logprobs, len(plan.ids), prompt_tps, count, generation_tps, ttft, peak, finish, plan.reused
+            text, token, scores, len(plan.ids), prompt_tps, count, generation_tps, ttft, peak, finish, plan.reused
         )
         if finish:
             return

@@ -13,8 +13,11 @@ from bitnet_mlx.models.config import DecoderConfig
 class Decoder(Protocol):
     """A loaded model. `name` is its backend: numpy, cpu, mlx, metal or cuda."""
 
-    name: str
-    config: DecoderConfig
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def config(self) -> DecoderConfig: ...
 
     def make_cache(self, limit: int | None = None) -> Any:
         """An empty cache for one sequence of at most `limit` positions (the model's context by default).

@@ -83,7 +83,9 @@ def parse_config(config: dict[str, Any], where: str = "config.json") -> ModelCon
     )
 
 
-def _decoder(fields: Fields, model_type: str, family: _Family, quantization: Quantization, notices: list[str]) -> DecoderConfig:
+def _decoder(
+    fields: Fields, model_type: str, family: _Family, quantization: Quantization, notices: list[str]
+) -> DecoderConfig:
     vocab = fields.size("vocab_size")
     hidden = fields.size("hidden_size", limit=MAX_WIDTH)
     intermediate = fields.size("intermediate_size", limit=MAX_WIDTH)
@@ -105,7 +107,9 @@ def _decoder(fields: Fields, model_type: str, family: _Family, quantization: Qua
         )
     act = fields.text("hidden_act", family.hidden_act)
     if act not in _ACTIVATIONS:
-        raise UnsupportedModelError(f"[config] {fields.where}: hidden_act is {shown(act)}; relu2 and silu are supported")
+        raise UnsupportedModelError(
+            f"[config] {fields.where}: hidden_act is {shown(act)}; relu2 and silu are supported"
+        )
     context = fields.size("max_position_embeddings", 2048)
     return DecoderConfig(
         model_type=model_type,
@@ -135,7 +139,9 @@ def _dtype(fields: Fields) -> str:
     key = "dtype" if fields.get("dtype") is not None else "torch_dtype"
     name = fields.text(key, "bfloat16").removeprefix("torch.")
     if name not in _DTYPES:
-        raise UnsupportedModelError(f"[config] {fields.where}: {key} is {shown(name)}; {', '.join(_DTYPES)} are supported")
+        raise UnsupportedModelError(
+            f"[config] {fields.where}: {key} is {shown(name)}; {', '.join(_DTYPES)} are supported"
+        )
     return name
 
 
@@ -177,10 +183,14 @@ def _rope(fields: Fields, family: _Family, context: int, notices: list[str]) -> 
         )
     theta = rope.number("rope_theta", fields.number("rope_theta", family.rope_theta))
     if rope.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0)) != 1.0:
-        raise UnsupportedModelError(f"[config] {fields.where}: partial_rotary_factor is not 1; whole heads are rotated here")
+        raise UnsupportedModelError(
+            f"[config] {fields.where}: partial_rotary_factor is not 1; whole heads are rotated here"
+        )
     kind = rope.text("rope_type", rope.text("type", "default"))
     if kind not in _ROPE_TYPES:
-        raise UnsupportedModelError(f"[config] {rope.where}: rope_type is {shown(kind)}; {', '.join(_ROPE_TYPES)} are supported")
+        raise UnsupportedModelError(
+            f"[config] {rope.where}: rope_type is {shown(kind)}; {', '.join(_ROPE_TYPES)} are supported"
+        )
     if old and new and _plain(old) != _plain(new):
         notices.append("rope_scaling and rope_parameters differ; rope_scaling is used, as transformers does")
     if kind == "default":

@@ -32,7 +32,7 @@ class Quantization:
 
     @property
     def scales_bias(self) -> bool:
-        """Whether the stored bias is multiplied by the scale too: transformers' packed AutoBitLinear scales the whole sum."""
+        """Whether the bias is multiplied by the scale too: transformers' packed AutoBitLinear scales the whole sum."""
         return self.storage == "packed" and not self.divide
 
     def converts(self, name: str) -> bool:
@@ -44,9 +44,7 @@ class Quantization:
         if self.storage == "dense":
             return False
         entries = ("lm_head",) if self.modules_to_not_convert is None else self.modules_to_not_convert
-        return not any(
-            re.match(rf"(?:{entry})(?:(?<=\.)|(?=\.|$))", name) or name.endswith(entry) for entry in entries
-        )
+        return not any(re.match(rf"(?:{entry})(?:(?<=\.)|(?=\.|$))", name) or name.endswith(entry) for entry in entries)
 
 
 def parse_quantization(config: dict[str, Any], where: str) -> Quantization:

@@ -98,7 +98,7 @@ def _compile(template: str) -> Any:
     class Generation(Extension):
         """{% generation %} marks the assistant's text for training masks; here its body is simply printed."""
 
-        tags = {"generation"}
+        tags = {"generation"}  # noqa: RUF012 (as jinja2 declares it)
 
         def parse(self, parser: Any) -> list[nodes.Node]:
             next(parser.stream)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bitnet_mlx.errors import FormatError
+from bitnet_mlx.formats.strict_json import parse_json
 
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -68,9 +68,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise FormatError(f"[tokenizer] {path} is not JSON in UTF-8: {error}; download the file again") from error
+        value = parse_json(path.read_text(encoding="utf-8"), f"[tokenizer] {path}")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"[tokenizer] {path} is not UTF-8: {error}; download the file again") from error
     if not isinstance(value, dict):
         raise FormatError(f"[tokenizer] {path} holds a {type(value).__name__}; a JSON object is expected")
     return value

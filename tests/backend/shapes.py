@@ -1,7 +1,8 @@
 """Shapes and data on which every backend must give the integers, outputs and codes of plain arithmetic.
 
 A backend's test calls `check_products(n, k, backend)` for each of `PAIRS` and `check_codes(k, quantize)` for each K.
-The expected values use none of the package's arithmetic: whole-number products in float64, and float64 operations each rounded to float32
+The expected values use none of the package's arithmetic: whole-number products in float64, and float64 operations each
+rounded to float32
 (float64 has more than twice float32's bits, so that is the correctly rounded float32 result).
 """
 

@@ -29,7 +29,9 @@ Given = Callable[..., tuple[RecordingDecoder, Tokenizer]]
 def given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Given:
     """Call it to choose the model that `load` gives, and what stdin holds."""
 
-    def choose(stdin: bytes = b"", template: str | None = None, generation: Any = None) -> tuple[RecordingDecoder, Tokenizer]:
+    def choose(
+        stdin: bytes = b"", template: str | None = None, generation: Any = None
+    ) -> tuple[RecordingDecoder, Tokenizer]:
         decoder, tokenizer = pair(tmp_path / "model", template=template, max_position_embeddings=400)
         tokenizer.generation_config = generation or {}
         monkeypatch.setattr(bitnet_mlx, "load", lambda path=None, **options: (decoder, tokenizer), raising=False)
@@ -67,7 +69,9 @@ def test_sampling_flags_stops_and_the_models_own_defaults(given: Given, capsys: 
         return json.loads(capsys.readouterr().out)["text"]
 
     greedy = text("--temp", "0")
-    assert text("--seed", "3") == text("--seed", "3") != greedy, "the model's temperature holds unless a flag says otherwise"
+    assert text("--seed", "3") == text("--seed", "3") != greedy, (
+        "the model's temperature holds unless a flag says otherwise"
+    )
     assert text("--top-k", "1") == text("--temp", "0", "--seed", "9") == greedy
     assert text("--temp", "0", "--stop", greedy[4:7], "--stop", "absent") == greedy[: greedy.find(greedy[4:7])]
 
@@ -128,7 +132,7 @@ def test_an_interrupt_shows_what_was_made(given: Given, capsys: pytest.CaptureFi
 
 
 def test_a_conversation(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = "hello\n\n/reset\nhello\n/exit\nnever\n".encode()
+    lines = b"hello\n\n/reset\nhello\n/exit\nnever\n"
     given(stdin=lines, template=tiny.CHAT)
     assert main(["chat", "--max-tokens", "6"]) == 0
     out, err = capsys.readouterr()

@@ -61,11 +61,11 @@ def test_an_interrupted_answer_stays_and_the_talk_goes_on(tmp_path: Path) -> Non
     decoder, tokenizer = pair(tmp_path, max_position_embeddings=512)
     session = ChatSession(decoder, tokenizer, max_tokens=30)
     decoder.interrupt_at = 8
-    shown = ""
+    shown: list[str] = []
+    parts = (response.text for response in session.reply(TURNS[0]))
     with pytest.raises(KeyboardInterrupt):
-        for response in session.reply(TURNS[0]):
-            shown += response.text
-    assert session.messages == [{"role": "user", "content": TURNS[0]}, {"role": "assistant", "content": shown}]
+        shown.extend(parts)
+    assert session.messages == [{"role": "user", "content": TURNS[0]}, {"role": "assistant", "content": "".join(shown)}]
     decoder.interrupt_at = None
     after = text_of(session, TURNS[1])
     fresh = ChatSession(decoder, tokenizer, max_tokens=30)
@@ -93,6 +93,23 @@ def test_an_interrupt_before_the_first_token_takes_the_message_back(tmp_path: Pa
     assert text_of(session, TURNS[0])
 
 
+def test_a_prompt_that_the_cache_holds_whole_is_still_answered(tmp_path: Path) -> None:
+    """Interrupted between the prompt's last position and the first token; the same message again."""
+    decoder, tokenizer = pair(tmp_path)
+    want = text_of(ChatSession(decoder, tokenizer, max_tokens=4), TURNS[0])
+    session = ChatSession(decoder, tokenizer, max_tokens=4)
+
+    def interrupt_at_the_end(done: int, total: int) -> None:
+        if done == total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(session.reply(TURNS[0], interrupt_at_the_end))
+    decoder.fed.clear()
+    assert text_of(session, TURNS[0]) == want
+    assert len(decoder.fed[0]) == 1
+
+
 @pytest.mark.parametrize("raw", [True, False])
 def test_a_conversation_that_no_longer_fits(raw: bool, tmp_path: Path) -> None:
     decoder, tokenizer = pair(tmp_path)
@@ -118,14 +135,16 @@ def test_raw_conversations_continue_the_text(tmp_path: Path) -> None:
 
 def test_a_base_model_is_refused(tmp_path: Path) -> None:
     decoder, tokenizer = pair(tmp_path, template=None)
-    with pytest.raises(ConfigError, match="base model.*--ignore-chat-template"):
+    with pytest.raises(ConfigError, match=r"base model.*--ignore-chat-template"):
         ChatSession(decoder, tokenizer)
 
 
 def test_a_system_prompt_reaches_the_model_or_is_refused(tmp_path: Path) -> None:
     decoder, tokenizer = pair(tmp_path / "takes")
     assert "be brief" in tokenizer.decode(prompt_ids(tokenizer, "hi", "be brief"))
-    _, leaves = pair(tmp_path / "leaves", template="{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}")
+    _, leaves = pair(
+        tmp_path / "leaves", template="{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+    )
     with pytest.raises(ConfigError, match="leaves the system prompt out"):
         conversation_ids(leaves, [{"role": "user", "content": "hi"}], "be brief")
     _, refuses = pair(

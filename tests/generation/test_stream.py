@@ -166,8 +166,7 @@ def test_an_interrupt_leaves_what_was_made(model: tuple[RecordingDecoder, Tokeni
     got: list[GenerationResponse] = []
     stream = stream_generate(decoder, tokenizer, ids, 50)
     with pytest.raises(KeyboardInterrupt):
-        for response in stream:
-            got.append(response)
+        got.extend(stream)
     assert [r.token for r in got] == want[:4]
     assert list(stream) == []
 

@@ -17,7 +17,7 @@ MARGIN = 2.0  # in logits: greedy tokens are equal above it, flips or not
 # then: in llama-odd-llama3 one of 64.50000 at layer 0, position 26, and in llama-auto-yarn one of -50.50007 at layer 1,
 # position 9, both on x86 with transformers 5.24. In bitnet-long a flip is a row of 128 or 192 codes. Other processors
 # round the sums of transformers' matrix products and our powers and cosines otherwise, hence one more for each case.
-ROOTS = {name: 1 for name in CASES} | {"llama-odd-llama3": 2, "llama-auto-yarn": 2, "bitnet-long": 24}
+ROOTS = dict.fromkeys(CASES, 1) | {"llama-odd-llama3": 2, "llama-auto-yarn": 2, "bitnet-long": 24}
 
 
 def reference(name: str) -> Trace:

@@ -132,6 +132,21 @@ def test_cache_and_chunks_change_rounding_only(case: str, monkeypatch: pytest.Mo
     assert np.abs(last - whole[-1]).max() < 1e-4
 
 
+def test_memory_of_a_long_prompt_is_that_of_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MlxModel(random_weights(tiny_config(max_position_embeddings=1024)))
+
+    def peak(piece: int) -> int:
+        monkeypatch.setattr(decoder_mlx, "_PREFILL", piece)
+        cache = model.make_cache()
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        model.step([ids(0, 1024)], [cache])
+        return mx.get_peak_memory() - before
+
+    assert peak(64) < peak(1024) / 8  # measured: 2.0 MB, and 23 MB; 4.6 MB where pieces are left lazy
+
+
 def test_batches_ragged_and_rectangular() -> None:
     model = MlxModel(build("bitnet"))
     a, b = ids(1, 9), ids(2, 5)

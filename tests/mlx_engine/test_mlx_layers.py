@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import mlx.core as mx
@@ -10,7 +11,7 @@ import pytest
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from bitnet_mlx.backends import numpy_ref
+from bitnet_mlx.backends import mlx_affine, numpy_ref
 from bitnet_mlx.backends.mlx_affine import Codes, StockOps
 from bitnet_mlx.errors import ConfigError, FormatError
 from bitnet_mlx.formats.dense import DenseRows, GroupedRows, float32_to_bfloat16, quantize_rows
@@ -103,6 +104,14 @@ def test_another_backend_can_take_the_operations() -> None:
     layer = BitLinear(random_ternary(np.random.default_rng(0), 5, 10), ops=ops)
     layer(mx.zeros((1, 10)))
     assert ops.calls == 1 and "ops=counting" in repr(layer)
+
+
+def test_a_call_that_was_never_computed_leaves_nothing_to_its_thread() -> None:
+    layer, x = BitLinear(random_ternary(np.random.default_rng(0), 5, 10)), mx.array(rng_floats(0, 2, 10))
+    mlx_affine._units.cache_clear()
+    with ThreadPoolExecutor(1) as other:
+        other.submit(lambda: layer(x)).result()
+    assert np.isfinite(np.array(layer(x))).all()
 
 
 @pytest.mark.parametrize("bits", [8, 6, 4])

@@ -10,12 +10,13 @@ import numpy as np
 
 from bitnet_mlx.backends.mlx_affine import Codes, StockOps
 from bitnet_mlx.models.config import DecoderConfig
+from bitnet_mlx.models.decoder_cpu import CpuDecoder
 from bitnet_mlx.models.decoder_mlx import MlxModel
 from bitnet_mlx.models.decoder_numpy import NumpyDecoder
 from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.ternary import TernaryTensor
 
-EXACT = ("numpy",)  # equal to each other to the last bit
+EXACT = ("numpy", "cpu")  # equal to each other to the last bit
 ENGINES = (*EXACT, "mlx")
 SHARED = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))
 Observer = Callable[[str, np.ndarray], None]
@@ -75,4 +76,4 @@ class ObservedMlx:
 
 def build(name: str, weights: DecoderWeights) -> Any:
     """A decoder by its engine's name."""
-    return {"numpy": NumpyDecoder, "mlx": ObservedMlx}[name](weights)
+    return {"numpy": NumpyDecoder, "cpu": CpuDecoder, "mlx": ObservedMlx}[name](weights)

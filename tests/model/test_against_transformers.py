@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bitnet_mlx.checkpoint.read import read_weights
 
+from bitnet_mlx.checkpoint.read import read_weights
 from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.quality.agreement import Trace
 from tests.golden import check, recipe, store
 from tests.golden.cases import CASES
 from tests.model.engines import ENGINES, EXACT, build
 
-# Last position, logits 0 to 3, as another session of transformers 5.24 gave them for the same recipe.
+# Last position, logits 0 to 3, as an earlier run of transformers 5.24 gave them for the same recipe.
 PUBLISHED = {
     "bitnet-float": (0.789687, 4.795883, 1.781549, 1.538288),
     "bitnet-online": (-0.071249, -12.877877, -5.017815, 1.666356),

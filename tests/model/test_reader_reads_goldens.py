@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bitnet_mlx.checkpoint.read import read_weights
 
+from bitnet_mlx.checkpoint.read import read_weights
 from bitnet_mlx.formats.dense import DenseRows, GroupedRows
 from bitnet_mlx.models.weights import Matrix
 from bitnet_mlx.ternary import TernaryTensor

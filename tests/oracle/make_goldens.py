@@ -20,13 +20,13 @@ from typing import Any
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # before torch is imported: eager, so that no compiler is needed
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from transformers.integrations import bitnet  # noqa: E402
+import numpy as np
+import torch
+import transformers
+from transformers.integrations import bitnet
 
-from tests.golden import recipe, store  # noqa: E402
-from tests.golden.cases import CASES, Case  # noqa: E402
+from tests.golden import recipe, store
+from tests.golden.cases import CASES, Case
 
 SHARED = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))
 

@@ -30,7 +30,12 @@ def random_rows(rng: np.random.Generator, n: int, k: int, storage: str) -> Dense
 
 
 def random_weights(
-    config: DecoderConfig, seed: int = 0, scale: str = "tensor", head: str = "bfloat16", bias: bool = False, dense: tuple[str, ...] = ()
+    config: DecoderConfig,
+    seed: int = 0,
+    scale: str = "tensor",
+    head: str = "bfloat16",
+    bias: bool = False,
+    dense: tuple[str, ...] = (),
 ) -> DecoderWeights:
     """dense: names inside a layer ("mlp.up_proj") whose linears stay float32."""
     rng = np.random.default_rng(seed)

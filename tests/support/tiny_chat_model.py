@@ -33,7 +33,9 @@ class RecordingDecoder(NumpyDecoder):
         return super().step(tokens, caches, logits)
 
 
-def pair(folder: Path, template: str | None = tiny.CHAT, bos: bool = True, **changes: Any) -> tuple[RecordingDecoder, Tokenizer]:
+def pair(
+    folder: Path, template: str | None = tiny.CHAT, bos: bool = True, **changes: Any
+) -> tuple[RecordingDecoder, Tokenizer]:
     """(decoder, tokenizer). The random model never ends by itself, unless its eos ids are given."""
     settings = {"eos_token": None} if template is None else {"chat_template": template}
     tokenizer = load_tokenizer(tiny.byte_level(folder, bos=bos, settings=settings))

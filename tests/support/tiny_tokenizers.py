@@ -137,3 +137,11 @@ def sentencepiece_model(
     base = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     write_json(folder / "tokenizer_config.json", {**base, **(settings or {})})
     return folder
+
+
+def auto(folder: Path) -> Any:
+    """What transformers makes of a folder."""
+    from transformers import AutoTokenizer
+
+    write_json(folder / "config.json", {"model_type": "bitnet"})
+    return AutoTokenizer.from_pretrained(str(folder))

@@ -74,7 +74,8 @@ def test_ids_outside_the_vocabulary_have_no_text(tmp_path: Path) -> None:
     [
         ("tokenizer.json", b"{", "tokenizer.json cannot be read"),
         ("tokenizer.json", b'{"model": {"type": "Mystery"}}', "tokenizer.json cannot be read"),
-        ("tokenizer_config.json", b"\xff\xfe", "not JSON in UTF-8"),
+        ("tokenizer_config.json", b"\xff\xfe", "tokenizer_config.json is not UTF-8"),
+        ("tokenizer_config.json", b"{'a': 1}", "tokenizer_config.json is not valid JSON"),
         ("tokenizer_config.json", b"[]", "a JSON object is expected"),
         ("config.json", b'{"eos_token_id": "two"}', "eos_token_id is 'two'"),
         ("generation_config.json", b'{"eos_token_id": [1, null]}', "an integer or a list of integers"),
@@ -93,13 +94,13 @@ def test_damaged_files_are_named(name: str, content: bytes, message: str, tmp_pa
 
 
 def test_no_tokenizer_at_all(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="no tokenizer; one of tokenizer.json"):
+    with pytest.raises(FormatError, match=r"no tokenizer; one of tokenizer.json"):
         load_tokenizer(tmp_path)
 
 
 def test_a_file_that_is_not_a_sentencepiece_model(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
-    with pytest.raises(FormatError, match="not a sentencepiece model.*tiktoken"):
+    with pytest.raises(FormatError, match=r"not a sentencepiece model.*tiktoken"):
         load_tokenizer(tmp_path)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,18 +14,11 @@ JSON = ("byte_level", "byte_level_no_bos", "fallback_json")
 SENTENCEPIECE = ("sp_fallback", "sp_legacy", "sp_no_fallback", "sp_unigram")
 
 
-def auto(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    tiny.write_json(folder / "config.json", {"model_type": "bitnet"})
-    return AutoTokenizer.from_pretrained(str(folder))
-
-
 @pytest.mark.parametrize("kind", JSON)
 def test_json_ids_and_texts_equal_transformers(
     kind: str, folders: dict[str, Path], tokenizers: dict[str, Tokenizer]
 ) -> None:
-    theirs, ours = auto(folders[kind]), tokenizers[kind]
+    theirs, ours = tiny.auto(folders[kind]), tokenizers[kind]
     assert (ours.vocab_size, ours.bos_token_id, ours.eos_token_id) == (
         len(theirs),
         theirs.bos_token_id,
@@ -89,8 +81,9 @@ def test_special_tokens_inside_a_text_equal_transformers(
     kind: str, folders: dict[str, Path], tokenizers: dict[str, Tokenizer]
 ) -> None:
     """transformers converts to a BPE of its own, whose prefix is not added to a text that begins with a space;
-    sentencepiece adds it always, so such stretches are left out where every stretch has a prefix."""
-    theirs, ours = auto(folders[kind]), tokenizers[kind]
+    sentencepiece adds it always, so such stretches are left out where every stretch has a prefix.
+    """
+    theirs, ours = tiny.auto(folders[kind]), tokenizers[kind]
     texts = ["a<s>b</s>", "<s>hello</s>", "hello<unk>world", "<s></s>", "hello world</s>the lazy<s>dog"]
     if kind == "sp_fallback":
         texts += ["a<s>b</s> c", "<s> hello </s> world"]
@@ -106,7 +99,7 @@ def test_special_tokens_inside_a_text_equal_transformers(
 def test_the_post_processor_decides_whatever_add_bos_token_says(add_bos: bool, bos: bool, tmp_path: Path) -> None:
     folder = tiny.byte_level(tmp_path, bos=bos, settings={"add_bos_token": add_bos})
     ids = load_tokenizer(folder).encode("hello")
-    assert ids == auto(folder).encode("hello")
+    assert ids == tiny.auto(folder).encode("hello")
     assert ids.count(0) == int(bos)
 
 
@@ -114,7 +107,7 @@ def test_the_post_processor_decides_whatever_add_bos_token_says(add_bos: bool, b
 def test_add_bos_token_decides_for_sentencepiece(add_bos: bool, tmp_path: Path) -> None:
     folder = tiny.sentencepiece_model(tmp_path, settings={"add_bos_token": add_bos, "add_eos_token": True})
     ids = load_tokenizer(folder).encode("hello")
-    assert ids == auto(folder).encode("hello")
+    assert ids == tiny.auto(folder).encode("hello")
     assert (ids.count(1), ids[-1]) == (int(add_bos), 2)
 
 
@@ -122,7 +115,7 @@ def test_added_tokens_of_the_settings_are_added(tmp_path: Path) -> None:
     size = load_tokenizer(tiny.byte_level(tmp_path)).vocab_size
     added = {str(size): {"content": "<think>", "special": False}, str(size + 1): {"content": "<|x|>", "special": True}}
     folder = tiny.byte_level(tmp_path, settings={"added_tokens_decoder": added})
-    theirs, ours = auto(folder), load_tokenizer(folder)
+    theirs, ours = tiny.auto(folder), load_tokenizer(folder)
     ids = ours.encode("a<think>b<|x|>")
     assert ids == theirs.encode("a<think>b<|x|>") and ids[-1] == size + 1
     assert ours.decode(ids, True) == theirs.decode(ids, skip_special_tokens=True) == "a<think>b"

@@ -1,0 +1,152 @@
+"""From a name to a folder: the real client against a server on this machine, the real cache, and no network at all.
+
+The client reads its settings when it is imported, so each scene runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitnet_mlx.checkpoint.hub import resolve
+from bitnet_mlx.errors import ConfigError
+from tests.support import hf_folder
+from tests.support.hub_server import COMMIT, serving
+
+NAME = "owner/tiny"
+# Resolves each (name, revision) and prints what came of it as one JSON line.
+SCRIPT = """
+import json, sys
+from bitnet_mlx.checkpoint.hub import resolve
+from bitnet_mlx.checkpoint.read import read_weights
+from bitnet_mlx.errors import BitnetError
+out = []
+for name, revision in json.loads(sys.argv[1]):
+    try:
+        folder = resolve(name, revision, progress=sys.argv[2] == "bars")
+        out.append({"folder": str(folder), "linears": len(read_weights(folder).linears)})
+    except BitnetError as error:
+        out.append({"error": type(error).__name__, "text": str(error)})
+print(json.dumps(out))
+"""
+
+
+def run(
+    home: Path,
+    *asked: tuple[str, str | None],
+    endpoint: str = "http://127.0.0.1:9",
+    offline: bool = False,
+    bars: bool = False,
+) -> tuple[list[dict[str, Any]], str]:
+    """What resolve gives for each name with this cache, and what went to stderr. Port 9 answers nobody."""
+    keep = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
+    settings = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "1" if offline else "0"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", SCRIPT, json.dumps(asked), "bars" if bars else "quiet"],
+        check=False, capture_output=True, text=True, env={**keep, **settings}, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+def repository(path: Path, shards: int = 1) -> Path:
+    """A model, with files that must never be fetched beside it."""
+    folder = hf_folder.write(path, shards=shards).path
+    (folder / "tokenizer.json").write_text("{}")
+    for name in ("modeling.py", "pytorch_model.bin", "consolidated.safetensors", "onnx/config.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("never fetched")
+    return folder
+
+
+def test_a_download_with_bars_then_offline_from_the_cache(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with serving({NAME: repository(tmp_path / "repo", shards=2)}) as server:
+        (first, again, tag), err = run(
+            home, (NAME, None), (NAME, COMMIT), (NAME, "no-such-tag"), endpoint=server.url, bars=True
+        )
+        fetched = {path.rsplit("/", 1)[1] for path in server.asked if "/resolve/" in path}
+    shards = {f"model-0000{i}-of-00002.safetensors" for i in (1, 2)}
+    assert fetched == {"config.json", "tokenizer.json", "model.safetensors.index.json", *shards}
+    assert first["linears"] == 14 and again == first and COMMIT in first["folder"]
+    assert "%" in err
+    assert tag["error"] == "ConfigError" and "owner/tiny has no revision no-such-tag" in tag["text"]
+    for settings in ({"offline": True}, {}):  # told to be offline, and a network that is gone
+        (cached,), err = run(home, (NAME, None), **settings)
+        assert cached == first and "%" not in err
+    blob = next((home / "hub").glob("**/snapshots/*/model-00002-of-00002.safetensors"))
+    blob.unlink()
+    (broken,), _ = run(home, (NAME, None), offline=True)
+    assert broken["error"] == "FormatError" and "model-00002-of-00002.safetensors" in broken["text"]
+
+
+def test_absent_private_and_gated_models(tmp_path: Path) -> None:
+    with serving({}, gated=frozenset({"owner/gated"})) as server:
+        (absent, gated), _ = run(tmp_path, ("owner/none", None), ("owner/gated", None), endpoint=server.url)
+    assert absent["error"] == gated["error"] == "ConfigError"
+    assert "no folder owner/none here and no model owner/none on the hub" in absent["text"]
+    assert "owner/gated is gated" in gated["text"]
+
+
+def test_a_repository_without_safetensors_is_refused(tmp_path: Path) -> None:
+    folder = repository(tmp_path / "repo")
+    (folder / "model.safetensors").unlink()
+    with serving({NAME: folder}) as server:
+        (found,), _ = run(tmp_path / "home", (NAME, None), endpoint=server.url)
+    assert found["error"] == "FormatError" and "has no model.safetensors" in found["text"]
+
+
+def cache(home: Path, source: Path) -> Path:
+    """The client's own layout: blobs, refs, and a snapshot of links; returns the snapshot."""
+    store = home / "hub" / "models--owner--tiny"
+    snapshot = store / "snapshots" / COMMIT
+    for folder in (store / "blobs", store / "refs", snapshot):
+        folder.mkdir(parents=True)
+    (store / "refs" / "main").write_text(COMMIT)
+    for number, path in enumerate(path for path in sorted(source.iterdir()) if path.is_file()):
+        shutil.copyfile(path, store / "blobs" / str(number))
+        (snapshot / path.name).symlink_to(f"../../blobs/{number}")
+    return snapshot
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_cache_that_another_tool_filled(tmp_path: Path, offline: bool) -> None:
+    """No listing of the repository is kept there: the folder itself tells what is missing."""
+    snapshot = cache(tmp_path, repository(tmp_path / "repo", shards=3))
+    (whole, branch, other), _ = run(tmp_path, (NAME, None), (NAME, "dev"), ("owner/other", None), offline=offline)
+    assert whole == {"folder": str(snapshot), "linears": 14}
+    assert branch["error"] == other["error"] == "ConfigError"
+    assert "owner/tiny at revision dev is not in the cache" in branch["text"]
+    assert ("HF_HUB_OFFLINE is set" if offline else "cannot be reached") in other["text"]
+    (snapshot / "model-00003-of-00003.safetensors").resolve().unlink()  # a link to a blob that never came
+    (snapshot / "model-00001-of-00003.safetensors").unlink()
+    (broken,), _ = run(tmp_path, (NAME, None), offline=offline)
+    assert broken["error"] == "FormatError"
+    assert "lacks 2 of its 3 weight files: model-00001-of-00003.safetensors, model-00003" in broken["text"]
+
+
+def test_a_path_that_exists_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "owner" / "tiny").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert resolve("owner/tiny") == Path("owner/tiny")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve("~/owner") == tmp_path / "owner"
+    with pytest.raises(ConfigError, match="revision 'v1' was given, but owner/tiny is on this disk"):
+        resolve("owner/tiny", "v1")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["nowhere", "./nowhere", "/no/where", "a/b/c", "owner/", "", "a" * 5000, "a\0b", "own er/x", "../owner/x", "-a/b"],
+)
+def test_what_is_neither_a_folder_nor_a_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="there is no file or folder" if name else "name is empty"):
+        resolve(name)
