@@ -84,7 +84,9 @@ def _check(step: int, values: np.ndarray) -> None:
             )
 
 
-def run_steps(options: TrainOptions, dataset: Dataset, model: TrainDecoder, done: int, state: State, report: Report) -> tuple[int, State]:
+def run_steps(
+    options: TrainOptions, dataset: Dataset, model: TrainDecoder, done: int, state: State, report: Report
+) -> tuple[int, State]:
     """Take steps until `iters` or `max_seconds`; a checkpoint every `save_every` steps and at the end."""
     windows = Windows(len(dataset.ids), options.seq_length, options.batch_size, options.seed)
     ids = mx.array(dataset.ids)

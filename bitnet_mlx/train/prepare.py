@@ -73,7 +73,9 @@ def _keep_tokenizer(source: Path, output: Path) -> None:
 
 def _ready_ids(options: TrainOptions) -> Dataset:
     if len(options.data) != 1:
-        raise ConfigError(f"[train] {len(options.data)} data paths with token ids among them; give one file of ids alone")
+        raise ConfigError(
+            f"[train] {len(options.data)} data paths with token ids among them; give one file of ids alone"
+        )
     [path] = options.data
     if not path.is_file():
         raise ConfigError(f"[train] no file at {path}; token ids are a .npy or .bin file of uint16")
