@@ -142,7 +142,7 @@ def read_master(folder: Path, seq_length: int) -> tuple[DecoderConfig, Tensors]:
     return replace(config, max_position_embeddings=longest), {n: tensors[n].astype(mx.float32) for n in shapes}
 
 
-def packed_tensors(config: DecoderConfig, masters: dict[str, np.ndarray], head_bits: int = 8) -> dict[str, np.ndarray]:
+def packed_tensors(masters: dict[str, np.ndarray], head_bits: int = 8) -> dict[str, np.ndarray]:
     """Float masters -> the tensors of a words2 checkpoint (names and dtypes as the loader reads them)."""
     out: dict[str, np.ndarray] = {}
     for name, w in masters.items():
@@ -164,7 +164,7 @@ def pack(source: Path, target: Path) -> int:
     config = read_config(source)
     masters = {name: w.astype(np.float32) for name, w in load_file(source / "model.safetensors").items()}
     target.mkdir(parents=True, exist_ok=True)
-    tensors = packed_tensors(config, masters)
+    tensors = packed_tensors(masters)
     save_file(tensors, target / "model.safetensors", {"format": "bitnet-mlx words2"})
     native = {
         "quant_method": "bitnet-mlx", "format": "words2", "format_version": 1, "activation_bits": 8, "head_bits": 8,
