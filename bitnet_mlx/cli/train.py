@@ -17,9 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, required=True, metavar="DIR", help="folder for the model, checkpoints and log")
     add("--model", type=Path, metavar="DIR", help="start from the float weights and tokenizer of this folder")
     add("--eval-data", nargs="+", type=Path, default=[], metavar="PATH", help="held-out data, measured at the end")
-    add(
-        "--eval-fraction", type=float, default=0.0, metavar="F", help="hold out this share of the documents (default 0)"
-    )
+    add("--eval-fraction", type=float, default=0.0, metavar="F", help="share of the documents held out (default 0)")
     add("--iters", type=int, default=1000, metavar="N", help="optimiser steps (default 1000)")
     add("--batch-size", type=int, default=16, metavar="B", help="sequences a step (default 16)")
     add("--seq-length", type=int, default=256, metavar="L", help="tokens a sequence; the model's context (default 256)")
@@ -30,13 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="S")
     add("--vocab-size", type=int, default=2048, metavar="V", help="entries of a new tokenizer (default 2048)")
     add("--hidden-size", type=int, default=256, metavar="H", help="(default 256)")
-    add(
-        "--intermediate-size",
-        type=int,
-        default=0,
-        metavar="F",
-        help="(default 8/3 of the hidden size, rounded up to 128)",
-    )
+    add("--intermediate-size", type=int, default=0, metavar="F", help="(default 8/3 H, rounded up to 128)")
     add("--num-layers", type=int, default=4, metavar="N", help="(default 4)")
     add("--num-heads", type=int, default=4, metavar="N", help="(default 4)")
     add("--num-kv-heads", type=int, default=0, metavar="N", help="(default: as many as heads)")
@@ -61,10 +53,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         record = train(options, progress.report)
     bits = record["bits_per_byte"]
     shown = "" if bits is None else f", {bits:.4f} bits per byte on held-out text"
-    print(
-        f"{record['steps']} of {record['iters']} steps, loss {record['loss']:.4f}{shown}: {record['output']}",
-        file=sys.stderr,
-    )
+    text = f"{record['steps']} of {record['iters']} steps, loss {record['loss']:.4f}{shown}: {record['output']}"
+    print(text, file=sys.stderr)
     return record
 
 
@@ -94,9 +84,8 @@ class Progress:
 
     def report(self, entry: dict[str, Any]) -> None:
         """Show one record of the loop."""
-        text = (
-            f"step {entry['step']}/{self.iters}  loss {entry['loss']:.4f}  {entry['tokens_per_second']:,.0f} tokens/s"
-        )
+        speed = f"{entry['tokens_per_second']:,.0f} tokens/s"
+        text = f"step {entry['step']}/{self.iters}  loss {entry['loss']:.4f}  {speed}"
         if self.bar:
             self.bar.update(self.task, completed=entry["step"], description=text)
         else:
