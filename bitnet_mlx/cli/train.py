@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,6 @@ class Progress:
     def __init__(self, iters: int) -> None:
         self.iters = iters
         self.bar: Any = None
-        self.begun = time.monotonic()
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
