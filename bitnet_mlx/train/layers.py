@@ -31,35 +31,33 @@ def activation_parts(x: mx.array) -> tuple[mx.array, mx.array]:
 
 
 @mx.custom_function
-def _input(x: mx.array) -> mx.array:
+def _quantize_input(x: mx.array) -> mx.array:
     q, s = activation_parts(x)
     return (q / s).astype(x.dtype)
 
 
-@_input.vjp
-def _input_vjp(_primals: mx.array, cotangent: mx.array, _output: mx.array) -> mx.array:
-    return cotangent
-
-
 @mx.custom_function
-def _weight(w: mx.array) -> mx.array:
+def _quantize_weight(w: mx.array) -> mx.array:
     t, m = ternary_parts(w)
     return t * m
 
 
-@_weight.vjp
-def _weight_vjp(_primals: mx.array, cotangent: mx.array, _output: mx.array) -> mx.array:
+def _pass_gradient(_primals: mx.array, cotangent: mx.array, _output: mx.array) -> mx.array:
     return cotangent
 
 
+_quantize_input.vjp(_pass_gradient)
+_quantize_weight.vjp(_pass_gradient)
+
+
 def quantize_input(x: mx.array) -> mx.array:
-    """x -> q / s, in x's dtype. The gradient passes unchanged."""
-    return cast(mx.array, _input(x))
+    """x [..., K] -> q / s, in x's dtype. The gradient passes unchanged."""
+    return cast(mx.array, _quantize_input(x))
 
 
 def quantize_weight(w: mx.array) -> mx.array:
     """W -> t * m, float32. The gradient passes unchanged."""
-    return cast(mx.array, _weight(w))
+    return cast(mx.array, _quantize_weight(w))
 
 
 class QATLinear(nn.Module):

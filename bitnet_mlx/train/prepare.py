@@ -56,6 +56,8 @@ def prepare(options: TrainOptions) -> Dataset:
 
     Raises ConfigError or FormatError where the data is missing, empty or does not fit the tokenizer.
     """
+    if options.output.exists() and not options.output.is_dir():
+        raise ConfigError(f"[train] --output {options.output} is a file; give a folder")
     options.output.mkdir(parents=True, exist_ok=True)
     if any(path.suffix in ID_SUFFIXES for path in options.data):
         return _ready_ids(options)
