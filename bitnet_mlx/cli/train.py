@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import json
 from pathlib import Path
-from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-seconds", type=float, metavar="S", help="stop early, with a checkpoint, after this long")
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Train and return the command's record."""
+def run(args: argparse.Namespace) -> int:
+    """Train, show the progress on stderr and print what came of it."""
     from bitnet_mlx.train.loop import train
     from bitnet_mlx.train.options import TrainOptions
     from bitnet_mlx.train.progress import Progress
@@ -62,5 +61,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     bits = record["bits_per_byte"]
     shown = "" if bits is None else f", {bits:.4f} bits per byte on held-out text"
     loss = "" if record["loss"] is None else f", loss {record['loss']:.4f}"
-    print(f"{record['steps']} of {record['iters']} steps{loss}{shown}: {record['output']}", file=sys.stderr)
-    return record
+    text = f"{record['steps']} of {record['iters']} steps{loss}{shown}: {record['output']}"
+    print(json.dumps(record) if args.json else text)
+    return 0
