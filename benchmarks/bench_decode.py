@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from random_decoder import config_2b, random_decoder, ternary_weights  # noqa: E402
 
 from bitnet_mlx.backends.cpu_jit import isa, threads  # noqa: E402
+from bitnet_mlx.models.cache import KVCache  # noqa: E402
+from bitnet_mlx.models.config import DecoderConfig  # noqa: E402
 from bitnet_mlx.models.decoder_cpu import CpuDecoder  # noqa: E402
 
 LAYERS, VOCAB, PAST, BURST, PREFILL = 6, 1024, 64, 8, 128
@@ -53,7 +56,8 @@ class Peer:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
 
-    def ask(self, request: str):  # noqa: ANN201 - whatever JSON it answers
+    def ask(self, request: str) -> Any:
+        """Whatever JSON it answers."""
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(request + "\n")
         self._process.stdin.flush()
@@ -63,6 +67,7 @@ class Peer:
         return json.loads(line)
 
     def close(self) -> None:
+        """End the process."""
         assert self._process.stdin
         self._process.stdin.close()
         self._process.wait()
@@ -77,9 +82,11 @@ class Ours:
         self.cache = self.decoder.make_cache()
 
     def decode(self) -> list[float]:
+        """Seconds of a burst of single-token steps."""
         return decode_times(self.decoder, self.cache, PAST, BURST)
 
     def prefill(self) -> float:
+        """Seconds of one prompt."""
         self.cache.trim(0)
         tokens = [i % VOCAB for i in range(PREFILL)]
         start = time.perf_counter()
@@ -87,7 +94,7 @@ class Ours:
         return time.perf_counter() - start
 
 
-def decode_times(decoder: CpuDecoder, cache, past: int, count: int) -> list[float]:  # noqa: ANN001
+def decode_times(decoder: CpuDecoder, cache: KVCache, past: int, count: int) -> list[float]:
     """Seconds of `count` single-token steps after `past` tokens."""
     cache.trim(past)
     if cache.offset < past:
@@ -112,7 +119,7 @@ def read_bandwidth() -> Callable[[], float]:
     import numba
 
     @numba.njit(parallel=True, fastmath=True)
-    def read(words):  # noqa: ANN001, ANN202
+    def read(words: Any) -> Any:
         total = 0
         for i in numba.prange(words.size):
             total += words[i]
@@ -150,10 +157,13 @@ def compare(ours: Ours, peer: Peer | None, rounds: int, bandwidth: Callable[[], 
     return result
 
 
-def show(title: str, result: dict, config) -> None:  # noqa: ANN001
+def show(title: str, result: dict[str, Any], config: DecoderConfig) -> None:
+    """Print one table."""
     weights = ternary_weights(config)
     floor = weights / 4 / (result["read_gb_s"] * 1e9) * 1e3
-    print(f"\n{title}; memory reads {result['read_gb_s']} GB/s, so a step's ternary weights take at least {floor:.2f} ms")
+    print(
+        f"\n{title}; memory reads {result['read_gb_s']} GB/s, so a step's ternary weights take at least {floor:.2f} ms"
+    )
     print(f"  {'':28}{'p20':>9}{'p50':>9}{'p80':>9}   ms")
     for name, label in (("decode", "one token"), ("prefill", f"prefill of {PREFILL}")):
         tokens = 1 if name == "decode" else PREFILL
@@ -198,8 +208,12 @@ def machine() -> dict[str, object]:
     import numba
 
     info = Path("/proc/cpuinfo")
-    names = [x.split(":")[1].strip() for x in info.read_text().splitlines() if "model name" in x] if info.exists() else []
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    names = (
+        [x.split(":")[1].strip() for x in info.read_text().splitlines() if "model name" in x] if info.exists() else []
+    )
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
     return {
         "machine": platform.machine(), "system": platform.platform(), "processor": names[0] if names else "unknown",
         "cores": os.cpu_count(), "body": isa.body_name(), "threading_layer": threads.threading_layer(),
@@ -211,10 +225,15 @@ def machine() -> dict[str, object]:
 
 
 def parse() -> argparse.Namespace:
+    """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--peer", choices=["llama.cpp"], help="also time this peer, in turns")
-    p.add_argument("--peer-python", default=sys.executable, help="the Python that has llama_cpp and gguf (default: this one)")
-    p.add_argument("--peer-model", type=Path, default=Path("/tmp/bitnet-mlx-bench/tq2_0.gguf"), help="written if missing")
+    p.add_argument(
+        "--peer-python", default=sys.executable, help="the Python that has llama_cpp and gguf (default: this one)"
+    )
+    p.add_argument(
+        "--peer-model", type=Path, default=Path("/tmp/bitnet-mlx-bench/tq2_0.gguf"), help="written if missing"
+    )
     p.add_argument("--threads", type=int, default=2, help="threads of each (default 2)")
     p.add_argument("--rounds", type=int, default=12, help="turns of each (default 12)")
     p.add_argument("--past", type=int, default=256, help="positions behind a token of the 30-layer model (default 256)")
@@ -224,6 +243,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Run everything and print the record."""
     args = parse()
     threads.launch()  # before numba runs anything of the benchmark, or numba picks a layer without ours
     threads.set_threads(args.threads)

@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,10 +66,10 @@ def write_model(path: Path, layers: int) -> None:
     out.close()
 
 
-def answer(model, request: list[str]):  # noqa: ANN001, ANN201 - llama_cpp is not installed where this is checked
+def answer(model: Any, request: list[str]) -> Any:
     """Carry out one request."""
     if request[0] == "versions":
-        import llama_cpp
+        import llama_cpp  # pyright: ignore[reportMissingImports]
 
         return {"llama_cpp_python": llama_cpp.__version__, "python": sys.version.split()[0]}
     if request[0] == "prefill":
@@ -91,8 +92,9 @@ def answer(model, request: list[str]):  # noqa: ANN001, ANN201 - llama_cpp is no
 
 
 def main() -> None:
+    """Write the model if need be, load it, answer until stdin ends."""
     path, layers, threads = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    from llama_cpp import Llama
+    from llama_cpp import Llama  # pyright: ignore[reportMissingImports]
 
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,9 @@ from bitnet_mlx.ternary import CODES_PER_WORD, TernaryTensor, padded
 
 # Every byte of four codes 0, 1 or 2.
 _BYTES = np.array([sum(c << 2 * i for i, c in enumerate(codes)) for codes in np.ndindex(3, 3, 3, 3)], np.uint8)
-HEAD_ROWS_DRAWN = 1024  # a large head repeats this many random rows: drawing 300 million numbers takes longer than the run
+HEAD_ROWS_DRAWN = (
+    1024  # a large head repeats this many random rows: drawing 300 million numbers takes longer than the run
+)
 
 
 def config_2b(layers: int = 30, vocab_size: int = 128256, **changes: object) -> DecoderConfig:

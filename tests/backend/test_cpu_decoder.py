@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -51,7 +53,7 @@ def run(decoder, ids: list[int], cuts: tuple[int, ...] = ()) -> np.ndarray:
     """Logits after every token, fed in pieces that end at `cuts`."""
     cache = decoder.make_cache()
     edges = [0, *cuts, len(ids)]
-    parts = [decoder.step([ids[a:b]], [cache], "all")[0] for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [decoder.step([ids[a:b]], [cache], "all")[0] for a, b in itertools.pairwise(edges)]
     assert cache.offset == len(ids)
     return np.concatenate(parts)
 
@@ -60,7 +62,9 @@ def same(got: np.ndarray, want: np.ndarray) -> None:
     assert got.shape == want.shape and got.dtype == want.dtype == np.float32
     assert np.isfinite(want).all()
     different = np.argwhere(got != want)
-    assert not len(different), f"{len(different)} differ, first at {different[0]}: {got[got != want][0]} {want[got != want][0]}"
+    assert not len(different), (
+        f"{len(different)} differ, first at {different[0]}: {got[got != want][0]} {want[got != want][0]}"
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -74,7 +78,7 @@ def test_logits_equal_the_reference(case: str) -> None:
         same(run(decoder, ids, (1, 2, 4, 8, 9, 18)), want)  # 1, 2 and 4 rows at once, panels of 5 and 9
 
 
-@pytest.mark.parametrize("name, storage", [("float16", np.float16), ("bfloat16", np.uint16)])
+@pytest.mark.parametrize(("name", "storage"), [("float16", np.float16), ("bfloat16", np.uint16)])
 def test_dense_linears_in_two_bytes(name: str, storage: type) -> None:
     weights = build("llama")
     rng = np.random.default_rng(2)

@@ -37,7 +37,11 @@ print(json.dumps(dict(equal=equal, hits=hits, body=isa.body_name(), layer=thread
 def start(program: str, **environment: str) -> subprocess.Popen:
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+        [sys.executable, "-W", "error", "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
     )
 
 
@@ -137,7 +141,7 @@ def test_a_body_that_the_processor_lacks_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_choice_follows_the_features_that_numba_compiles_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    from numba import config
+    from numba.core import config
 
     for machine, name, features, best in (
         ("x86_64", "haswell", "+avx2,+fma", "avx2"),
@@ -155,10 +159,10 @@ def test_the_choice_follows_the_features_that_numba_compiles_for(monkeypatch: py
 
 
 def test_threads_stay_within_what_numba_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    import numba
+    from numba.core import config
 
     monkeypatch.setattr(threads, "_count", None)
-    limit = numba.config.NUMBA_NUM_THREADS
+    limit: int = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
     for count in (0, -1, limit + 1):
         with pytest.raises(BackendError, match=f"{count} threads"):
             threads.set_threads(count)

@@ -42,7 +42,7 @@ def kernels(request: pytest.FixtureRequest):
 SHAPES = [(1, 8), (3, 100), (5, 128), (33, 129), (4, 2048), (3, 2049), (2, 2560), (7, 6912)]
 
 
-@pytest.mark.parametrize("n, k", SHAPES)
+@pytest.mark.parametrize(("n", "k"), SHAPES)
 def test_products_equal_integers(kernels, n: int, k: int) -> None:
     rows, panels = kernels
     rng = np.random.default_rng(n * k)

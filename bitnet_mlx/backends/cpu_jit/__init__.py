@@ -1,1 +1,1 @@
-"""The CPU engine in numba: exact ternary products, float operations in the reference's order, one compiled call a token."""
+"""The CPU engine in numba: exact ternary products, floats in the reference's order, one compiled call a token."""

@@ -30,6 +30,7 @@ def combine(b: Builder, total: Value, sums: list[Value]) -> Value:
 
 
 def multiply_add(b: Builder, total: Value, code: Value, x: Value) -> Value:
+    """A narrow sum with one vector of code * q added to it."""
     dot = declare(b, "llvm.aarch64.neon.sdot.v4i32.v16i8", narrow, [narrow, _bytes, _bytes])
     return b.call(dot, [total, code, x])
 

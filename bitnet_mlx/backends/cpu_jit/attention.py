@@ -8,7 +8,20 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from bitnet_mlx.backends.cpu_jit.emit import Builder, Value, at, const, f32, i64, load, loop, pointer, splat, store, vector
+from bitnet_mlx.backends.cpu_jit.emit import (
+    Builder,
+    Value,
+    at,
+    const,
+    f32,
+    i64,
+    load,
+    loop,
+    pointer,
+    splat,
+    store,
+    vector,
+)
 from bitnet_mlx.backends.cpu_jit.floats import ONE, OPTIONS, ZERO, apart, dot, exp, floats, lane_total
 
 LOWEST = np.float32(-np.inf)

@@ -2,8 +2,8 @@
 
 A lane takes |2 * 2 * 128| = 512 a step and 4 steps a block, so 16 blocks stay within -32768 .. 32512.
 
-For one token, planes 1 and 3 keep their codes times 4, which saves two shifts. Each has a sum of its own, which takes 2048
-a block and so holds 16 blocks too; three sums also make the chains of additions shorter.
+For one token, planes 1 and 3 keep their codes times 4, which saves two shifts. Each has a sum of its own, which takes
+2048 a block and so holds 16 blocks too; three sums also make the chains of additions shorter.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def combine(b: Builder, total: Value, sums: list[Value]) -> Value:
 
 
 def multiply_add(b: Builder, total: Value, code: Value, x: Value) -> Value:
+    """A narrow sum with one vector of code * q added to it."""
     multiply = declare(b, "llvm.x86.avx2.pmadd.ub.sw", narrow, [_bytes, _bytes])
     return b.add(total, b.call(multiply, [code, x]))
 

@@ -9,6 +9,7 @@ its checksums hold, and appears by one rename, so that processes that compile at
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -83,10 +84,8 @@ def publish(folder: Path, name: str) -> None:
     home = folder.parent
     if (home / name).exists() and not is_whole(home / name):
         aside = Path(tempfile.mkdtemp(prefix="damaged.", dir=home))
-        try:
+        with contextlib.suppress(FileNotFoundError):  # another process has just done so
             os.rename(home / name, aside / name)
-        except FileNotFoundError:
-            pass  # another process has just done so
         shutil.rmtree(aside, ignore_errors=True)
     try:
         os.rename(folder, home / name)

@@ -27,7 +27,9 @@ def compiled_step() -> Callable[[int], None]:
     """step(address of the state), compiled for this processor. Raises BackendError without numba."""
     global _kept
     if not available():
-        raise BackendError("[cpu] numba is not installed; the cpu engine needs it; pip install numba, or use --backend numpy")
+        raise BackendError(
+            "[cpu] numba is not installed; the cpu engine needs it; pip install numba, or use --backend numpy"
+        )
     with _lock:
         if _kept is None:
             threads.launch()  # the code's links to numba's threads must exist before it is loaded

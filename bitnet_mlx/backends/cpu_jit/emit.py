@@ -21,6 +21,7 @@ Value = Any
 
 
 def vector(element: ir.Type, count: int) -> ir.VectorType:
+    """The type of `count` elements."""
     return ir.VectorType(element, count)
 
 
@@ -40,16 +41,19 @@ def at(b: Builder, base: Value, offset: Value | int) -> Value:
 
 
 def load(b: Builder, base: Value, kind: ir.Type, align: int = 1) -> Value:
+    """A value of type `kind` at a byte pointer; `align` is what may be assumed of the address."""
     value = b.load(b.bitcast(base, kind.as_pointer()))
     value.align = align
     return value
 
 
 def store(b: Builder, value: Value, base: Value, align: int = 1) -> None:
+    """Write a value to a byte pointer."""
     b.store(value, b.bitcast(base, value.type.as_pointer())).align = align
 
 
 def shuffle(b: Builder, x: Value, y: Value, lanes: Sequence[int]) -> Value:
+    """The chosen lanes of x followed by y."""
     return b.shuffle_vector(x, y, ir.Constant(vector(i32, len(lanes)), list(lanes)))
 
 
@@ -101,15 +105,11 @@ def stack(b: Builder, kind: ir.Type) -> Value:
     return b.bitcast(slot, i8.as_pointer())
 
 
-def lane_sum(
-    b: Builder, count: Value, whole: Callable[[Value], Value], single: Callable[[Value], Value]
-) -> Value:
+def lane_sum(b: Builder, count: Value, whole: Callable[[Value], Value], single: Callable[[Value], Value]) -> Value:
     """The lane sum of `count` terms as a float: whole(i) gives the 32 terms from i on, single(i) the term i."""
     steps = b.lshr(count, const(i64, 5))
     start = b.shl(steps, const(i64, 5))
-    (lanes,) = loop(
-        b, steps, [const(lanes_f32, 0)], lambda i, v: [b.fadd(v[0], whole(b.shl(i, const(i64, 5))))]
-    )
+    (lanes,) = loop(b, steps, [const(lanes_f32, 0)], lambda i, v: [b.fadd(v[0], whole(b.shl(i, const(i64, 5))))])
     rest = b.sub(count, start)
     before = b.block
     slot = stack(b, lanes_f32)

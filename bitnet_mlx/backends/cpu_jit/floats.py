@@ -15,9 +15,26 @@ from numba.extending import intrinsic
 
 from bitnet_mlx.backends.cpu_jit import emit
 from bitnet_mlx.backends.cpu_jit.emit import (
-    LANES, Builder, Value, at, const, declare, f32, i8, i16, i32, i64, lane_sum, lanes_f32, load, loop, pointer, splat,
-    store, vector,
-)  # fmt: skip
+    LANES,
+    Builder,
+    Value,
+    at,
+    const,
+    declare,
+    f32,
+    i8,
+    i16,
+    i32,
+    i64,
+    lane_sum,
+    lanes_f32,
+    load,
+    loop,
+    pointer,
+    splat,
+    store,
+    vector,
+)
 from bitnet_mlx.backends.numpy_ref import EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, LN2_HIGH, LN2_LOW, LOG2E
 from bitnet_mlx.ternary import MIN_SCALE
 

@@ -10,16 +10,10 @@ from typing import Any
 from numba import njit, types
 from numba.extending import intrinsic
 
+from bitnet_mlx.backends.cpu_jit import layout as at
 from bitnet_mlx.backends.cpu_jit.attention import attend, gated, rotate
 from bitnet_mlx.backends.cpu_jit.emit import Builder, Value, i64
 from bitnet_mlx.backends.cpu_jit.floats import OPTIONS, floats, ints, longs, rms_norm
-from bitnet_mlx.backends.cpu_jit.layout import (
-    ATTEND, ATTENTION, ATTENTION_SCALE, CACHES, CHOSEN, CHOSEN_ROWS, CODES, COS, COUNTER, DOWN, DOWN_PROJ, EPS, FFN,
-    FIELDS, FINAL_NORM, GATE, GATE_PROJ, GATE_UP, GRAIN, HEAD, HEAD_DIM, HEADS, HIDDEN, INPUT, INPUT_STRIDE, ITEMS, JOB,
-    K, K_PROJ, KEYS, KIND, KV_HEADS, LAYER, LAYER_LINEARS, LAYERS, LINEARS, LOGITS, N, O_PROJ, OUT, PLAIN, POSITIONS,
-    PREPARE, Q, Q_PROJ, ROTATE, ROW_AT, ROWS, SCALARS, SCALES, SCORES_AT, SCRATCH, SCRATCH_BYTES, SEQUENCES, SILU,
-    SIN, SUMS, TEAM, TILE, TOKENS, UP, V_PROJ, VALUES, WANTS, WEIGHT, X,
-)  # fmt: skip
 from bitnet_mlx.backends.cpu_jit.linear import float_rows, linear_rows
 from bitnet_mlx.backends.cpu_jit.product import BLOCK
 from bitnet_mlx.backends.cpu_jit.quantize import quantize_row
@@ -37,63 +31,65 @@ def take(typing: Any, counter: Any, count: Any) -> Any:
 
 @njit(**OPTIONS)
 def padded(width):
+    """A width in whole blocks."""
     return (width + BLOCK - 1) // BLOCK * BLOCK
 
 
 @njit(**OPTIONS)
 def linear_at(state, which):
     """Address of a linear's fields: of this layer, or the head's for layer = LAYERS, which = 0."""
-    return state[LINEARS] + (state[LAYER] * LAYER_LINEARS + which) * FIELDS * 8
+    return state[at.LINEARS] + (state[at.LAYER] * at.LAYER_LINEARS + which) * at.FIELDS * 8
 
 
 @njit(**OPTIONS)
 def tiles(state, which):
-    return (longs(linear_at(state, which))[N] + TILE - 1) // TILE
+    """How many tiles a linear has."""
+    return (longs(linear_at(state, which))[at.N] + at.TILE - 1) // at.TILE
 
 
 @njit(**OPTIONS)
 def prepare(state, m):
     """Norm (where there is one) and quantise row m of the input. WANTS: 1 for codes, 2 for floats, 3 for both."""
-    k, weight, eps = state[K], state[WEIGHT], floats(state[SCALARS])[EPS]
-    x = state[INPUT] + m * state[INPUT_STRIDE] * 4
+    k, weight, eps = state[at.K], state[at.WEIGHT], floats(state[at.SCALARS])[at.EPS]
+    x = state[at.INPUT] + m * state[at.INPUT_STRIDE] * 4
     blocks = padded(k) // BLOCK
-    if state[WANTS] & 1:
-        tokens = state[TOKENS]
+    if state[at.WANTS] & 1:
+        tokens = state[at.TOKENS]
         first = m // tokens * tokens
-        out = state[CODES] + (first * blocks + m - first) * BLOCK
-        sums = state[SUMS] + m * (blocks + 1) * 4
-        floats(state[SCALES])[m] = quantize_row(x, weight, k, eps, out, tokens * BLOCK, sums)
+        out = state[at.CODES] + (first * blocks + m - first) * BLOCK
+        sums = state[at.SUMS] + m * (blocks + 1) * 4
+        floats(state[at.SCALES])[m] = quantize_row(x, weight, k, eps, out, tokens * BLOCK, sums)
         part, total = ints(sums), 0
         for block in range(blocks):
             total += part[block]
         part[blocks] = total
-    if state[WANTS] & 2 and weight != 0:
-        rms_norm(x, weight, k, eps, state[PLAIN] + m * padded(k) * 4)
+    if state[at.WANTS] & 2 and weight != 0:
+        rms_norm(x, weight, k, eps, state[at.PLAIN] + m * padded(k) * 4)
 
 
 @njit(**OPTIONS)
 def cache_of(state, m):
     """The cache of row m: capacity, then keys and values of each layer."""
-    return longs(state[CACHES] + longs(state[SEQUENCES])[m] * (1 + 2 * state[LAYERS]) * 8)
+    return longs(state[at.CACHES] + longs(state[at.SEQUENCES])[m] * (1 + 2 * state[at.LAYERS]) * 8)
 
 
 @njit(**OPTIONS)
 def rotate_row(state, m):
     """Queries of row m turned in place; its keys turned and its values copied into the cache."""
-    dim = state[HEAD_DIM]
-    size, position = dim * 4, longs(state[POSITIONS])[m]
-    cos, sin = state[COS] + position * (dim // 2) * 4, state[SIN] + position * (dim // 2) * 4
-    cache, heads = cache_of(state, m), state[HEADS]
-    keys, values = cache[1 + 2 * state[LAYER]], cache[2 + 2 * state[LAYER]]
-    for i in range(heads + state[KV_HEADS]):
-        here = state[Q] + (m * heads + i) * size
+    dim = state[at.HEAD_DIM]
+    size, position = dim * 4, longs(state[at.POSITIONS])[m]
+    cos, sin = state[at.COS] + position * (dim // 2) * 4, state[at.SIN] + position * (dim // 2) * 4
+    cache, heads = cache_of(state, m), state[at.HEADS]
+    keys, values = cache[1 + 2 * state[at.LAYER]], cache[2 + 2 * state[at.LAYER]]
+    for i in range(heads + state[at.KV_HEADS]):
+        here = state[at.Q] + (m * heads + i) * size
         there = here
         if i >= heads:
-            here = state[KEYS] + (m * state[KV_HEADS] + i - heads) * size
+            here = state[at.KEYS] + (m * state[at.KV_HEADS] + i - heads) * size
             there = keys + ((i - heads) * cache[0] + position) * size
         rotate(here, cos, sin, dim // 2, there)
-    for h in range(state[KV_HEADS]):
-        source = floats(state[VALUES] + (m * state[KV_HEADS] + h) * size)
+    for h in range(state[at.KV_HEADS]):
+        source = floats(state[at.VALUES] + (m * state[at.KV_HEADS] + h) * size)
         target = floats(values + (h * cache[0] + position) * size)
         for d in range(dim):
             target[d] = source[d]
@@ -102,92 +98,94 @@ def rotate_row(state, m):
 @njit(**OPTIONS)
 def attend_item(state, item, worker):
     """One row and a team of query heads that share keys; neighbouring items share them too."""
-    m, team, dim = item % state[ROWS], state[TEAM], state[HEAD_DIM]
-    h = item // state[ROWS] * team
+    m, team, dim = item % state[at.ROWS], state[at.TEAM], state[at.HEAD_DIM]
+    h = item // state[at.ROWS] * team
     cache = cache_of(state, m)
-    head = h // (state[HEADS] // state[KV_HEADS]) * cache[0] * dim * 4
+    head = h // (state[at.HEADS] // state[at.KV_HEADS]) * cache[0] * dim * 4
     attend(
-        state[Q] + (m * state[HEADS] + h) * dim * 4,
+        state[at.Q] + (m * state[at.HEADS] + h) * dim * 4,
         team,
-        cache[1 + 2 * state[LAYER]] + head,
-        cache[2 + 2 * state[LAYER]] + head,
-        longs(state[POSITIONS])[m] + 1,
+        cache[1 + 2 * state[at.LAYER]] + head,
+        cache[2 + 2 * state[at.LAYER]] + head,
+        longs(state[at.POSITIONS])[m] + 1,
         dim,
-        floats(state[SCALARS])[ATTENTION_SCALE],
-        state[SCRATCH] + worker * state[SCRATCH_BYTES] + state[SCORES_AT],
-        state[ATTENTION] + (m * padded(state[HEADS] * dim) + h * dim) * 4,
+        floats(state[at.SCALARS])[at.ATTENTION_SCALE],
+        state[at.SCRATCH] + worker * state[at.SCRATCH_BYTES] + state[at.SCORES_AT],
+        state[at.ATTENTION] + (m * padded(state[at.HEADS] * dim) + h * dim) * 4,
     )
 
 
 @njit(**OPTIONS)
 def place(state, job, item):
     """(linear, its tile, out, floats between rows of out) of an item of QKV, OUT, GATE_UP or DOWN."""
-    if job == OUT or job == DOWN:
-        return (O_PROJ if job == OUT else DOWN_PROJ), item, state[X], padded(state[HIDDEN])
-    if job == GATE_UP:
-        return GATE_PROJ, item, state[GATE], padded(state[FFN])
-    queries, keys = tiles(state, Q_PROJ), tiles(state, K_PROJ)
-    dim = state[HEAD_DIM]
+    if job in (at.OUT, at.DOWN):
+        return (at.O_PROJ if job == at.OUT else at.DOWN_PROJ), item, state[at.X], padded(state[at.HIDDEN])
+    if job == at.GATE_UP:
+        return at.GATE_PROJ, item, state[at.GATE], padded(state[at.FFN])
+    queries, keys = tiles(state, at.Q_PROJ), tiles(state, at.K_PROJ)
+    dim = state[at.HEAD_DIM]
     if item < queries:
-        return Q_PROJ, item, state[Q], state[HEADS] * dim
+        return at.Q_PROJ, item, state[at.Q], state[at.HEADS] * dim
     if item < queries + keys:
-        return K_PROJ, item - queries, state[KEYS], state[KV_HEADS] * dim
-    return V_PROJ, item - queries - keys, state[VALUES], state[KV_HEADS] * dim
+        return at.K_PROJ, item - queries, state[at.KEYS], state[at.KV_HEADS] * dim
+    return at.V_PROJ, item - queries - keys, state[at.VALUES], state[at.KV_HEADS] * dim
 
 
 @njit(**OPTIONS)
 def linear_item(state, job, item, worker):
     """A tile of a linear on the prepared input; for GATE_UP the same tile of both, then the gate."""
     which, tile, out, stride = place(state, job, item)
-    plain, plain_stride = state[INPUT], state[INPUT_STRIDE]
-    if state[WEIGHT] != 0:
-        plain, plain_stride = state[PLAIN], padded(state[K])
-    n0 = tile * TILE
-    n1 = min(n0 + TILE, longs(linear_at(state, which))[N])
-    for i in range(2 if job == GATE_UP else 1):
-        to = state[UP] if i == 1 else out
-        add = job == OUT or job == DOWN
+    plain, plain_stride = state[at.INPUT], state[at.INPUT_STRIDE]
+    if state[at.WEIGHT] != 0:
+        plain, plain_stride = state[at.PLAIN], padded(state[at.K])
+    n0 = tile * at.TILE
+    n1 = min(n0 + at.TILE, longs(linear_at(state, which))[at.N])
+    for i in range(2 if job == at.GATE_UP else 1):
+        to = state[at.UP] if i == 1 else out
+        add = job in (at.OUT, at.DOWN)
         linear_rows(state, linear_at(state, which + i), plain, plain_stride, n0, n1, to, stride, add, worker)
-    if job == GATE_UP:
-        for m in range(state[ROWS]):
+    if job == at.GATE_UP:
+        for m in range(state[at.ROWS]):
             here = (m * stride + n0) * 4
-            gated(out + here, state[UP] + here, n1 - n0, state[SILU])
+            gated(out + here, state[at.UP] + here, n1 - n0, state[at.SILU])
 
 
 @njit(**OPTIONS)
 def final_norm_row(state, i):
-    width, eps = padded(state[HIDDEN]), floats(state[SCALARS])[EPS]
-    x = state[X] + longs(state[CHOSEN])[i] * width * 4
-    rms_norm(x, state[WEIGHT], state[HIDDEN], eps, state[PLAIN] + i * width * 4)
+    """The last norm of chosen row i."""
+    width, eps = padded(state[at.HIDDEN]), floats(state[at.SCALARS])[at.EPS]
+    x = state[at.X] + longs(state[at.CHOSEN])[i] * width * 4
+    rms_norm(x, state[at.WEIGHT], state[at.HIDDEN], eps, state[at.PLAIN] + i * width * 4)
 
 
 @njit(**OPTIONS)
 def head_tile(state, tile, worker):
+    """A tile of the head for the chosen rows."""
     e = longs(linear_at(state, 0))
-    n0 = tile * TILE
-    n1 = min(n0 + TILE, e[N])
-    room = state[SCRATCH] + worker * state[SCRATCH_BYTES] + state[ROW_AT]
-    x, stride = state[PLAIN], padded(state[HIDDEN])
-    float_rows(e, state[CHOSEN_ROWS], x, stride, n0, n1, state[LOGITS], e[N], False, room)
+    n0 = tile * at.TILE
+    n1 = min(n0 + at.TILE, e[at.N])
+    room = state[at.SCRATCH] + worker * state[at.SCRATCH_BYTES] + state[at.ROW_AT]
+    x, stride = state[at.PLAIN], padded(state[at.HIDDEN])
+    float_rows(e, state[at.CHOSEN_ROWS], x, stride, n0, n1, state[at.LOGITS], e[at.N], False, room)
 
 
 def work(address, worker):
     """Take items of the state's job until none is left. worker: which thread's scratch memory to use."""
     state = longs(address)
-    counter = address + COUNTER * 8
-    job, items, grain = state[JOB], state[ITEMS], state[GRAIN]
+    counter = address + at.COUNTER * 8
+    job, items, grain = state[at.JOB], state[at.ITEMS], state[at.GRAIN]
     first = take(counter, grain)
     while first < items:
         for item in range(first, min(first + grain, items)):
-            if job == PREPARE:
+            if job == at.PREPARE:
                 prepare(state, item)
-            elif job == ROTATE:
+            elif job == at.ROTATE:
                 rotate_row(state, item)
-            elif job == ATTEND:
+            elif job == at.ATTEND:
                 attend_item(state, item, worker)
-            elif job == FINAL_NORM:
+            elif job == at.FINAL_NORM:
                 final_norm_row(state, item)
-            elif job == HEAD:
+            elif job == at.HEAD:
                 head_tile(state, item, worker)
             else:
                 linear_item(state, job, item, worker)

@@ -8,12 +8,18 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from bitnet_mlx.backends.cpu_jit import layout as at
 from bitnet_mlx.backends.cpu_jit.floats import (
-    OPTIONS, ZERO, apart, bytes_plain, dot, dot_bfloat16, dot_grouped, floats, ints, longs,
-)  # fmt: skip
-from bitnet_mlx.backends.cpu_jit.layout import (
-    BFLOAT16, BIAS, CODES, DATA, FLOAT32, GROUPED, K_TILE, KIND, ROW_AT, ROW_BYTES, ROWS, SCALE, SCALE_GROUPS,
-    SCALE_STEP, SCALES, SCRATCH, SCRATCH_BYTES, SUMS, TERNARY, TILE_AT, TOKENS, WIDTH,
+    OPTIONS,
+    ZERO,
+    apart,
+    bytes_plain,
+    dot,
+    dot_bfloat16,
+    dot_grouped,
+    floats,
+    ints,
+    longs,
 )  # fmt: skip
 from bitnet_mlx.backends.cpu_jit.product import BLOCK, BLOCK_BYTES, PANEL, panel_product, row_product
 
@@ -36,67 +42,67 @@ def put(out, value, bias, n, add):
 def one_scale_rows(state, e, blocks, n0, n1, out, stride, add):
     """Activations one at a time, one scale a weight row."""
     apart()
-    scales, scale, step = floats(state[SCALES]), floats(e[SCALE]), e[SCALE_STEP]
-    sums = ints(state[SUMS])
+    scales, scale, step = floats(state[at.SCALES]), floats(e[at.SCALE]), e[at.SCALE_STEP]
+    sums = ints(state[at.SUMS])
     for n in range(n0, n1):
-        w = e[DATA] + n * e[ROW_BYTES]
-        for m in range(state[ROWS]):
-            acc = row_product(w, state[CODES] + m * blocks * BLOCK, blocks) - sums[m * (blocks + 1) + blocks]
-            put(out + (m * stride + n) * 4, (np.float32(acc) / scales[m]) * scale[n * step], e[BIAS], n, add)
+        w = e[at.DATA] + n * e[at.ROW_BYTES]
+        for m in range(state[at.ROWS]):
+            acc = row_product(w, state[at.CODES] + m * blocks * BLOCK, blocks) - sums[m * (blocks + 1) + blocks]
+            put(out + (m * stride + n) * 4, (np.float32(acc) / scales[m]) * scale[n * step], e[at.BIAS], n, add)
 
 
 @njit(**OPTIONS)
 def group_scale_rows(state, e, blocks, n0, n1, out, stride, add):
     """Activations one at a time, a scale for each block of 128, the blocks added in ascending order."""
     apart()
-    scales, scale, step = floats(state[SCALES]), floats(e[SCALE]), e[SCALE_STEP]
-    sums = ints(state[SUMS])
+    scales, scale, step = floats(state[at.SCALES]), floats(e[at.SCALE]), e[at.SCALE_STEP]
+    sums = ints(state[at.SUMS])
     for n in range(n0, n1):
-        w = e[DATA] + n * e[ROW_BYTES]
-        for m in range(state[ROWS]):
-            x = state[CODES] + m * blocks * BLOCK
+        w = e[at.DATA] + n * e[at.ROW_BYTES]
+        for m in range(state[at.ROWS]):
+            x = state[at.CODES] + m * blocks * BLOCK
             total = ZERO
             for g in range(blocks):
                 acc = row_product(w + g * BLOCK_BYTES, x + g * BLOCK, 1) - sums[m * (blocks + 1) + g]
                 total += (np.float32(acc) / scales[m]) * scale[n * step + g]
-            put(out + (m * stride + n) * 4, total, e[BIAS], n, add)
+            put(out + (m * stride + n) * 4, total, e[at.BIAS], n, add)
 
 
 @njit(**OPTIONS)
 def one_scale_panels(state, e, blocks, n0, n1, out, stride, add, tile):
     """Panels of 8 tokens, one scale a weight row. tile: int32 [n1 - n0, 8]."""
     apart()
-    scales, scale, step = floats(state[SCALES]), floats(e[SCALE]), e[SCALE_STEP]
-    sums, acc = ints(state[SUMS]), ints(tile)
-    for m0 in range(0, state[ROWS], PANEL):
-        x = state[CODES] + m0 * blocks * BLOCK
+    scales, scale, step = floats(state[at.SCALES]), floats(e[at.SCALE]), e[at.SCALE_STEP]
+    sums, acc = ints(state[at.SUMS]), ints(tile)
+    for m0 in range(0, state[at.ROWS], PANEL):
+        x = state[at.CODES] + m0 * blocks * BLOCK
         for i in range((n1 - n0) * PANEL):
             acc[i] = 0
-        for k in range(0, blocks, K_TILE):
-            w = e[DATA] + n0 * e[ROW_BYTES] + k * BLOCK_BYTES
-            count = min(K_TILE, blocks - k)
+        for k in range(0, blocks, at.K_TILE):
+            w = e[at.DATA] + n0 * e[at.ROW_BYTES] + k * BLOCK_BYTES
+            count = min(at.K_TILE, blocks - k)
             for r in range(n1 - n0):
-                panel_product(w + r * e[ROW_BYTES], x + k * BLOCK * PANEL, count, tile + r * PANEL * 4)
-        for t in range(min(PANEL, state[ROWS] - m0)):
+                panel_product(w + r * e[at.ROW_BYTES], x + k * BLOCK * PANEL, count, tile + r * PANEL * 4)
+        for t in range(min(PANEL, state[at.ROWS] - m0)):
             m = m0 + t
             s, total = scales[m], sums[m * (blocks + 1) + blocks]
             for r in range(n1 - n0):
                 n = n0 + r
                 value = (np.float32(acc[r * PANEL + t] - total) / s) * scale[n * step]
-                put(out + (m * stride + n) * 4, value, e[BIAS], n, add)
+                put(out + (m * stride + n) * 4, value, e[at.BIAS], n, add)
 
 
 @njit(**OPTIONS)
 def group_scale_panels(state, e, blocks, n0, n1, out, stride, add, tile):
     """Panels of 8 tokens, a scale for each block. tile: int32 [8], then float32 [8]."""
     apart()
-    scales, scale, step = floats(state[SCALES]), floats(e[SCALE]), e[SCALE_STEP]
-    sums, acc, total = ints(state[SUMS]), ints(tile), floats(tile + PANEL * 4)
-    for m0 in range(0, state[ROWS], PANEL):
-        count = min(PANEL, state[ROWS] - m0)
-        x = state[CODES] + m0 * blocks * BLOCK
+    scales, scale, step = floats(state[at.SCALES]), floats(e[at.SCALE]), e[at.SCALE_STEP]
+    sums, acc, total = ints(state[at.SUMS]), ints(tile), floats(tile + PANEL * 4)
+    for m0 in range(0, state[at.ROWS], PANEL):
+        count = min(PANEL, state[at.ROWS] - m0)
+        x = state[at.CODES] + m0 * blocks * BLOCK
         for n in range(n0, n1):
-            w = e[DATA] + n * e[ROW_BYTES]
+            w = e[at.DATA] + n * e[at.ROW_BYTES]
             for t in range(PANEL):
                 total[t] = ZERO
             for g in range(blocks):
@@ -107,7 +113,7 @@ def group_scale_panels(state, e, blocks, n0, n1, out, stride, add, tile):
                     part = acc[t] - sums[(m0 + t) * (blocks + 1) + g]
                     total[t] += (np.float32(part) / scales[m0 + t]) * scale[n * step + g]
             for t in range(count):
-                put(out + ((m0 + t) * stride + n) * 4, total[t], e[BIAS], n, add)
+                put(out + ((m0 + t) * stride + n) * 4, total[t], e[at.BIAS], n, add)
 
 
 @njit(**OPTIONS)
@@ -127,38 +133,38 @@ def unpack_row(w, scale, groups, blocks, out):
 def float_rows(e, rows, x, x_stride, n0, n1, out, stride, add, room):
     """Rows of floats, or of codes with scales. x: float32 [rows, x_stride] at an address; room: one unpacked row."""
     apart()
-    kind, k, width, row_bytes = e[KIND], e[WIDTH], x_stride * 4, e[ROW_BYTES]
+    kind, k, width, row_bytes = e[at.KIND], e[at.WIDTH], x_stride * 4, e[at.ROW_BYTES]
     for n in range(n0, n1):
-        w, scale = e[DATA] + n * row_bytes, e[SCALE] + n * e[SCALE_STEP] * 4
-        if kind != FLOAT32 and kind != BFLOAT16 and kind != GROUPED:
-            unpack_row(w, scale, e[SCALE_GROUPS], (k + BLOCK - 1) // BLOCK, room)
+        w, scale = e[at.DATA] + n * row_bytes, e[at.SCALE] + n * e[at.SCALE_STEP] * 4
+        if kind != at.FLOAT32 and kind != at.BFLOAT16 and kind != at.GROUPED:
+            unpack_row(w, scale, e[at.SCALE_GROUPS], (k + BLOCK - 1) // BLOCK, room)
             w = room
         for m in range(rows):
-            if kind == BFLOAT16:
+            if kind == at.BFLOAT16:
                 value = dot_bfloat16(w, x + m * width, k)
-            elif kind == GROUPED:
+            elif kind == at.GROUPED:
                 value = dot_grouped(w, scale, x + m * width, k)
             else:
                 value = dot(w, x + m * width, k)
-            put(out + (m * stride + n) * 4, value, e[BIAS], n, add)
+            put(out + (m * stride + n) * 4, value, e[at.BIAS], n, add)
 
 
 @njit(**OPTIONS)
 def linear_rows(state, entry, x, x_stride, n0, n1, out, stride, add, worker):
     """out[m, n0:n1] of every row m for one linear. x, x_stride: the float inputs, for a linear that is not ternary."""
     e = longs(entry)
-    scratch = state[SCRATCH] + worker * state[SCRATCH_BYTES]
-    if e[KIND] != TERNARY:
-        float_rows(e, state[ROWS], x, x_stride, n0, n1, out, stride, add, scratch + state[ROW_AT])
+    scratch = state[at.SCRATCH] + worker * state[at.SCRATCH_BYTES]
+    if e[at.KIND] != at.TERNARY:
+        float_rows(e, state[at.ROWS], x, x_stride, n0, n1, out, stride, add, scratch + state[at.ROW_AT])
         return
-    blocks = (e[WIDTH] + BLOCK - 1) // BLOCK
-    tile = scratch + state[TILE_AT]
-    if e[SCALE_GROUPS] == 1:
-        if state[TOKENS] == 1:
+    blocks = (e[at.WIDTH] + BLOCK - 1) // BLOCK
+    tile = scratch + state[at.TILE_AT]
+    if e[at.SCALE_GROUPS] == 1:
+        if state[at.TOKENS] == 1:
             one_scale_rows(state, e, blocks, n0, n1, out, stride, add)
         else:
             one_scale_panels(state, e, blocks, n0, n1, out, stride, add, tile)
-    elif state[TOKENS] == 1:
+    elif state[at.TOKENS] == 1:
         group_scale_rows(state, e, blocks, n0, n1, out, stride, add)
     else:
         group_scale_panels(state, e, blocks, n0, n1, out, stride, add, tile)

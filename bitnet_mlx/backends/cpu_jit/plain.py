@@ -33,6 +33,7 @@ def combine(b: Builder, total: Value, sums: list[Value]) -> Value:
 
 
 def multiply_add(b: Builder, total: Value, code: Value, x: Value) -> Value:
+    """A narrow sum with one vector of code * q added to it."""
     return b.add(total, b.mul(b.zext(code, narrow), b.sext(x, narrow)))
 
 

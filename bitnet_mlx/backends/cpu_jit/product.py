@@ -20,8 +20,21 @@ from numba.extending import intrinsic
 
 from bitnet_mlx.backends.cpu_jit import isa
 from bitnet_mlx.backends.cpu_jit.emit import (
-    Builder, Value, at, const, i8, i32, i64, load, loop, pointer, prefetch, shuffle, store, vector,
-)  # fmt: skip
+    Builder,
+    Value,
+    at,
+    const,
+    i8,
+    i32,
+    i64,
+    load,
+    loop,
+    pointer,
+    prefetch,
+    shuffle,
+    store,
+    vector,
+)
 
 PANEL = 8  # tokens of a panel
 BLOCK = 128  # codes of a block

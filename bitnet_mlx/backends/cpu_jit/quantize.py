@@ -9,9 +9,31 @@ from numba.extending import intrinsic
 
 from bitnet_mlx.backends.cpu_jit import emit
 from bitnet_mlx.backends.cpu_jit.emit import (
-    LANES, Builder, Value, at, const, i8, i16, i32, lanes_f32, load, pointer, splat, store, vector,
-)  # fmt: skip
-from bitnet_mlx.backends.cpu_jit.floats import MAGIC, OPTIONS, ZERO, apart, bytes_signed, floats, ints, quantiser_factors
+    LANES,
+    Builder,
+    Value,
+    at,
+    const,
+    i8,
+    i16,
+    i32,
+    lanes_f32,
+    load,
+    pointer,
+    splat,
+    store,
+    vector,
+)
+from bitnet_mlx.backends.cpu_jit.floats import (
+    MAGIC,
+    OPTIONS,
+    ZERO,
+    apart,
+    bytes_signed,
+    floats,
+    ints,
+    quantiser_factors,
+)
 from bitnet_mlx.backends.cpu_jit.product import BLOCK, lane_total
 
 _many = vector(i32, LANES)
@@ -41,6 +63,8 @@ def _block(b: Builder, x: Value, weight: Value | None, factor: Value, out: Value
 
 @intrinsic
 def quantize_block(typing: Any, x: Any, factor: Any, out: Any) -> Any:
+    """Codes of x * factor; see _block."""
+
     def build(context: Any, b: Builder, signature: Any, args: Any) -> Value:
         return _block(b, args[0], None, args[1], args[2])
 
@@ -49,6 +73,8 @@ def quantize_block(typing: Any, x: Any, factor: Any, out: Any) -> Any:
 
 @intrinsic
 def quantize_product_block(typing: Any, x: Any, weight: Any, factor: Any, out: Any) -> Any:
+    """Codes of x * weight * factor; see _block."""
+
     def build(context: Any, b: Builder, signature: Any, args: Any) -> Value:
         return _block(b, *args)
 

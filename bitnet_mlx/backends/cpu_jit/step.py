@@ -11,14 +11,9 @@ from __future__ import annotations
 
 from numba import njit, prange, types
 
+from bitnet_mlx.backends.cpu_jit import layout as at
 from bitnet_mlx.backends.cpu_jit.floats import OPTIONS, longs
 from bitnet_mlx.backends.cpu_jit.jobs import linear_at, padded, tiles
-from bitnet_mlx.backends.cpu_jit.layout import (
-    ATTEND, ATTENTION, CHOSEN_ROWS, COUNTER, DOWN, DOWN_NORM, DOWN_PROJ, FFN, FFN_NORM, FINAL_NORM, GATE, GATE_PROJ,
-    GATE_UP, GRAIN, HEAD, HEAD_DIM, HEADS, HIDDEN, INPUT, INPUT_NORM, INPUT_STRIDE, ITEMS, JOB, K, K_PROJ, KIND, LAYER,
-    LAYER_NORMS, LAYERS, NORMS, O_PROJ, OUT, OUT_NORM, POSITIONS, PREPARE, Q_PROJ, QKV, ROTATE, ROWS, SERIAL_BELOW, TEAM, TERNARY,
-    THREADS, TILE, UP_PROJ, V_PROJ, WANTS, WEIGHT, X,
-)  # fmt: skip
 
 WORK = "bitnet_mlx_cpu_work"
 work = types.ExternalFunction(WORK, types.void(types.int64, types.int64))
@@ -26,6 +21,7 @@ work = types.ExternalFunction(WORK, types.void(types.int64, types.int64))
 
 @njit(parallel=True, **OPTIONS)
 def region(address, workers):
+    """The one parallel region: every worker takes items."""
     for worker in prange(workers):
         work(address, worker)
 
@@ -34,9 +30,9 @@ def region(address, workers):
 def run(address, job, items, grain, size):
     """Run a job of `items` items; size: roughly how many weights times rows it multiplies."""
     state = longs(address)
-    state[JOB], state[ITEMS], state[GRAIN], state[COUNTER] = job, items, grain, 0
-    workers = min(state[THREADS], (items + grain - 1) // grain)
-    if workers <= 1 or size < state[SERIAL_BELOW]:
+    state[at.JOB], state[at.ITEMS], state[at.GRAIN], state[at.COUNTER] = job, items, grain, 0
+    workers = min(state[at.THREADS], (items + grain - 1) // grain)
+    if workers <= 1 or size < state[at.SERIAL_BELOW]:
         work(address, 0)
     else:
         region(address, workers)
@@ -46,37 +42,37 @@ def run(address, job, items, grain, size):
 def take_input(address, norm, source, k, stride, first, last):
     """Name the input of linears first .. last, and norm and quantise its rows."""
     state = longs(address)
-    state[INPUT], state[K], state[INPUT_STRIDE], state[WANTS] = source, k, stride, 0
-    state[WEIGHT] = longs(state[NORMS])[state[LAYER] * LAYER_NORMS + norm]
+    state[at.INPUT], state[at.K], state[at.INPUT_STRIDE], state[at.WANTS] = source, k, stride, 0
+    state[at.WEIGHT] = longs(state[at.NORMS])[state[at.LAYER] * at.LAYER_NORMS + norm]
     for which in range(first, last + 1):
-        state[WANTS] |= 1 if longs(linear_at(state, which))[KIND] == TERNARY else 2
-    rows = state[ROWS]
-    run(address, PREPARE, rows, 1, 8 * rows * k if rows > 1 else 0)
+        state[at.WANTS] |= 1 if longs(linear_at(state, which))[at.KIND] == at.TERNARY else 2
+    rows = state[at.ROWS]
+    run(address, at.PREPARE, rows, 1, 8 * rows * k if rows > 1 else 0)
 
 
 def step(address):
     """All layers on the rows in X, in place; then the head on the chosen rows (CHOSEN_ROWS may be 0)."""
     state = longs(address)
-    hidden, dim, rows, ffn = state[HIDDEN], state[HEAD_DIM], state[ROWS], state[FFN]
-    queries, wide = state[HEADS] * dim, padded(state[HIDDEN])
-    for layer in range(state[LAYERS]):
-        state[LAYER] = layer
-        take_input(address, INPUT_NORM, state[X], hidden, wide, Q_PROJ, V_PROJ)
-        count = tiles(state, Q_PROJ) + tiles(state, K_PROJ) + tiles(state, V_PROJ)
-        run(address, QKV, count, 1, count * TILE * hidden * rows)
-        run(address, ROTATE, rows, 1, rows * queries if rows > 1 else 0)
-        reach = longs(state[POSITIONS])[rows - 1] + 1
-        run(address, ATTEND, rows * (state[HEADS] // state[TEAM]), 1, rows * reach * queries * 8)
-        take_input(address, OUT_NORM, state[ATTENTION], queries, padded(queries), O_PROJ, O_PROJ)
-        run(address, OUT, tiles(state, O_PROJ), 1, hidden * queries * rows)
-        take_input(address, FFN_NORM, state[X], hidden, wide, GATE_PROJ, UP_PROJ)
-        run(address, GATE_UP, tiles(state, UP_PROJ), 1, 2 * hidden * ffn * rows)
-        take_input(address, DOWN_NORM, state[GATE], ffn, padded(ffn), DOWN_PROJ, DOWN_PROJ)
-        run(address, DOWN, tiles(state, DOWN_PROJ), 1, hidden * ffn * rows)
-    chosen = state[CHOSEN_ROWS]
+    hidden, dim, rows, ffn = state[at.HIDDEN], state[at.HEAD_DIM], state[at.ROWS], state[at.FFN]
+    queries, wide = state[at.HEADS] * dim, padded(state[at.HIDDEN])
+    for layer in range(state[at.LAYERS]):
+        state[at.LAYER] = layer
+        take_input(address, at.INPUT_NORM, state[at.X], hidden, wide, at.Q_PROJ, at.V_PROJ)
+        count = tiles(state, at.Q_PROJ) + tiles(state, at.K_PROJ) + tiles(state, at.V_PROJ)
+        run(address, at.QKV, count, 1, count * at.TILE * hidden * rows)
+        run(address, at.ROTATE, rows, 1, rows * queries if rows > 1 else 0)
+        reach = longs(state[at.POSITIONS])[rows - 1] + 1
+        run(address, at.ATTEND, rows * (state[at.HEADS] // state[at.TEAM]), 1, rows * reach * queries * 8)
+        take_input(address, at.OUT_NORM, state[at.ATTENTION], queries, padded(queries), at.O_PROJ, at.O_PROJ)
+        run(address, at.OUT, tiles(state, at.O_PROJ), 1, hidden * queries * rows)
+        take_input(address, at.FFN_NORM, state[at.X], hidden, wide, at.GATE_PROJ, at.UP_PROJ)
+        run(address, at.GATE_UP, tiles(state, at.UP_PROJ), 1, 2 * hidden * ffn * rows)
+        take_input(address, at.DOWN_NORM, state[at.GATE], ffn, padded(ffn), at.DOWN_PROJ, at.DOWN_PROJ)
+        run(address, at.DOWN, tiles(state, at.DOWN_PROJ), 1, hidden * ffn * rows)
+    chosen = state[at.CHOSEN_ROWS]
     if chosen:
-        state[LAYER] = state[LAYERS]
-        state[WEIGHT] = longs(state[NORMS])[state[LAYERS] * LAYER_NORMS]
-        run(address, FINAL_NORM, chosen, 1, chosen * hidden if chosen > 1 else 0)
+        state[at.LAYER] = state[at.LAYERS]
+        state[at.WEIGHT] = longs(state[at.NORMS])[state[at.LAYERS] * at.LAYER_NORMS]
+        run(address, at.FINAL_NORM, chosen, 1, chosen * hidden if chosen > 1 else 0)
         count = tiles(state, 0)
-        run(address, HEAD, count, 1, count * TILE * hidden * chosen)
+        run(address, at.HEAD, count, 1, count * at.TILE * hidden * chosen)
