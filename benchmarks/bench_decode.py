@@ -225,6 +225,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
+    threads.launch()  # before numba runs anything of the benchmark, or numba picks a layer without ours
     threads.set_threads(args.threads)
     peer = Peer(args.peer_python, args.peer_model, args.threads) if args.peer else None
     bandwidth, ours = read_bandwidth(), Ours()

@@ -19,7 +19,8 @@ _WORDS_AT_ONCE = 1 << 16
 class Census:
     """Sums over a checkpoint. Parameters and bytes are counts; *_file_bytes as stored, *_read_bytes as one token reads.
 
-    zeros: zero weights among ternary_parameters. layers: share of zeros by module name. granularity: what a scale covers.
+    zeros: zero weights among ternary_parameters. layers: share of zeros by module name. granularity: what a scale
+    covers.
     """
 
     info: CheckpointInfo
@@ -72,7 +73,7 @@ def count_zeros(w: TernaryTensor) -> int:
 
 
 def take_census(folder: Path | str) -> Census:
-    """Read a checkpoint once, a tensor at a time. Raises what detect and read_weights raise, but for values in the head."""
+    """Read a checkpoint once, a tensor at a time. Raises what read_weights raises, but for values in the head."""
     info = detect(folder)
     table = TensorTable(info.path)
     layout = plan(info.model, table)

@@ -20,7 +20,7 @@ STORAGE_NAMES = {
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """files: the weight files, in the order of their names; nbytes: their size. tokenizer_files: names, those present."""
+    """files: the weight files by name; nbytes: their size. tokenizer_files: the names of those present."""
 
     path: Path
     model: ModelConfig

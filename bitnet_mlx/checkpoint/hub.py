@@ -24,7 +24,7 @@ def resolve(path_or_repo: str | Path, revision: str | None = None, progress: boo
     """The folder that holds a model.
 
     path_or_repo: a path that exists, or "owner/name" on the Hugging Face hub. revision: a branch, tag or commit there.
-    progress: whether download bars are drawn (on stderr). Without a network, or with HF_HUB_OFFLINE=1, the cache serves.
+    progress: whether download bars are drawn (on stderr). Without a network or with HF_HUB_OFFLINE=1 the cache serves.
 
     Raises ConfigError where there is no such folder, model or revision, or it cannot be reached, and FormatError where
     the cache holds only a part of the model, naming the missing files.
@@ -59,7 +59,8 @@ def _snapshot(name: str, revision: str | None, progress: bool) -> Path:
     at = f"{name} at revision {revision}" if revision else name
     options: dict[str, Any] = {} if progress else {"tqdm_class": _silent_bar()}
     incomplete = getattr(errors, "IncompleteSnapshotError", ())  # since huggingface_hub 2
-    http_error = errors.HfHubHTTPError.__mro__[1]  # the root of its HTTP library's errors, whichever that is
+    # The root of its HTTP library's errors, whichever that is.
+    http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     try:
         found = snapshot_download(
             name, revision=revision, allow_patterns=list(ALLOWED), ignore_patterns=["*/*"], **options
@@ -93,7 +94,7 @@ def _snapshot(name: str, revision: str | None, progress: bool) -> Path:
 
 
 def _usable(at: str, error: Any) -> Path:
-    """A cached snapshot that lacks files: used where what lacks is not the config nor a weight file, else FormatError."""
+    """A cached snapshot that lacks files: used where it has the config and every weight file, else FormatError."""
     folder = Path(error.snapshot_path)
     try:
         read_config(folder)

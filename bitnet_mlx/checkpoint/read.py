@@ -1,7 +1,7 @@
 """read_weights: a checkpoint folder -> DecoderWeights, strictly, tensor by tensor.
 
-Native words2 and float matrices are used in place from the file's map; packed and master weights are converted in blocks
-and their pages given back, so reading takes the result's memory and little more.
+Native words2 and float matrices are used in place from the file's map; packed and master weights are converted in
+blocks and their pages given back, so reading takes the result's memory and little more.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Layout:
 
 
 def plan(model: ModelConfig, table: TensorTable) -> Layout:
-    """The tensors that config.json promises. FormatError lists all that are missing and all that are unknown, at once."""
+    """The tensors that config.json promises. FormatError lists all that are missing or unknown at once."""
     config, quantization = model.decoder, model.quantization
     embed, head, notices = _tie(model, table)
     required: dict[str, None] = {}
@@ -117,7 +117,7 @@ def _tie(model: ModelConfig, table: TensorTable) -> tuple[str, str, list[str]]:
     if quantization.storage in ("packed", "online") and quantization.converts(HEAD):
         if quantization.storage == "online" or f"{HEAD}.weight_scale" in table:
             raise UnsupportedModelError(
-                f"[checkpoint] {table.folder}: modules_to_not_convert leaves out {HEAD}, so the output head is ternary; "
+                f"[checkpoint] {table.folder}: modules_to_not_convert leaves out {HEAD}, so the head is ternary; "
                 f'only float heads are supported. If the head is float, add "{HEAD}" to the list in config.json'
             )
         notices.append(f"modules_to_not_convert leaves out {HEAD}, but the head has no weight_scale; it runs as floats")
@@ -154,7 +154,7 @@ def _mismatch(model: ModelConfig, table: TensorTable, missing: list[str], unknow
     examples = ", ".join(f"{name} {table.info(name)}" for name in sorted(table)[:3])
     hint = ""
     if missing and all(name.endswith("weight_scale") for name in missing) and model.quantization.storage == "packed":
-        hint = '; master weights need "linear_class": "autobitlinear" and "quantization_mode": "online" in quantization_config'
+        hint = '; for master weights config.json says "linear_class": "autobitlinear", "quantization_mode": "online"'
     if f"{HEAD}.weight" in missing:
         hint = '; an output head that is the embedding needs "tie_word_embeddings": true in config.json'
     return FormatError(

@@ -1,4 +1,4 @@
-"""One tensor of a file -> what runs: checks of dtype, shape and values, then a view of the file or a conversion in blocks.
+"""One tensor of a file -> what runs: checks of dtype, shape and values, then a view of the file or a conversion.
 
 Every FormatError names the tensor, the file, what was found and what was needed.
 """

@@ -43,8 +43,8 @@ def write_native(
     """Write a folder that read_weights uses in place.
 
     source_config: the config.json that the model came with; its storage keys are replaced. copy_from: a folder whose
-    tokenizer, template and generation_config files are copied byte for byte. head_bits: 8, 6 or 4 quantise the embedding
-    and the head first; None and 16 write them as they are.
+    tokenizer, template and generation_config files are copied byte for byte. head_bits: 8, 6 or 4 quantise embedding
+    and head first; None and 16 write them as they are.
 
     Returns the destination. Raises ConfigError where it exists and is not empty, FormatError where the weights cannot
     be told by the format; nothing is left behind then.
@@ -95,7 +95,7 @@ def _copy(source: Path | str | None, destination: Path) -> None:
 
 
 def native_config(weights: DecoderWeights, source_config: dict[str, Any]) -> dict[str, Any]:
-    """config.json of the native folder. FormatError where layers differ in their activation bits, or heads in theirs."""
+    """config.json of the native folder. FormatError where layers or heads differ in their bits."""
     ternary = [linear.weight for linear in weights.linears.values() if isinstance(linear.weight, TernaryTensor)]
     activations = {weight.activation_bits for weight in ternary}
     heads = {getattr(rows, "bits", 16) for rows in (weights.embed_tokens, weights.lm_head)}

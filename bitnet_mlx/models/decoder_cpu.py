@@ -106,12 +106,20 @@ class CpuDecoder:
             x[:, :hidden] = self.weights.embed_tokens.rows(ids[part])
             here = chosen[done : np.searchsorted(chosen, first + rows)] - first
             state[at.ROWS], state[at.TOKENS] = rows, 8 if rows >= at.PANEL_FROM else 1
+            state[at.TEAM] = self._team(rows, count)
             state[at.POSITIONS], state[at.SEQUENCES] = address(place), address(sequence)
             state[at.CHOSEN], state[at.CHOSEN_ROWS] = address(here), len(here)
             state[at.LOGITS] = address(y[done:]) if len(here) else 0
             self._compiled(address(state))
             done += len(here)
         return y
+
+    def _team(self, rows: int, count: int) -> int:
+        """How many query heads one item of attention takes: all that share keys, fewer where threads would idle."""
+        team = self.config.groups
+        while team % 2 == 0 and rows * self.config.num_attention_heads // team < at.TEAMS * count:
+            team //= 2
+        return team
 
     def _reach(self, positions: int) -> None:
         """Make the tables of cosines and sines cover `positions` positions."""

@@ -32,7 +32,7 @@ class Quantization:
 
     @property
     def scales_bias(self) -> bool:
-        """Whether the stored bias is multiplied by the scale too: transformers' packed AutoBitLinear scales the whole sum."""
+        """Whether the bias is multiplied by the scale too: transformers' packed AutoBitLinear scales the whole sum."""
         return self.storage == "packed" and not self.divide
 
     def converts(self, name: str) -> bool:

@@ -14,9 +14,11 @@ import pytest
 from bitnet_mlx.errors import BitnetError, FormatError, UnsupportedModelError
 from bitnet_mlx.models.config import RopeConfig, inverse_frequencies
 from bitnet_mlx.models.hf_config import parse_config
+from tests.support.versions import installed
 
 BASE: dict[str, Any] = {
-    "vocab_size": 200000, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "vocab_size": 200000, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3,
+    "num_attention_heads": 4,
 }  # fmt: skip
 
 
@@ -66,7 +68,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("family", ["bitnet", "llama"])
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_the_values_are_those_of_transformers(name: str, family: str) -> None:
-    # BitNetConfig assumes the 5 of the 2B model where the key is absent, whatever the number of heads; here it is the heads.
+    # BitNetConfig assumes the 2B model's 5 where the key is absent, whatever the number of heads; here it is the heads.
     table = config(family, **{"num_key_value_heads": 4, **ACCEPTED[name]})
     ours, theirs = parse_config(table).decoder, transformers_config(table)
     for key in ("hidden_size", "num_key_value_heads", "rms_norm_eps", "max_position_embeddings", "hidden_act",
@@ -151,7 +153,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[BitnetError], str]] = {
     "eos is a text": ({"eos_token_id": "</s>"}, FormatError, "eos_token_id is '</s>'"),
     "activation": ({"hidden_act": "gelu"}, UnsupportedModelError, "hidden_act is 'gelu'; relu2 and silu"),
     "dtype": ({"torch_dtype": "float8"}, UnsupportedModelError, "torch_dtype is 'float8'"),
-    "rope kind": ({"rope_scaling": {"type": "dynamic", "factor": 2}}, UnsupportedModelError, "'dynamic'; default, linear"),
+    "rope kind": ({"rope_scaling": {"type": "dynamic", "factor": 2}}, UnsupportedModelError, "'dynamic'; default"),
     "longrope": ({"rope_parameters": {"rope_type": "longrope"}}, UnsupportedModelError, "'longrope'"),
     "rope by layer": (
         {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, UnsupportedModelError, "'full_attention'"
@@ -245,7 +247,11 @@ LISTS: dict[str, list[str] | None] = {
 }
 
 
-@pytest.mark.parametrize("name", LISTS)
+# transformers 5.20, the last for Python 3.10, sees no boundary: model.layers.1 is model.layers.11 too. 5.24 sees one.
+_NEWER = () if installed("transformers") > (5, 20) else ("prefix", "prefix inside a word")
+
+
+@pytest.mark.parametrize("name", [name for name in LISTS if name not in _NEWER])
 def test_modules_to_not_convert_as_transformers_reads_it(name: str) -> None:
     from transformers.quantizers.quantizers_utils import should_convert_module
 
@@ -265,8 +271,8 @@ def test_auto_map_is_ignored_and_a_dense_model_is_told(tmp_path: Path) -> None:
 
 
 def test_differing_spellings_are_told() -> None:
-    found = parse_config(
-        config(rope_scaling={"type": "linear", "factor": 2.0}, rope_parameters={"rope_type": "default"}, quantization_config={"quant_method": "bitnet"})
-    )  # fmt: skip
+    table = quantized()
+    table |= {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}}
+    found = parse_config(table)
     assert found.decoder.rope.rope_type == "linear"
     assert found.notices == ("rope_scaling and rope_parameters differ; rope_scaling is used, as transformers does",)

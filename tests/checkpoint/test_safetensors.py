@@ -52,7 +52,9 @@ ATTACKS: dict[str, tuple[bytes, str]] = {
         raw(b'{"a":{"dtype":"F32","dtype":"I8","shape":[2],"data_offsets":[0,8]}}', EIGHT), "has the key 'dtype' twice"
     ),
     "NaN as an offset": (raw(b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,NaN]}}', EIGHT), "NaN"),
-    "digits without end": (raw(b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,%s]}}' % (b"9" * 5000)), "not valid JSON|lies at"),
+    "digits without end": (
+        raw(b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,%s]}}' % (b"9" * 5000)), "not valid JSON|lies at"
+    ),
     "entry is no table": (raw({"a": 5}), "'a'"),
     "missing key": (raw({"a": {"dtype": "F32", "shape": [2]}}, EIGHT), "'a'"),
     "extra key": (raw({"a": {**entry(), "x": 1}}, EIGHT), "'x'"),

@@ -1,4 +1,4 @@
-"""Small Hugging Face folders, written without this package: MLX's safetensors writer, packing row by row as the format says."""
+"""Small Hugging Face folders, written without this package: MLX's safetensors writer, packing row by row."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 
 TINY: dict[str, Any] = {
     "vocab_size": 67, "hidden_size": 72, "intermediate_size": 100, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "max_position_embeddings": 256, "bos_token_id": 1,
-    "eos_token_id": 2, "torch_dtype": "bfloat16",
+    "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "max_position_embeddings": 256,
+    "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "bfloat16",
 }  # fmt: skip
 QUANTIZATION: dict[str, dict[str, Any] | None] = {
     "packed": {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"},
@@ -26,7 +26,8 @@ QUANTIZATION: dict[str, dict[str, Any] | None] = {
 @dataclass
 class HFFolder:
     """What was written. t and scale: each ternary linear's int8 values and float64 scale (what a 1 stands for) before
-    the rounding of the file. floats: every float tensor as float32, already rounded to its dtype."""
+    the rounding of the file. floats: every float tensor as float32, already rounded to its dtype.
+    """
 
     path: Path
     config: dict[str, Any]
@@ -79,7 +80,7 @@ def write(
     dtype: mx.Dtype = mx.bfloat16, scale_dtype: mx.Dtype = mx.bfloat16, dense: tuple[str, ...] = (),
     quantization: dict[str, Any] | None = None, **changes: Any,
 ) -> HFFolder:  # fmt: skip
-    """A folder with random weights. dense: linears (full names) stored as floats. quantization, changes: onto the config."""
+    """A folder with random weights. dense: linears (full names) kept as floats. quantization, changes: config keys."""
     config = {**TINY, "model_type": family, "hidden_act": "relu2" if family == "bitnet" else "silu", **changes}
     kind = QUANTIZATION[storage]
     if kind is not None:

@@ -18,7 +18,7 @@ from bitnet_mlx.backends.cpu_jit.layout import (
     FIELDS, FINAL_NORM, GATE, GATE_PROJ, GATE_UP, GRAIN, HEAD, HEAD_DIM, HEADS, HIDDEN, INPUT, INPUT_STRIDE, ITEMS, JOB,
     K, K_PROJ, KEYS, KIND, KV_HEADS, LAYER, LAYER_LINEARS, LAYERS, LINEARS, LOGITS, N, O_PROJ, OUT, PLAIN, POSITIONS,
     PREPARE, Q, Q_PROJ, ROTATE, ROW_AT, ROWS, SCALARS, SCALES, SCORES_AT, SCRATCH, SCRATCH_BYTES, SEQUENCES, SILU,
-    SIN, SUMS, TERNARY, TILE, TOKENS, UP, V_PROJ, VALUES, WANTS, WEIGHT, X,
+    SIN, SUMS, TEAM, TILE, TOKENS, UP, V_PROJ, VALUES, WANTS, WEIGHT, X,
 )  # fmt: skip
 from bitnet_mlx.backends.cpu_jit.linear import float_rows, linear_rows
 from bitnet_mlx.backends.cpu_jit.product import BLOCK
@@ -101,12 +101,14 @@ def rotate_row(state, m):
 
 @njit(**OPTIONS)
 def attend_item(state, item, worker):
-    """One row and one query head; neighbouring items share a head's keys."""
-    m, h = item % state[ROWS], item // state[ROWS]
-    dim, cache = state[HEAD_DIM], cache_of(state, m)
+    """One row and a team of query heads that share keys; neighbouring items share them too."""
+    m, team, dim = item % state[ROWS], state[TEAM], state[HEAD_DIM]
+    h = item // state[ROWS] * team
+    cache = cache_of(state, m)
     head = h // (state[HEADS] // state[KV_HEADS]) * cache[0] * dim * 4
     attend(
         state[Q] + (m * state[HEADS] + h) * dim * 4,
+        team,
         cache[1 + 2 * state[LAYER]] + head,
         cache[2 + 2 * state[LAYER]] + head,
         longs(state[POSITIONS])[m] + 1,

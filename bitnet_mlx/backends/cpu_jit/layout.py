@@ -13,7 +13,7 @@ WEIGHT, WANTS, SERIAL_BELOW = range(26, 29)
 # The model.
 LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, SILU, LINEARS, NORMS, SCALARS = range(16, 26)
 # This call.
-ROWS, TOKENS, THREADS, POSITIONS, CACHES, COS, SIN, CHOSEN, CHOSEN_ROWS, LOGITS, SEQUENCES = range(32, 43)
+ROWS, TOKENS, THREADS, POSITIONS, CACHES, COS, SIN, CHOSEN, CHOSEN_ROWS, LOGITS, SEQUENCES, TEAM = range(32, 44)
 # Buffers.
 X, PLAIN, CODES, SUMS, SCALES, Q, KEYS, VALUES, ATTENTION, GATE, UP = range(48, 59)
 SCRATCH, SCRATCH_BYTES, TILE_AT, ROW_AT, SCORES_AT = range(59, 64)
@@ -43,6 +43,7 @@ TILE = 64  # rows of a weight that one item covers
 PANEL_FROM = 5  # rows of activations from which panels of 8 pay
 K_TILE = 20  # blocks of a panel that stay in the first-level cache
 CHUNK = 256  # rows of activations that one call takes at most
+TEAMS = 4  # items of attention for each thread, at least, where heads can be split so far
 SERIAL = 1 << 17  # default of SERIAL_BELOW: weights times rows below which a job is not worth waking threads for
 
 

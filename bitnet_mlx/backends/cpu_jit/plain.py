@@ -9,6 +9,7 @@ from bitnet_mlx.backends.cpu_jit.emit import Builder, Value, const, i8, i16, i32
 
 name = "plain"
 width = 16
+parts = 2  # narrow sums of one token
 limit = 16
 narrow = vector(i16, 16)
 wide = vector(i32, 8)
@@ -19,6 +20,16 @@ def codes(b: Builder, packed: Value, plane: int) -> Value:
     """Codes `plane`, `plane` + 4, ... of 16 packed bytes, one a byte."""
     shifted = b.lshr(packed, const(_bytes, 2 * plane)) if plane else packed
     return b.and_(shifted, const(_bytes, 3))
+
+
+def row_codes(b: Builder, packed: Value, plane: int) -> tuple[Value, int]:
+    """Codes of a plane and the narrow sum they belong to."""
+    return codes(b, packed, plane), plane % 2
+
+
+def combine(b: Builder, total: Value, sums: list[Value]) -> Value:
+    """The wide total with the narrow sums added to it."""
+    return widen(b, widen(b, total, sums[0]), sums[1])
 
 
 def multiply_add(b: Builder, total: Value, code: Value, x: Value) -> Value:

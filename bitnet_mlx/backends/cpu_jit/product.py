@@ -30,28 +30,35 @@ AHEAD = 8192  # bytes of weights asked for in advance when a row is read once
 
 
 def dots(b: Builder, body: ModuleType, w: Value, x: Value, blocks: Value, tokens: int, ahead: int) -> list[Value]:
-    """Sums of code * q of one row with `tokens` tokens, each still spread over the lanes of a wide vector."""
+    """Sums of code * q of one row with `tokens` tokens, each still spread over the lanes of a wide vector.
 
-    def block(i: Value, parts: list[Value]) -> list[Value]:
+    For one token the body may keep several narrow sums (`row_codes` names the one of each plane): the chain of additions
+    is then shorter. `combine` makes one wide sum of them.
+    """
+    parts = body.parts if tokens == 1 else 1
+
+    def block(i: Value, sums: list[Value]) -> list[Value]:
         here, facing = at(b, w, b.mul(i, const(i64, BLOCK_BYTES))), at(b, x, b.mul(i, const(i64, BLOCK * tokens)))
         if ahead:
             prefetch(b, at(b, here, ahead))
         for piece in range(0, BLOCK_BYTES, body.width):
             packed = load(b, at(b, here, piece), vector(i8, body.width))
             for plane in range(4):
-                code = body.codes(b, packed, plane)
+                code, part = body.row_codes(b, packed, plane) if parts > 1 else (body.codes(b, packed, plane), 0)
                 for t in range(tokens):
                     q = load(b, at(b, facing, t * BLOCK + plane * 32 + piece), vector(i8, body.width))
-                    parts[t] = body.multiply_add(b, parts[t], code, q)
-        return parts
+                    sums[t * parts + part] = body.multiply_add(b, sums[t * parts + part], code, q)
+        return sums
 
     def chunk(c: Value, totals: list[Value]) -> list[Value]:
         first = b.mul(c, const(i64, body.limit))
         left = b.sub(blocks, first)
         count = b.select(b.icmp_signed("<", left, const(i64, body.limit)), left, const(i64, body.limit))
-        zero = [const(body.narrow, 0)] * tokens
-        parts = loop(b, count, zero, lambda i, p: block(b.add(first, i), p))
-        return [body.widen(b, total, part) for total, part in zip(totals, parts, strict=True)]
+        zero = [const(body.narrow, 0)] * (tokens * parts)
+        sums = loop(b, count, zero, lambda i, v: block(b.add(first, i), v))
+        if parts > 1:
+            return [body.combine(b, totals[0], sums)]
+        return [body.widen(b, total, part) for total, part in zip(totals, sums, strict=True)]
 
     chunks = b.sdiv(b.add(blocks, const(i64, body.limit - 1)), const(i64, body.limit))
     return loop(b, chunks, [const(body.wide, 0)] * tokens, chunk)

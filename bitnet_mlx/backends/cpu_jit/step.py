@@ -16,7 +16,7 @@ from bitnet_mlx.backends.cpu_jit.jobs import linear_at, padded, tiles
 from bitnet_mlx.backends.cpu_jit.layout import (
     ATTEND, ATTENTION, CHOSEN_ROWS, COUNTER, DOWN, DOWN_NORM, DOWN_PROJ, FFN, FFN_NORM, FINAL_NORM, GATE, GATE_PROJ,
     GATE_UP, GRAIN, HEAD, HEAD_DIM, HEADS, HIDDEN, INPUT, INPUT_NORM, INPUT_STRIDE, ITEMS, JOB, K, K_PROJ, KIND, LAYER,
-    LAYER_NORMS, LAYERS, NORMS, O_PROJ, OUT, OUT_NORM, POSITIONS, PREPARE, Q_PROJ, QKV, ROTATE, ROWS, SERIAL_BELOW, TERNARY,
+    LAYER_NORMS, LAYERS, NORMS, O_PROJ, OUT, OUT_NORM, POSITIONS, PREPARE, Q_PROJ, QKV, ROTATE, ROWS, SERIAL_BELOW, TEAM, TERNARY,
     THREADS, TILE, UP_PROJ, V_PROJ, WANTS, WEIGHT, X,
 )  # fmt: skip
 
@@ -66,7 +66,7 @@ def step(address):
         run(address, QKV, count, 1, count * TILE * hidden * rows)
         run(address, ROTATE, rows, 1, rows * queries if rows > 1 else 0)
         reach = longs(state[POSITIONS])[rows - 1] + 1
-        run(address, ATTEND, rows * state[HEADS], 4 if rows >= 32 else 1, rows * reach * queries * 2)
+        run(address, ATTEND, rows * (state[HEADS] // state[TEAM]), 1, rows * reach * queries * 8)
         take_input(address, OUT_NORM, state[ATTENTION], queries, padded(queries), O_PROJ, O_PROJ)
         run(address, OUT, tiles(state, O_PROJ), 1, hidden * queries * rows)
         take_input(address, FFN_NORM, state[X], hidden, wide, GATE_PROJ, UP_PROJ)
