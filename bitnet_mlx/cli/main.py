@@ -66,7 +66,7 @@ def run_command(command: str, arguments: list[str]) -> int:
     debug = "--debug" in arguments
     try:
         args = build_parser(command).parse_args(arguments)
-        return import_module(f"bitnet_mlx.cli.{command}").run(args) or 0
+        return import_module(f"bitnet_mlx.cli.{command}").run(args)
     except BitnetError as error:
         return _fail(error, debug, error.exit_code)
     except KeyboardInterrupt:
