@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,9 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-seconds", type=float, metavar="S", help="stop early, with a checkpoint, after this long")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Train, show the progress on stderr and print what came of it."""
-    from bitnet_mlx.train.loop import train
+def train(args: argparse.Namespace) -> dict[str, Any]:
+    """Train, and return the command's record."""
+    from bitnet_mlx.train.loop import train as run_training
     from bitnet_mlx.train.options import TrainOptions
     from bitnet_mlx.train.progress import Progress
 
@@ -57,10 +58,16 @@ def run(args: argparse.Namespace) -> int:
     given["data"], given["eval_data"] = tuple(args.data), tuple(args.eval_data)
     options = TrainOptions(**given)
     with Progress(options.iters) as progress:
-        record = train(options, progress.report)
+        return run_training(options, progress.report)
+
+
+def run(args: argparse.Namespace) -> int:
+    record = train(args)
+    if args.json:
+        print(json.dumps(record))
+        return 0
+    loss = "" if record["loss"] is None else f", loss {record['loss']:.4f}"
     bits = record["bits_per_byte"]
     shown = "" if bits is None else f", {bits:.4f} bits per byte on held-out text"
-    loss = "" if record["loss"] is None else f", loss {record['loss']:.4f}"
-    text = f"{record['steps']} of {record['iters']} steps{loss}{shown}: {record['output']}"
-    print(json.dumps(record) if args.json else text)
+    print(f"{record['steps']} of {record['iters']} steps{loss}{shown}: {record['output']}")
     return 0

@@ -8,13 +8,16 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_unflatten
 
+from bitnet_mlx.checkpoint.folder import read_config
 from bitnet_mlx.checkpoint.read import read_weights
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.formats import words2
+from bitnet_mlx.models.hf_config import parse_config
 from bitnet_mlx.quality.bits import windows
 from bitnet_mlx.ternary import TernaryTensor
-from bitnet_mlx.train.export import read_decoder_config
+from bitnet_mlx.train.export import read_decoder_config, read_master
 from bitnet_mlx.train.layers import FixedLinear
 from bitnet_mlx.train.model import TrainDecoder, token_losses
 
@@ -40,6 +43,15 @@ def total_nats(model: TrainDecoder, ids: np.ndarray, length: int, stride: int, b
         scored = np.array(losses(mx.array(rows))).astype(np.float64)
         nats += sum(float(row[w.skip :].sum()) for row, w in zip(scored, part, strict=True))
     return nats
+
+
+def master_model(folder: Path, length: int) -> TrainDecoder:
+    """A folder of float masters (train/export.py) in the training graph, float32: ternary, or the float twin."""
+    config, weights = read_master(folder, length)
+    quantised = parse_config(read_config(folder)).quantization.storage == "online"
+    model = TrainDecoder(config, quantised)
+    model.update(tree_unflatten(list(weights.items())))
+    return model
 
 
 def packed_model(folder: Path) -> TrainDecoder:

@@ -81,8 +81,8 @@ def _check(step: int, values: np.ndarray) -> None:
     for at, (loss, norm) in enumerate(values, start=step + 1 - len(values)):
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainError(
-                f"[train] step {at}: loss {loss}, gradient norm {norm}; training stops here and the last checkpoint "
-                "stays; lower --learning-rate or --grad-clip and use --resume, or start anew"
+                f"[train] step {at}: loss {loss:g}, gradient norm {norm:g}; both must be finite. Checkpoints before it "
+                "stay; start anew with a lower --learning-rate or --grad-clip"
             )
 
 
