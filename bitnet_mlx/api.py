@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from bitnet_mlx.models.decoder import Decoder
     from bitnet_mlx.models.weights import DecoderWeights
     from bitnet_mlx.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 HEAD_BITS = (16, 8, 6, 4)
 ACTIVATIONS = (8, 16)
@@ -32,14 +34,13 @@ def load(
     dtype: str | None = None,
     activations: int | None = None,
     threads: int | None = None,
-    progress: Callable[[str], None] | None = None,
 ) -> tuple[Decoder, Tokenizer]:
     """Load a model and its tokenizer.
 
     path_or_repo: a folder, a Hugging Face name "owner/name", or None for the model in the package. backend: auto, mlx, cpu
     or numpy; a named one never falls back. head_bits: 16 keeps the head as it is, 8, 6 or 4 quantise it; None keeps the
     file's. dtype: of what passes between layers (mlx only; cpu and numpy compute in float32). activations: 8 or 16 bits;
-    None is the model's own. threads: CPU threads. progress: called with one line a step.
+    None is the model's own. threads: CPU threads.
 
     The model offers models/decoder.py's protocol; on MLX it is an mlx.nn.Module as well, which mlx_lm's generate accepts.
     Raises ConfigError, BackendError, UnsupportedModelError or FormatError.
@@ -50,9 +51,8 @@ def load(
     from bitnet_mlx.checkpoint.read import read_weights
     from bitnet_mlx.tokenizer import load_tokenizer
 
-    tell = progress or (lambda line: None)
     choice = choose(backend)
-    tell(f"backend {choice.name}: {choice.reason}")
+    _log.debug("[load] backend %s: %s", choice.name, choice.reason)
     if threads is not None and choice.name != "cpu":
         raise ConfigError(
             f"[load] threads was given and the backend is {choice.name}; only cpu takes a number of threads"

@@ -7,6 +7,7 @@
       ConfigError            an option or a value that is not allowed
       MemoryLimitError       a request that does not fit
       ServeError             a request that the server refuses
+      TrainError             training that cannot go on
 
 A message reads: [operation] what was given; what is allowed; what to do next.
 """
@@ -42,3 +43,7 @@ class MemoryLimitError(BitnetError):
 
 class ServeError(BitnetError):
     """The server cannot honour a request."""
+
+
+class TrainError(BitnetError):
+    """Training cannot go on: the loss or a gradient is no finite number."""

@@ -11,7 +11,8 @@ DEFAULT_CONTEXT = 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a model folder, or owner/name on the Hugging Face hub")
+    model = "a model folder, or owner/name on the Hugging Face hub (default: the model in the package)"
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=model)
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
     parser.add_argument(
         "--context", type=int, metavar="N",
@@ -20,13 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from bitnet_mlx.api import embedded_model
     from bitnet_mlx.checkpoint.census import take_census
     from bitnet_mlx.checkpoint.hub import resolve
     from bitnet_mlx.checkpoint.report import record, table
 
     if args.context is not None and args.context < 0:
         raise ConfigError(f"[inspect] --context is {args.context}; 0 or more is allowed")
-    census = take_census(resolve(args.model, args.revision, progress=not args.json))
+    folder = embedded_model() if args.model is None else resolve(args.model, args.revision, progress=not args.json)
+    census = take_census(folder)
     context = min(DEFAULT_CONTEXT, census.info.config.max_position_embeddings) if args.context is None else args.context
     found = record(census, context)
     if args.json:

@@ -61,12 +61,24 @@ def _fail(error: BaseException, debug: bool, code: int) -> int:
     return code
 
 
+def _show_notices(verbose: bool) -> None:
+    """What the library logs goes to stderr as plain lines; --verbose shows its reasons as well."""
+    import logging
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("bitnet_mlx")
+    logger.handlers = [handler]
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
 def run_command(command: str, arguments: list[str]) -> int:
     """Run one command and return its exit code. No traceback is shown without --debug."""
     debug = "--debug" in arguments
     try:
         args = build_parser(command).parse_args(arguments)
-        return import_module(f"bitnet_mlx.cli.{command}").run(args) or 0
+        _show_notices(args.verbose)
+        return import_module(f"bitnet_mlx.cli.{command}").run(args)
     except BitnetError as error:
         return _fail(error, debug, error.exit_code)
     except KeyboardInterrupt:

@@ -74,8 +74,7 @@ def check(args: argparse.Namespace) -> None:
 def load_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of bitnet_mlx.load."""
     names = ("backend", "revision", "head_bits", "dtype", "activations", "threads")
-    tell = (lambda line: print(line, file=sys.stderr, flush=True)) if args.verbose else None
-    return {**{name: getattr(args, name) for name in names}, "progress": tell}
+    return {name: getattr(args, name) for name in names}
 
 
 def sampling_config(args: argparse.Namespace, tokenizer: Tokenizer) -> SamplingConfig:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import time
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, required=True, metavar="DIR", help="folder for the model, checkpoints and log")
     add("--model", type=Path, metavar="DIR", help="start from the float weights and tokenizer of this folder")
     add("--eval-data", nargs="+", type=Path, default=[], metavar="PATH", help="held-out data, measured at the end")
-    add("--eval-fraction", type=float, default=0.0, metavar="F", help="hold out this share of the documents (default 0)")
+    add(
+        "--eval-fraction", type=float, default=0.0, metavar="F", help="hold out this share of the documents (default 0)"
+    )
     add("--iters", type=int, default=1000, metavar="N", help="optimiser steps (default 1000)")
     add("--batch-size", type=int, default=16, metavar="B", help="sequences a step (default 16)")
     add("--seq-length", type=int, default=256, metavar="L", help="tokens a sequence; the model's context (default 256)")
@@ -28,7 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="S")
     add("--vocab-size", type=int, default=2048, metavar="V", help="entries of a new tokenizer (default 2048)")
     add("--hidden-size", type=int, default=256, metavar="H", help="(default 256)")
-    add("--intermediate-size", type=int, default=0, metavar="F", help="(default 8/3 of the hidden size, rounded up to 128)")
+    add(
+        "--intermediate-size",
+        type=int,
+        default=0,
+        metavar="F",
+        help="(default 8/3 of the hidden size, rounded up to 128)",
+    )
     add("--num-layers", type=int, default=4, metavar="N", help="(default 4)")
     add("--num-heads", type=int, default=4, metavar="N", help="(default 4)")
     add("--num-kv-heads", type=int, default=0, metavar="N", help="(default: as many as heads)")
@@ -40,51 +47,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-seconds", type=float, metavar="S", help="stop early, with a checkpoint, after this long")
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Train and return the command's record."""
-    from bitnet_mlx.train.loop import train
+def train(args: argparse.Namespace) -> dict[str, Any]:
+    """Train, and return the command's record."""
+    from bitnet_mlx.train.loop import train as run_training
     from bitnet_mlx.train.options import TrainOptions
+    from bitnet_mlx.train.progress import Progress
 
     names = TrainOptions.__dataclass_fields__
     given = {name: value for name, value in vars(args).items() if name in names}
     given["data"], given["eval_data"] = tuple(args.data), tuple(args.eval_data)
     options = TrainOptions(**given)
     with Progress(options.iters) as progress:
-        record = train(options, progress.report)
+        return run_training(options, progress.report)
+
+
+def run(args: argparse.Namespace) -> int:
+    record = train(args)
+    if args.json:
+        print(json.dumps(record))
+        return 0
+    loss = "" if record["loss"] is None else f", loss {record['loss']:.4f}"
     bits = record["bits_per_byte"]
     shown = "" if bits is None else f", {bits:.4f} bits per byte on held-out text"
-    print(f"{record['steps']} of {record['iters']} steps, loss {record['loss']:.4f}{shown}: {record['output']}", file=sys.stderr)
-    return record
-
-
-class Progress:
-    """A bar on a terminal, plain lines elsewhere; all on stderr."""
-
-    def __init__(self, iters: int) -> None:
-        self.iters = iters
-        self.bar: Any = None
-        self.begun = time.monotonic()
-
-    def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-            self.bar = Bar(*columns, console=Console(stderr=True))
-            self.bar.start()
-            self.task = self.bar.add_task("compiling", total=self.iters)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self.bar:
-            self.bar.stop()
-
-    def report(self, entry: dict[str, Any]) -> None:
-        """Show one record of the loop."""
-        text = f"step {entry['step']}/{self.iters}  loss {entry['loss']:.4f}  {entry['tokens_per_second']:,.0f} tokens/s"
-        if self.bar:
-            self.bar.update(self.task, completed=entry["step"], description=text)
-        else:
-            print(f"{text}  {entry['seconds']:.0f} s", file=sys.stderr)
+    print(f"{record['steps']} of {record['iters']} steps{loss}{shown}: {record['output']}")
+    return 0

@@ -74,7 +74,11 @@ def load(path: Path, expected: Tensors, settings: dict[str, Any]) -> tuple[int, 
     Raises FormatError where it is damaged or of another model, ConfigError where a setting that decides the course of
     training differs from the one it was written under.
     """
-    facts = json.loads((path / "trainer.json").read_text("utf-8"))
+    try:
+        facts = json.loads((path / "trainer.json").read_text("utf-8"))
+        step = int(facts["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"[train --resume] {path}/trainer.json is damaged: {error!r}; remove {path}") from error
     for key, value in settings.items():
         if facts.get(key) != value:
             raise ConfigError(
@@ -96,4 +100,4 @@ def load(path: Path, expected: Tensors, settings: dict[str, Any]) -> tuple[int, 
                     f"[train --resume] {path} holds {part}.{name} as {shape}; this model needs {expected[name].shape}"
                 )
         state.append(named)
-    return int(facts["step"]), (state[0], state[1], state[2])
+    return step, (state[0], state[1], state[2])

@@ -48,7 +48,9 @@ class Windows:
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.length < 1:
-            raise ConfigError(f"[train] batch size {self.batch} and sequence length {self.length}; both must be 1 or more")
+            raise ConfigError(
+                f"[train] batch size {self.batch} and sequence length {self.length}; both must be 1 or more"
+            )
         if self.tokens < self.length + 1:
             raise ConfigError(
                 f"[train] the data holds {self.tokens} tokens, fewer than one sequence of {self.length} and its target; "

@@ -8,18 +8,16 @@ head in groups of 64. Both with the tokenizer's files and generation_config.json
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from bitnet_mlx.checkpoint.folder import checkpoint_folder, read_config
+from bitnet_mlx.checkpoint.read import read_weights
+from bitnet_mlx.checkpoint.write import write_native
 from bitnet_mlx.errors import ConfigError, FormatError
-from bitnet_mlx.formats import words2
-from bitnet_mlx.formats.dense import quantize_rows
-from bitnet_mlx.models.config import DecoderConfig, RopeConfig
-from bitnet_mlx.ternary import ternarize
+from bitnet_mlx.models.config import DecoderConfig
+from bitnet_mlx.models.hf_config import parse_config
 
 if TYPE_CHECKING:
     from bitnet_mlx.train.optimizer import Tensors
@@ -79,31 +77,17 @@ def write_hf(folder: Path, config: DecoderConfig, parameters: Tensors, quantise:
     _write_json(folder / "generation_config.json", generation)
 
 
-def read_config(folder: Path) -> DecoderConfig:
-    """config.json of a folder that `write_hf` wrote. Raises ConfigError where it is missing or of another family."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ConfigError(f"[train] no config.json in {folder}; --model takes a folder that `bitnet-mlx train` wrote")
-    raw = json.loads(path.read_text("utf-8"))
-    if raw.get("model_type") != "bitnet" or not raw.get("tie_word_embeddings"):
+def read_decoder_config(folder: Path) -> DecoderConfig:
+    """config.json of a folder that `write_hf` wrote. Raises ConfigError where it is of another family, and what
+    models/hf_config.py raises."""
+    config = parse_config(read_config(checkpoint_folder(folder)), str(folder / "config.json")).decoder
+    if config.model_type != "bitnet" or not config.tie_word_embeddings:
+        tied = "tied" if config.tie_word_embeddings else "untied"
         raise ConfigError(
-            f"[train] {folder} is of family {raw.get('model_type')!r}; training goes on from the bitnet family with "
-            "tied embeddings and float master weights"
+            f"[train] {folder} is of the {config.model_type} family with {tied} embeddings; training goes on from the "
+            "bitnet family with tied embeddings and float master weights"
         )
-    return DecoderConfig(
-        model_type="bitnet",
-        **{
-            name: raw[name]
-            for name in (
-                "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                "num_key_value_heads", "rms_norm_eps", "max_position_embeddings",
-            )
-        },
-        head_dim=raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
-        hidden_act="relu2", sub_norms=True, tie_word_embeddings=True, dtype="float32",
-        rope=RopeConfig(rope_theta=(raw.get("rope_parameters") or raw)["rope_theta"]),
-        eos_token_ids=(raw["eos_token_id"],), pad_token_id=raw.get("pad_token_id"),
-    )  # fmt: skip
+    return config
 
 
 def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
@@ -122,10 +106,10 @@ def read_master(folder: Path, seq_length: int) -> tuple[DecoderConfig, Tensors]:
     """A master folder's configuration, its context at least `seq_length`, and its weights as float32 arrays."""
     import mlx.core as mx
 
-    config = read_config(folder)
+    config = read_decoder_config(folder)
     path = folder / "model.safetensors"
     if not path.is_file():
-        raise ConfigError(f"[train] no model.safetensors in {folder}; training goes on from float master weights")
+        raise ConfigError(f"[train] no model.safetensors in {folder}; training goes on from one file of float weights")
     try:
         tensors = mx.load(str(path))
     except RuntimeError as error:
@@ -142,35 +126,7 @@ def read_master(folder: Path, seq_length: int) -> tuple[DecoderConfig, Tensors]:
     return replace(config, max_position_embeddings=longest), {n: tensors[n].astype(mx.float32) for n in shapes}
 
 
-def packed_tensors(config: DecoderConfig, masters: dict[str, np.ndarray], head_bits: int = 8) -> dict[str, np.ndarray]:
-    """Float masters -> the tensors of a words2 checkpoint (names and dtypes as the loader reads them)."""
-    out: dict[str, np.ndarray] = {}
-    for name, w in masters.items():
-        if name == EMBEDDING:
-            rows = quantize_rows(w, head_bits)
-            out[name], out[f"{name}_scale"] = rows.codes, rows.scales
-        elif w.ndim == 2:
-            t, scale = ternarize(w)
-            out[name], out[f"{name}_scale"] = words2.pack(t), np.asarray(scale, np.float32)
-        else:
-            out[name] = w.astype(np.float32)
-    return out
-
-
-def pack(source: Path, target: Path) -> int:
-    """Turn a master folder into a packed native folder and return its bytes."""
-    from safetensors.numpy import load_file, save_file
-
-    config = read_config(source)
-    masters = {name: w.astype(np.float32) for name, w in load_file(source / "model.safetensors").items()}
-    target.mkdir(parents=True, exist_ok=True)
-    tensors = packed_tensors(config, masters)
-    save_file(tensors, target / "model.safetensors", {"format": "bitnet-mlx words2"})
-    native = {
-        "quant_method": "bitnet-mlx", "format": "words2", "format_version": 1, "activation_bits": 8, "head_bits": 8,
-        "modules_to_not_convert": ["lm_head"],
-    }  # fmt: skip
-    _write_json(target / "config.json", config_json(config, native))
-    for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(source / name, target / name)
+def pack(source: Path, target: Path, head_bits: int = 8) -> int:
+    """Turn a master folder into a native words2 folder and return the bytes of its files."""
+    write_native(read_weights(source), read_config(source), target, copy_from=source, head_bits=head_bits)
     return sum(path.stat().st_size for path in target.iterdir())

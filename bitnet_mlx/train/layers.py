@@ -6,6 +6,8 @@ the backward pass treats both quantisers as the identity. Products run in the ac
 
 from __future__ import annotations
 
+from typing import cast
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -29,27 +31,33 @@ def activation_parts(x: mx.array) -> tuple[mx.array, mx.array]:
 
 
 @mx.custom_function
-def quantize_input(x: mx.array) -> mx.array:
-    """x -> q / s, in x's dtype. The gradient passes unchanged."""
+def _quantize_input(x: mx.array) -> mx.array:
     q, s = activation_parts(x)
     return (q / s).astype(x.dtype)
 
 
-@quantize_input.vjp
-def _quantize_input_vjp(primals: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
-    return cotangent
-
-
 @mx.custom_function
-def quantize_weight(w: mx.array) -> mx.array:
-    """W -> t * m, float32. The gradient passes unchanged."""
+def _quantize_weight(w: mx.array) -> mx.array:
     t, m = ternary_parts(w)
     return t * m
 
 
-@quantize_weight.vjp
-def _quantize_weight_vjp(primals: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+def _pass_gradient(_primals: mx.array, cotangent: mx.array, _output: mx.array) -> mx.array:
     return cotangent
+
+
+_quantize_input.vjp(_pass_gradient)
+_quantize_weight.vjp(_pass_gradient)
+
+
+def quantize_input(x: mx.array) -> mx.array:
+    """x [..., K] -> q / s, in x's dtype. The gradient passes unchanged."""
+    return cast(mx.array, _quantize_input(x))
+
+
+def quantize_weight(w: mx.array) -> mx.array:
+    """W -> t * m, float32. The gradient passes unchanged."""
+    return cast(mx.array, _quantize_weight(w))
 
 
 class QATLinear(nn.Module):

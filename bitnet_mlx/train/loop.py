@@ -12,11 +12,11 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from bitnet_mlx.errors import BitnetError
+from bitnet_mlx.errors import ConfigError, TrainError
 from bitnet_mlx.quality.bits import bits_per_byte
 from bitnet_mlx.train import checkpoint, optimizer
 from bitnet_mlx.train.data import Windows
-from bitnet_mlx.train.evaluate import total_nats
+from bitnet_mlx.train.evaluate import compiled, total_nats
 from bitnet_mlx.train.export import read_master, write_hf
 from bitnet_mlx.train.model import TrainDecoder, token_losses
 from bitnet_mlx.train.optimizer import Tensors
@@ -27,15 +27,6 @@ from bitnet_mlx.train.schedule import learning_rate, weight_decay
 State = tuple[Tensors, Tensors, Tensors]
 Report = Callable[[dict[str, Any]], None]
 DTYPES = {"bfloat16": mx.bfloat16, "float32": mx.float32}
-
-
-class DivergedError(BitnetError):
-    """The loss or a gradient is no finite number."""
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """mx.compile on a GPU. On the CPU MLX would call a C++ compiler, which may be missing and gains nothing."""
-    return mx.compile(function) if mx.default_device().type == mx.DeviceType.gpu else function
 
 
 def make_step(model: TrainDecoder, length: int, clip: float) -> Callable[..., tuple[State, mx.array]]:
@@ -56,21 +47,32 @@ def make_step(model: TrainDecoder, length: int, clip: float) -> Callable[..., tu
     return compiled(step)
 
 
+def settings(options: TrainOptions, dataset: Dataset) -> dict[str, object]:
+    """What must be equal for a run to go on exactly."""
+    return {**options.course(), "data_tokens": len(dataset.ids)}
+
+
 def initial_state(options: TrainOptions, dataset: Dataset) -> tuple[TrainDecoder, int, State]:
     """The model, how many steps are done, and the state: new, from --model, or from the newest checkpoint."""
     mx.random.seed(options.seed)
     parameters: Tensors | None = None
     if options.model:
         config, parameters = read_master(options.model, options.seq_length)
+        if config.vocab_size < dataset.vocab_size:
+            raise ConfigError(
+                f"[train] {options.model} knows {config.vocab_size} token ids, the tokenizer {dataset.vocab_size}; "
+                "give the tokenizer that the model was trained with"
+            )
     else:
         config = options.model_config(dataset.vocab_size)
     model = TrainDecoder(config, options.quantise, DTYPES[options.dtype])
     own: Tensors = dict(tree_flatten(model.parameters()))  # type: ignore[arg-type]
     parameters = parameters or own
-    if options.resume:
-        newest = checkpoint.latest(options.output / "checkpoints")
-        if newest:
-            return (model, *checkpoint.load(newest, own, options.course()))
+    newest = checkpoint.latest(options.output / "checkpoints")
+    if newest and options.resume:
+        return (model, *checkpoint.load(newest, own, settings(options, dataset)))
+    if newest:
+        raise ConfigError(f"[train] {newest} is of an earlier run; give --resume to go on, or another --output")
     return model, 0, (parameters, *optimizer.init(parameters))
 
 
@@ -78,59 +80,89 @@ def _check(step: int, values: np.ndarray) -> None:
     """values: [steps, 2], the last of them that of `step`."""
     for at, (loss, norm) in enumerate(values, start=step + 1 - len(values)):
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise DivergedError(
-                f"[train] step {at}: loss {loss}, gradient norm {norm}; training stops here and the last checkpoint "
-                "stays; lower --learning-rate or --grad-clip and use --resume, or start anew"
+            raise TrainError(
+                f"[train] step {at}: loss {loss:g}, gradient norm {norm:g}; both must be finite. Checkpoints before it "
+                "stay; start anew with a lower --learning-rate or --grad-clip"
             )
 
 
-def run_steps(options: TrainOptions, dataset: Dataset, model: TrainDecoder, done: int, state: State, report: Report) -> tuple[int, State]:
+def run_steps(
+    options: TrainOptions, dataset: Dataset, model: TrainDecoder, done: int, state: State, report: Report
+) -> tuple[int, State]:
     """Take steps until `iters` or `max_seconds`; a checkpoint every `save_every` steps and at the end."""
     windows = Windows(len(dataset.ids), options.seq_length, options.batch_size, options.seed)
     ids = mx.array(dataset.ids)
     step = make_step(model, options.seq_length, options.grad_clip)
-    begun = last = time.monotonic()
-    pending: list[mx.array] = []
-    folder = options.output / "checkpoints"
+    meter = Meter(options, report)
     while done < options.iters:
         lr = learning_rate(done, options.learning_rate, options.iters, options.warmup)
         decay = weight_decay(done, options.weight_decay, options.iters)
         state, values = step(state, ids, mx.array(windows.starts(done)), optimizer.rates(done, lr, decay))
         mx.async_eval(state, values)
-        if pending:
-            mx.eval(pending[-1])  # at most two steps wait in the queue
-        pending.append(values)
         done += 1
-        late = options.max_seconds is not None and time.monotonic() - begun > options.max_seconds
-        if done % options.log_every == 0 or done == options.iters or late or done % options.save_every == 0:
-            losses = np.array(mx.stack(pending))
-            _check(done, losses)
-            now = time.monotonic()
-            tokens = len(pending) * options.batch_size * options.seq_length
-            report(
-                {
-                    "step": done, "loss": float(losses[:, 0].mean()), "grad_norm": float(losses[:, 1].mean()),
-                    "learning_rate": lr, "tokens": done * options.batch_size * options.seq_length,
-                    "tokens_per_second": tokens / (now - last), "seconds": now - begun,
-                }
-            )  # fmt: skip
-            pending, last = [], now
-        if done % options.save_every == 0 or done == options.iters or late:
+        meter.add(values)
+        late = options.max_seconds is not None and meter.seconds > options.max_seconds
+        save = late or done == options.iters or done % options.save_every == 0
+        if save or done % options.log_every == 0:
+            meter.tell(done, lr)
+        if save:
             position = divmod(done * options.batch_size, windows.per_epoch)
-            facts = {**options.course(), "epoch": position[0], "window": position[1], "data_tokens": len(dataset.ids)}
-            checkpoint.save(folder, done, state, facts)
-            last = time.monotonic()
+            facts = {**settings(options, dataset), "epoch": position[0], "window": position[1]}
+            checkpoint.save(options.output / "checkpoints", done, state, facts)
+            meter.restart()
         if late:
             break
     return done, state
+
+
+class Meter:
+    """Collects [loss, gradient norm] of each step while the device works ahead, and tells their means and the speed."""
+
+    def __init__(self, options: TrainOptions, report: Report) -> None:
+        self._report = report
+        self._per_step = options.batch_size * options.seq_length
+        self._waiting: list[mx.array] = []
+        self._begun = self._last = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since the first step was asked for."""
+        return time.monotonic() - self._begun
+
+    def add(self, values: mx.array) -> None:
+        """Take the values of one more step; at most two steps wait in the device's queue."""
+        if self._waiting:
+            mx.eval(self._waiting[-1])
+        self._waiting.append(values)
+
+    def restart(self) -> None:
+        """Leave out of the speed what passed since the last record."""
+        self._last = time.monotonic()
+
+    def tell(self, done: int, lr: float) -> None:
+        """Report the steps since the last record; raises TrainError that names the first step without a finite loss."""
+        values = np.array(mx.stack(self._waiting))
+        _check(done, values)
+        now = time.monotonic()
+        self._report(
+            {
+                "step": done,
+                "loss": float(values[:, 0].mean()),
+                "grad_norm": float(values[:, 1].mean()),
+                "learning_rate": lr,
+                "tokens": done * self._per_step,
+                "tokens_per_second": len(values) * self._per_step / (now - self._last),
+                "seconds": now - self._begun,
+            }
+        )
+        self._waiting, self._last = [], now
 
 
 def held_out_bits(model: TrainDecoder, dataset: Dataset, length: int) -> float | None:
     """Bits per byte of the held-out ids: windows of `length` tokens moved by half of it."""
     if dataset.held_out is None:
         return None
-    losses = compiled(lambda ids: token_losses(model, ids))
-    nats = total_nats(losses, dataset.held_out, length, max(1, length // 2))
+    nats = total_nats(model, dataset.held_out, length, max(1, length // 2))
     return bits_per_byte(nats, dataset.held_out_bytes)
 
 

@@ -40,7 +40,16 @@ class TrainOptions:
     max_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        positive = ("iters", "batch_size", "seq_length", "hidden_size", "num_layers", "num_heads", "save_every", "log_every")
+        positive = (
+            "iters",
+            "batch_size",
+            "seq_length",
+            "hidden_size",
+            "num_layers",
+            "num_heads",
+            "save_every",
+            "log_every",
+        )
         for name in positive:
             if getattr(self, name) < 1:
                 raise ConfigError(f"[train] --{name.replace('_', '-')} is {getattr(self, name)}; 1 or more is allowed")

@@ -56,6 +56,8 @@ def prepare(options: TrainOptions) -> Dataset:
 
     Raises ConfigError or FormatError where the data is missing, empty or does not fit the tokenizer.
     """
+    if options.output.exists() and not options.output.is_dir():
+        raise ConfigError(f"[train] --output {options.output} is a file; give a folder")
     options.output.mkdir(parents=True, exist_ok=True)
     if any(path.suffix in ID_SUFFIXES for path in options.data):
         return _ready_ids(options)
@@ -73,7 +75,9 @@ def _keep_tokenizer(source: Path, output: Path) -> None:
 
 def _ready_ids(options: TrainOptions) -> Dataset:
     if len(options.data) != 1:
-        raise ConfigError(f"[train] {len(options.data)} data paths with token ids among them; give one file of ids alone")
+        raise ConfigError(
+            f"[train] {len(options.data)} data paths with token ids among them; give one file of ids alone"
+        )
     [path] = options.data
     if not path.is_file():
         raise ConfigError(f"[train] no file at {path}; token ids are a .npy or .bin file of uint16")

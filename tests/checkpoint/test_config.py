@@ -14,6 +14,7 @@ import pytest
 from bitnet_mlx.errors import BitnetError, FormatError, UnsupportedModelError
 from bitnet_mlx.models.config import RopeConfig, inverse_frequencies
 from bitnet_mlx.models.hf_config import parse_config
+from tests.support.versions import installed
 
 BASE: dict[str, Any] = {
     "vocab_size": 200000, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3,
@@ -246,7 +247,11 @@ LISTS: dict[str, list[str] | None] = {
 }
 
 
-@pytest.mark.parametrize("name", LISTS)
+# transformers 5.20, the last for Python 3.10, sees no boundary: model.layers.1 is model.layers.11 too. 5.24 sees one.
+_NEWER = () if installed("transformers") > (5, 20) else ("prefix", "prefix inside a word")
+
+
+@pytest.mark.parametrize("name", [name for name in LISTS if name not in _NEWER])
 def test_modules_to_not_convert_as_transformers_reads_it(name: str) -> None:
     from transformers.quantizers.quantizers_utils import should_convert_module
 

@@ -80,6 +80,8 @@ def test_command(command: str, workshop: tuple[Path, dict[str, str]]) -> None:
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_program(program: str, workshop: tuple[Path, dict[str, str]]) -> None:
     folder, env = workshop
-    done = subprocess.run([BIN / "python", "-c", program], cwd=folder, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [BIN / "python", "-c", program], cwd=folder, env=env, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

@@ -43,7 +43,7 @@ def _load() -> tuple[Any, Callable[[int], None]]:
     ready = cachefolder.cache_root() / "numba" / name
     if cachefolder.is_whole(ready):
         return _build(ready)
-    _log.info("[cpu] compiling for this processor, once; this takes some seconds")
+    _log.info("[cpu] compiling for this processor: once, some ten seconds")
     try:
         folder = cachefolder.draft(name)
     except OSError as error:

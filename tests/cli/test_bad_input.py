@@ -1,0 +1,120 @@
+"""What goes in wrong comes out as one message that names what and where, with exit code 1 or 2 and no traceback."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from bitnet_mlx.cli.main import main
+from tests.support import hf_folder, tiny_tokenizers
+
+Spoil = Callable[[Path, hf_folder.HFFolder], None]
+WEIGHT = "model.layers.1.mlp.up_proj.weight"
+SCALE = "model.layers.1.mlp.up_proj.weight_scale"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> hf_folder.HFFolder:
+    """A sound folder: packed bitnet with a tokenizer."""
+    made = hf_folder.write(tmp_path / "model", "bitnet", "packed", vocab_size=420, max_position_embeddings=32)
+    made.save()
+    tiny_tokenizers.byte_level(made.path)
+    return made
+
+
+def refused(capsys: pytest.CaptureFixture[str], code: int, *words: str, arguments: list[str]) -> None:
+    assert main(arguments) == code
+    out, err = capsys.readouterr()
+    assert out == "" and "Traceback" not in err
+    message = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(message) == 1, err
+    assert all(word in err for word in words), err
+
+
+def generate(path: Path | str, *more: str) -> list[str]:
+    return ["generate", "--model", str(path), "--prompt", "hello", "--max-tokens", "2", "--backend", "numpy", *more]
+
+
+def no_config(path: Path, made: hf_folder.HFFolder) -> None:
+    (path / "config.json").unlink()
+
+
+def unknown_family(path: Path, made: hf_folder.HFFolder) -> None:
+    (path / "config.json").write_text(json.dumps({**made.config, "model_type": "mamba"}))
+
+
+def truncated(path: Path, made: hf_folder.HFFolder) -> None:
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def lying_header(path: Path, made: hf_folder.HFFolder) -> None:
+    file = path / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(struct.pack("<Q", 1 << 40) + data[8:])
+
+
+def retensor(name: str, change: Callable[[mx.array], mx.array]) -> Spoil:
+    def spoil(path: Path, made: hf_folder.HFFolder) -> None:
+        made.tensors[name] = change(made.tensors[name])
+        made.save()
+
+    return spoil
+
+
+def code_3(packed: mx.array) -> mx.array:
+    codes = np.array(packed)
+    codes[3, 5] |= 3
+    return mx.array(codes)
+
+
+CASES: dict[str, tuple[Spoil, tuple[str, ...]]] = {
+    "folder without config": (no_config, ("config.json",)),
+    "unknown family": (unknown_family, ("mamba", "bitnet", "llama")),
+    "truncated file": (truncated, ("model.safetensors",)),
+    "lying header": (lying_header, ("model.safetensors", "header")),
+    "wrong dtype": (retensor(WEIGHT, lambda w: w.astype(mx.int32)), (WEIGHT,)),
+    "wrong shape": (retensor(WEIGHT, lambda w: w[:, :-1]), (WEIGHT, "71", "72")),
+    "NaN in a scale": (retensor(SCALE, lambda s: s * float("nan")), (SCALE,)),
+    "code 3": (retensor(WEIGHT, code_3), (WEIGHT, "3")),
+}
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_a_damaged_folder(case: str, folder: hf_folder.HFFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    spoil, words = CASES[case]
+    assert main(generate(folder.path)) == 0  # sound before
+    capsys.readouterr()
+    spoil(folder.path, folder)
+    refused(capsys, 1, *words, arguments=generate(folder.path))
+
+
+def test_missing_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, 2, "absent", arguments=generate(tmp_path / "absent"))
+
+
+def test_prompt_longer_than_the_context(folder: hf_folder.HFFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, 2, "32", "context", arguments=generate(folder.path, "--prompt", "hello world " * 40))
+
+
+def test_no_tokens_asked_for(folder: hf_folder.HFFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, 2, "--max-tokens", "at least 1", arguments=generate(folder.path, "--max-tokens", "0"))
+
+
+def test_empty_prompt(capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, 2, "prompt is empty", arguments=["generate", "--prompt", "", "--backend", "numpy"])
+
+
+def test_stdin_that_is_not_utf8() -> None:
+    command = [sys.executable, "-m", "bitnet_mlx", "generate", "--prompt", "-", "--backend", "numpy"]
+    done = subprocess.run(command, input=b"caf\xe9 au lait", capture_output=True, check=False)
+    assert done.returncode == 2 and done.stdout == b""
+    assert b"not UTF-8" in done.stderr and b"position 3" in done.stderr and b"Traceback" not in done.stderr

@@ -1,0 +1,176 @@
+"""A whole small run: it learns, it goes on exactly, it writes what the readers read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from bitnet_mlx.api import load
+from bitnet_mlx.checkpoint.read import read_weights
+from bitnet_mlx.errors import BitnetError, ConfigError, FormatError, TrainError
+from bitnet_mlx.models.decoder_numpy import NumpyDecoder
+from bitnet_mlx.quality.bits import total_nats
+from bitnet_mlx.train import checkpoint, evaluate
+from bitnet_mlx.train.export import pack, read_master
+from bitnet_mlx.train.loop import train
+from tests.train.support import options, silent, write_texts
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("texts"))
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A finished run of 60 steps and its record."""
+    out = tmp_path_factory.mktemp("run") / "model"
+    return out, train(options(data, out, iters=60, eval_fraction=0.2, save_every=25), silent)
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[tuple[int, float, float]]:
+    return [(entry["step"], entry["loss"], entry["grad_norm"]) for entry in log(folder)]
+
+
+def test_the_loss_falls(trained: tuple[Path, dict[str, Any]]) -> None:
+    out, record = trained
+    entries = log(out)
+    assert len(entries) == 60 == record["steps"]
+    assert np.mean([e["loss"] for e in entries[-5:]]) < 0.6 * entries[0]["loss"]
+    assert record["bits_per_byte"] < 3.5
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-00000050", "step-00000060"]
+
+
+def test_the_folder_is_what_readers_expect(trained: tuple[Path, dict[str, Any]]) -> None:
+    out, _ = trained
+    config = json.loads((out / "config.json").read_text())
+    assert config["architectures"] == ["BitNetForCausalLM"] and config["model_type"] == "bitnet"
+    assert config["quantization_config"] == {
+        "quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online",
+        "modules_to_not_convert": ["lm_head"],
+    }  # fmt: skip
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == 0
+    files = {p.name for p in out.iterdir() if p.is_file()}
+    assert files == {
+        "config.json", "generation_config.json", "log.jsonl", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json",
+    }  # fmt: skip
+    model, tokenizer = load(out, backend="numpy")
+    ids = tokenizer.encode("def path_name(path, name):\n")
+    assert model.step([ids], [model.make_cache()])[0].shape == (config["vocab_size"],)
+
+
+def test_the_graph_equals_the_numpy_decoder(trained: tuple[Path, dict[str, Any]]) -> None:
+    """Master weights in the training graph, and the folder read and ternarised by the loader: the same loss."""
+    out, _ = trained
+    ids = np.random.default_rng(0).integers(0, 300, 70).astype(np.uint16)
+    want = total_nats(NumpyDecoder(read_weights(out)), ids, 32, 16)
+    got = evaluate.total_nats(evaluate.master_model(out, 32), ids, 32, 16, batch=2)
+    assert got == pytest.approx(want, rel=2e-3)  # a code flips now and then
+
+
+def test_packed_is_the_same_model_with_an_eight_bit_head(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    out, _ = trained
+    size = pack(out, tmp_path / "packed")
+    assert size == sum(p.stat().st_size for p in (tmp_path / "packed").iterdir())
+    plain, packed = read_weights(out, head_bits=8), read_weights(tmp_path / "packed")
+    assert packed.linears.keys() == plain.linears.keys()
+    for name, linear in packed.linears.items():
+        np.testing.assert_array_equal(linear.weight.words, plain.linears[name].weight.words)  # type: ignore[union-attr]
+    ids = np.random.default_rng(1).integers(0, 300, 40).astype(np.uint16)
+    want = total_nats(NumpyDecoder(packed), ids, 32, 16)
+    got = evaluate.total_nats(evaluate.packed_model(tmp_path / "packed"), ids, 32, 16)
+    assert got == pytest.approx(want, rel=2e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_resume_goes_on_to_the_last_bit(data: Path, tmp_path: Path, dtype: str) -> None:
+    whole = options(data, tmp_path / "whole", dtype=dtype, save_every=5)
+    train(whole, silent)
+    parts = replace(whole, output=tmp_path / "parts", max_seconds=0.0)
+    for _ in range(3):  # each stops after one more step
+        train(parts, silent)
+        parts = replace(parts, resume=True)
+    train(replace(parts, max_seconds=None), silent)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    first, second = (mx.load(str(tmp_path / run / "model.safetensors")) for run in ("whole", "parts"))
+    for name, weight in first.items():  # type: ignore[union-attr]
+        assert mx.array_equal(weight, second[name]), name  # type: ignore[index]
+    done = train(replace(parts, max_seconds=None), silent)
+    assert done["finished"] and done["loss"] is None
+
+
+def test_resume_refuses_what_would_change_its_course(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train(options(data, out, iters=2), silent)
+    with pytest.raises(ConfigError, match=r"give --resume to go on"):
+        train(options(data, out, iters=2), silent)
+    with pytest.raises(ConfigError, match=r"learning_rate is 0.1, but .* was written with 0.003"):
+        train(options(data, out, iters=2, resume=True, learning_rate=0.1), silent)
+    with pytest.raises(FormatError, match=r"this model needs \(320, 32\)"):
+        train(options(data, out, iters=2, resume=True, hidden_size=32), silent)
+    state = out / "checkpoints" / "step-00000002" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(FormatError, match="damaged"):
+        train(options(data, out, iters=2, resume=True), silent)
+
+
+def test_a_checkpoint_that_was_cut_off_is_not_seen(tmp_path: Path) -> None:
+    state = tuple({"w": mx.ones((2, 2)) * i} for i in range(3))
+    checkpoint.save(tmp_path, 7, state, {})  # type: ignore[arg-type]
+    (tmp_path / ".step-00000009.writing").mkdir()
+    (tmp_path / "step-00000008").mkdir()
+    newest = checkpoint.latest(tmp_path)
+    assert newest is not None and newest.name == "step-00000007"
+    step, loaded = checkpoint.load(newest, state[0], {})
+    assert step == 7 and [float(part["w"].sum()) for part in loaded] == [0.0, 4.0, 8.0]
+
+
+def test_training_starts_from_a_model(trained: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path) -> None:
+    out, record = trained
+    train(options(data, tmp_path / "more", iters=2, model=out, learning_rate=1e-5), silent)
+    assert log(tmp_path / "more")[0]["loss"] < record["loss"] * 1.3
+    config, _ = read_master(tmp_path / "more", 64)
+    assert config.max_position_embeddings == 64
+
+
+def test_a_loss_that_is_no_number_stops_the_run(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match=r"step [1-9]\d*: loss .*(nan|inf)"):
+        train(options(data, tmp_path / "out", iters=40, learning_rate=1e20, log_every=7), silent)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_the_float_twin_is_described_as_float(data: Path, tmp_path: Path) -> None:
+    train(options(data, tmp_path / "out", iters=2, quantise=False), silent)
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    ids = np.arange(30, dtype=np.uint16) + 40
+    want = total_nats(NumpyDecoder(read_weights(tmp_path / "out")), ids, 32, 16)
+    assert evaluate.total_nats(evaluate.master_model(tmp_path / "out", 32), ids, 32, 16) == pytest.approx(
+        want, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"iters": 0},
+        {"seq_length": 100_000},
+        {"num_heads": 3},
+        {"learning_rate": float("nan")},
+        {"vocab_size": 10},
+        {"dtype": "float16"},
+    ],
+)
+def test_settings_out_of_range(data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(BitnetError, match=r"^\[train\]"):
+        train(options(data, tmp_path / "out", **changes), silent)
