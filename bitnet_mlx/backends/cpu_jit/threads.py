@@ -8,6 +8,7 @@ under omp would be killed by the OpenMP runtime, so it gets a BackendError inste
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 import threading
@@ -89,6 +90,9 @@ def exclusive() -> Iterator[int]:
         )
     with _lock:
         before, count = numba.get_num_threads(), get_threads()
+        if count == before:
+            yield count
+            return
         numba.set_num_threads(count)
         try:
             yield count
@@ -96,6 +100,7 @@ def exclusive() -> Iterator[int]:
             numba.set_num_threads(before)
 
 
+@functools.cache
 def physical_cores() -> int:
     """Physical cores that this process may use: two hardware threads of one core count once."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
