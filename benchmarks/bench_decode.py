@@ -252,6 +252,12 @@ def main() -> None:
     record: dict[str, object] = {"benchmark": "decode", **machine()}
     if peer:
         record["peer"] = {"name": args.peer, **peer.ask("versions")}
+    record["load_average"] = round(os.getloadavg()[0], 2)
+    if os.getloadavg()[0] > 0.5:
+        print(
+            f"[bench] the load average is {record['load_average']} at the start: this machine is not idle",
+            file=sys.stderr,
+        )
     compare(ours, peer, 2, bandwidth)  # warm-up
     record["idle"] = idle = compare(ours, peer, args.rounds, bandwidth)
     title = f"{LAYERS} layers, {args.threads} threads each"

@@ -139,12 +139,8 @@ class Buffers:
 
     def _scratch(self) -> tuple[dict[int, int], int]:
         """Offsets of a thread's own areas, and their bytes together."""
-        c = self._config
         tile = at.TILE * 8 * 4
-        row = at.padded(max(c.hidden_size, c.num_attention_heads * c.head_dim, c.intermediate_size)) * 4
-        return {at.TILE_AT: 0, at.ROW_AT: tile, at.SCORES_AT: tile + row}, _lines(
-            tile + row + c.groups * self._positions * 4
-        )
+        return {at.TILE_AT: 0, at.SCORES_AT: tile}, _lines(tile + self._config.groups * self._positions * 4)
 
 
 def _lines(size: int) -> int:

@@ -62,7 +62,7 @@ def cast(kind: Any) -> Any:
 
 
 floats, ints, longs = cast(types.float32), cast(types.int32), cast(types.int64)
-bytes_signed, bytes_plain = cast(types.int8), cast(types.uint8)
+bytes_signed = cast(types.int8)
 
 
 @intrinsic
@@ -98,11 +98,19 @@ def float_intrinsic(build: Any, arguments: int, result: Any = types.float32) -> 
 
         return three
 
-    @intrinsic
-    def four(typing: Any, a: Any, c: Any, d: Any, n: Any) -> Any:
-        return result(types.int64, types.int64, types.int64, types.int64), lower
+    if arguments == 4:
 
-    return four
+        @intrinsic
+        def four(typing: Any, a: Any, c: Any, d: Any, n: Any) -> Any:
+            return result(types.int64, types.int64, types.int64, types.int64), lower
+
+        return four
+
+    @intrinsic
+    def five(typing: Any, a: Any, c: Any, d: Any, e: Any, n: Any) -> Any:
+        return result(types.int64, types.int64, types.int64, types.int64, types.int64), lower
+
+    return five
 
 
 def _element(b: Builder, base: Value, index: Value, shift: int) -> Value:
@@ -167,6 +175,48 @@ def _dot_grouped(b: Builder, codes: Value, scales: Value, x: Value, k: Value) ->
     return emit.halve(b, result)
 
 
+def _four_weights(b: Builder) -> Value:
+    """A table in the compiled code: the four weights t of a byte of codes, as floats, by the byte's value."""
+    name = "bitnet_mlx_four_weights"
+    table = b.module.globals.get(name)
+    if table is None:
+        values = [float((byte >> 2 * p & 3) - 1) for byte in range(256) for p in range(4)]
+        kind = ir.ArrayType(f32, len(values))
+        table = ir.GlobalVariable(b.module, kind, name)
+        table.linkage, table.global_constant, table.align = "internal", True, 16
+        table.initializer = ir.Constant(kind, values)
+    return b.bitcast(table, i8.as_pointer())
+
+
+def _dot_ternary(b: Builder, w: Value, scales: Value, groups: Value, x: Value, n: Value) -> Value:
+    """groups: how many scales the row has; each weight is t * scale, rounded, before it meets x."""
+    w, scales, x, table = pointer(b, w), pointer(b, scales), pointer(b, x), _four_weights(b)
+    grouped = b.icmp_signed(">", groups, const(i64, 1))
+
+    def four(i: Value) -> Value:
+        byte = b.zext(load(b, at(b, w, b.lshr(i, const(i64, 2))), i8), i64)
+        return at(b, table, b.shl(byte, const(i64, 4)))
+
+    def scale(i: Value) -> Value:
+        group = b.select(grouped, b.lshr(i, const(i64, 7)), const(i64, 0))
+        return load(b, _element(b, scales, group, 2), f32)
+
+    def whole(i: Value) -> Value:
+        kind = vector(f32, 4)
+        parts = [load(b, four(b.add(i, const(i64, j))), kind, 16) for j in range(0, LANES, 4)]
+        while len(parts) > 1:
+            count = 2 * parts[0].type.count
+            parts = [emit.shuffle(b, parts[j], parts[j + 1], range(count)) for j in range(0, len(parts), 2)]
+        weights = b.fmul(parts[0], splat(b, scale(i), LANES))
+        return b.fmul(weights, load(b, _element(b, x, i, 2), lanes_f32))
+
+    def single(i: Value) -> Value:
+        t = load(b, _element(b, four(i), b.and_(i, const(i64, 3)), 2), f32)
+        return b.fmul(b.fmul(t, scale(i)), load(b, _element(b, x, i, 2), f32))
+
+    return lane_sum(b, n, whole, single)
+
+
 def _sum(b: Builder, x: Value, n: Value) -> Value:
     x = pointer(b, x)
     return lane_sum(
@@ -208,6 +258,7 @@ def _largest(b: Builder, x: Value, weight: Value | None, n: Value) -> Value:
 dot = float_intrinsic(_dot, 3)
 dot_bfloat16 = float_intrinsic(_dot_bfloat16, 3)
 dot_grouped = float_intrinsic(_dot_grouped, 4)
+dot_ternary = float_intrinsic(_dot_ternary, 5)
 lane_total = float_intrinsic(_sum, 2)
 largest = float_intrinsic(lambda b, x, n: _largest(b, x, None, n), 2)
 largest_product = float_intrinsic(_largest, 3)

@@ -159,14 +159,13 @@ def final_norm_row(state, i):
 
 
 @njit(**OPTIONS)
-def head_tile(state, tile, worker):
+def head_tile(state, tile):
     """A tile of the head for the chosen rows."""
     e = longs(linear_at(state, 0))
     n0 = tile * at.TILE
     n1 = min(n0 + at.TILE, e[at.N])
-    room = state[at.SCRATCH] + worker * state[at.SCRATCH_BYTES] + state[at.ROW_AT]
     x, stride = state[at.PLAIN], padded(state[at.HIDDEN])
-    float_rows(e, state[at.CHOSEN_ROWS], x, stride, n0, n1, state[at.LOGITS], e[at.N], False, room)
+    float_rows(e, state[at.CHOSEN_ROWS], x, stride, n0, n1, state[at.LOGITS], e[at.N], False)
 
 
 def work(address, worker):
@@ -186,7 +185,7 @@ def work(address, worker):
             elif job == at.FINAL_NORM:
                 final_norm_row(state, item)
             elif job == at.HEAD:
-                head_tile(state, item, worker)
+                head_tile(state, item)
             else:
                 linear_item(state, job, item, worker)
         first = take(counter, grain)

@@ -13,17 +13,15 @@ from bitnet_mlx.backends.cpu_jit.floats import (
     OPTIONS,
     ZERO,
     apart,
-    bytes_plain,
     dot,
     dot_bfloat16,
     dot_grouped,
+    dot_ternary,
     floats,
     ints,
     longs,
 )  # fmt: skip
 from bitnet_mlx.backends.cpu_jit.product import BLOCK, BLOCK_BYTES, PANEL, panel_product, row_product
-
-HEAD_GROUP_SHIFT = 6  # a scale for each 64 columns
 
 
 @njit(**OPTIONS)
@@ -117,35 +115,21 @@ def group_scale_panels(state, e, blocks, n0, n1, out, stride, add, tile):
 
 
 @njit(**OPTIONS)
-def unpack_row(w, scale, groups, blocks, out):
-    """One ternary row as floats, code * scale, `blocks` blocks of 128."""
+def float_rows(e, rows, x, x_stride, n0, n1, out, stride, add):
+    """Rows of floats, or of codes with scales, times float32 x [rows, x_stride] at an address."""
     apart()
-    source, factor, y = bytes_plain(w), floats(scale), floats(out)
-    for block in range(blocks):
-        f = factor[block if groups > 1 else 0]
-        for j in range(BLOCK_BYTES):
-            four = source[block * BLOCK_BYTES + j]
-            for p in range(4):
-                y[block * BLOCK + 4 * j + p] = np.float32((four >> (2 * p) & 3) - 1) * f
-
-
-@njit(**OPTIONS)
-def float_rows(e, rows, x, x_stride, n0, n1, out, stride, add, room):
-    """Rows of floats, or of codes with scales. x: float32 [rows, x_stride] at an address; room: one unpacked row."""
-    apart()
-    kind, k, width, row_bytes = e[at.KIND], e[at.WIDTH], x_stride * 4, e[at.ROW_BYTES]
+    kind, k, width, row_bytes, step = e[at.KIND], e[at.WIDTH], x_stride * 4, e[at.ROW_BYTES], e[at.SCALE_STEP] * 4
     for n in range(n0, n1):
-        w, scale = e[at.DATA] + n * row_bytes, e[at.SCALE] + n * e[at.SCALE_STEP] * 4
-        if kind != at.FLOAT32 and kind != at.BFLOAT16 and kind != at.GROUPED:
-            unpack_row(w, scale, e[at.SCALE_GROUPS], (k + BLOCK - 1) // BLOCK, room)
-            w = room
+        w, scale = e[at.DATA] + n * row_bytes, e[at.SCALE] + n * step
         for m in range(rows):
             if kind == at.BFLOAT16:
                 value = dot_bfloat16(w, x + m * width, k)
             elif kind == at.GROUPED:
                 value = dot_grouped(w, scale, x + m * width, k)
-            else:
+            elif kind == at.FLOAT32:
                 value = dot(w, x + m * width, k)
+            else:
+                value = dot_ternary(w, scale, e[at.SCALE_GROUPS], x + m * width, k)
             put(out + (m * stride + n) * 4, value, e[at.BIAS], n, add)
 
 
@@ -153,12 +137,11 @@ def float_rows(e, rows, x, x_stride, n0, n1, out, stride, add, room):
 def linear_rows(state, entry, x, x_stride, n0, n1, out, stride, add, worker):
     """out[m, n0:n1] of every row m for one linear. x, x_stride: the float inputs, for a linear that is not ternary."""
     e = longs(entry)
-    scratch = state[at.SCRATCH] + worker * state[at.SCRATCH_BYTES]
     if e[at.KIND] != at.TERNARY:
-        float_rows(e, state[at.ROWS], x, x_stride, n0, n1, out, stride, add, scratch + state[at.ROW_AT])
+        float_rows(e, state[at.ROWS], x, x_stride, n0, n1, out, stride, add)
         return
     blocks = (e[at.WIDTH] + BLOCK - 1) // BLOCK
-    tile = scratch + state[at.TILE_AT]
+    tile = state[at.SCRATCH] + worker * state[at.SCRATCH_BYTES] + state[at.TILE_AT]
     if e[at.SCALE_GROUPS] == 1:
         if state[at.TOKENS] == 1:
             one_scale_rows(state, e, blocks, n0, n1, out, stride, add)
