@@ -55,7 +55,9 @@ def test_mlx_writes_the_same_up_to_a_near_tie(capsys: pytest.CaptureFixture[str]
         assert written("mlx", capsys) == written("numpy", capsys)
         return
     step = differ[0]
-    print(f"mlx takes another token at step {step}, where the reference's best two differ by {margins[step]:.4f} logits")
+    print(
+        f"mlx takes another token at step {step}, where the reference's best two differ by {margins[step]:.4f} logits"
+    )
     assert margins[step] < NEAR_TIE, f"step {step} is no near-tie: the best two differ by {margins[step]:.4f}"
     assert step >= 3, "the engines part at once"
 
