@@ -48,7 +48,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, d
 
 
 def run(command: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    words = shlex.split(command.replace(".venv/bin/", f"{BIN}/"))
+    words = [word.replace(".venv/bin/", f"{BIN}/") for word in shlex.split(command)]
     return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, input="Hello\n", check=False)
 
 
