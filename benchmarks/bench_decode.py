@@ -33,6 +33,7 @@ from bitnet_mlx.models.config import DecoderConfig  # noqa: E402
 from bitnet_mlx.models.decoder_cpu import CpuDecoder  # noqa: E402
 
 LAYERS, VOCAB, PAST, BURST, PREFILL = 6, 1024, 64, 8, 128
+IDLE = 0.5  # load average up to which a machine is called idle
 SMALL = 64  # vocabulary where the head should cost nothing
 PAUSE = 0.05  # seconds between turns, for the other's threads to fall asleep
 HELP = (
@@ -245,23 +246,19 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Run everything and print the record."""
     args = parse()
+    load = round(os.getloadavg()[0], 2)  # before anything of ours runs
+    quiet = "idle machine" if load <= IDLE else f"NOT idle, load average {load}"
     threads.launch()  # before numba runs anything of the benchmark, or numba picks a layer without ours
     threads.set_threads(args.threads)
     peer = Peer(args.peer_python, args.peer_model, args.threads) if args.peer else None
     bandwidth, ours = read_bandwidth(), Ours()
-    record: dict[str, object] = {"benchmark": "decode", **machine()}
+    record: dict[str, Any] = {"benchmark": "decode", **machine(), "load_average": load}
     if peer:
         record["peer"] = {"name": args.peer, **peer.ask("versions")}
-    record["load_average"] = round(os.getloadavg()[0], 2)
-    if os.getloadavg()[0] > 0.5:
-        print(
-            f"[bench] the load average is {record['load_average']} at the start: this machine is not idle",
-            file=sys.stderr,
-        )
     compare(ours, peer, 2, bandwidth)  # warm-up
     record["idle"] = idle = compare(ours, peer, args.rounds, bandwidth)
     title = f"{LAYERS} layers, {args.threads} threads each"
-    show(f"{title}, idle machine", idle, ours.config)
+    show(f"{title}, {quiet}", idle, ours.config)
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         record["busy"] = compare(ours, peer, args.rounds, bandwidth)
