@@ -40,6 +40,7 @@ LAYER_NORMS = 4
 EPS, ATTENTION_SCALE = range(2)
 
 TILE = 64  # rows of a weight that one item covers
+PORTIONS = 4  # portions of tiles that a thread takes in a job of one row (measured: a tenth faster than tile by tile)
 PANEL_FROM = 5  # rows of activations from which panels of 8 pay
 K_TILE = 20  # blocks of a panel that stay in the first-level cache
 CHUNK = 256  # rows of activations that one call takes at most

@@ -39,6 +39,13 @@ def run(address, job, items, grain, size):
 
 
 @njit(**OPTIONS)
+def stretch(state, items, rows):
+    """How many tiles a thread takes at once. One row of activations reads each weight once, and memory answers best to long
+    runs of it; more rows are bound by arithmetic, where small portions share the work more evenly."""
+    return max(1, items // (at.PORTIONS * state[at.THREADS])) if rows == 1 else 1
+
+
+@njit(**OPTIONS)
 def take_input(address, norm, source, k, stride, first, last):
     """Name the input of linears first .. last, and norm and quantise its rows."""
     state = longs(address)
@@ -59,20 +66,23 @@ def step(address):
         state[at.LAYER] = layer
         take_input(address, at.INPUT_NORM, state[at.X], hidden, wide, at.Q_PROJ, at.V_PROJ)
         count = tiles(state, at.Q_PROJ) + tiles(state, at.K_PROJ) + tiles(state, at.V_PROJ)
-        run(address, at.QKV, count, 1, count * at.TILE * hidden * rows)
+        run(address, at.QKV, count, stretch(state, count, rows), count * at.TILE * hidden * rows)
         run(address, at.ROTATE, rows, 1, rows * queries if rows > 1 else 0)
         reach = longs(state[at.POSITIONS])[rows - 1] + 1
         run(address, at.ATTEND, rows * (state[at.HEADS] // state[at.TEAM]), 1, rows * reach * queries * 8)
         take_input(address, at.OUT_NORM, state[at.ATTENTION], queries, padded(queries), at.O_PROJ, at.O_PROJ)
-        run(address, at.OUT, tiles(state, at.O_PROJ), 1, hidden * queries * rows)
+        count = tiles(state, at.O_PROJ)
+        run(address, at.OUT, count, stretch(state, count, rows), hidden * queries * rows)
         take_input(address, at.FFN_NORM, state[at.X], hidden, wide, at.GATE_PROJ, at.UP_PROJ)
-        run(address, at.GATE_UP, tiles(state, at.UP_PROJ), 1, 2 * hidden * ffn * rows)
+        count = tiles(state, at.UP_PROJ)
+        run(address, at.GATE_UP, count, stretch(state, count, rows), 2 * hidden * ffn * rows)
         take_input(address, at.DOWN_NORM, state[at.GATE], ffn, padded(ffn), at.DOWN_PROJ, at.DOWN_PROJ)
-        run(address, at.DOWN, tiles(state, at.DOWN_PROJ), 1, hidden * ffn * rows)
+        count = tiles(state, at.DOWN_PROJ)
+        run(address, at.DOWN, count, stretch(state, count, rows), hidden * ffn * rows)
     chosen = state[at.CHOSEN_ROWS]
     if chosen:
         state[at.LAYER] = state[at.LAYERS]
         state[at.WEIGHT] = longs(state[at.NORMS])[state[at.LAYERS] * at.LAYER_NORMS]
         run(address, at.FINAL_NORM, chosen, 1, chosen * hidden if chosen > 1 else 0)
         count = tiles(state, 0)
-        run(address, at.HEAD, count, 1, count * at.TILE * hidden * chosen)
+        run(address, at.HEAD, count, stretch(state, count, chosen), count * at.TILE * hidden * chosen)
