@@ -15,6 +15,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -229,12 +230,13 @@ def parse() -> argparse.Namespace:
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--peer", choices=["llama.cpp"], help="also time this peer, in turns")
+    made = ROOT / "peer" / "bin" / "python"  # where the help text makes it
+    python = str(made) if made.exists() else sys.executable
     p.add_argument(
-        "--peer-python", default=sys.executable, help="the Python that has llama_cpp and gguf (default: this one)"
+        "--peer-python", default=python, help="the Python that has llama_cpp and gguf (default: peer/ or this one)"
     )
-    p.add_argument(
-        "--peer-model", type=Path, default=Path("/tmp/bitnet-mlx-bench/tq2_0.gguf"), help="written if missing"
-    )
+    model = Path(tempfile.gettempdir()) / "bitnet-mlx-bench" / "tq2_0.gguf"
+    p.add_argument("--peer-model", type=Path, default=model, help="written if missing")
     p.add_argument("--threads", type=int, default=2, help="threads of each (default 2)")
     p.add_argument("--rounds", type=int, default=12, help="turns of each (default 12)")
     p.add_argument("--past", type=int, default=256, help="positions behind a token of the 30-layer model (default 256)")
