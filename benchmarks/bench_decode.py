@@ -40,8 +40,8 @@ PAUSE = 0.05  # seconds between turns, for the other's threads to fall asleep
 HELP = (
     "[bench] llama.cpp was asked for and {python} cannot import llama_cpp ({problem}); it takes a Python with "
     "llama-cpp-python (built for this processor) and gguf; make one and name it with --peer-python:\n"
-    "  python3 -m venv peer && peer/bin/pip install gguf numpy && "
-    "CMAKE_ARGS=-DGGML_NATIVE=ON peer/bin/pip install --no-binary llama-cpp-python llama-cpp-python"
+    "  python3 -m venv .peer && .peer/bin/pip install gguf numpy && "
+    "CMAKE_ARGS=-DGGML_NATIVE=ON .peer/bin/pip install --no-binary llama-cpp-python llama-cpp-python"
 )
 
 
@@ -230,10 +230,10 @@ def parse() -> argparse.Namespace:
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--peer", choices=["llama.cpp"], help="also time this peer, in turns")
-    made = ROOT / "peer" / "bin" / "python"  # where the help text makes it
+    made = ROOT / ".peer" / "bin" / "python"  # where the help text makes it
     python = str(made) if made.exists() else sys.executable
     p.add_argument(
-        "--peer-python", default=python, help="the Python that has llama_cpp and gguf (default: peer/ or this one)"
+        "--peer-python", default=python, help="the Python that has llama_cpp and gguf (default: .peer/ or this one)"
     )
     model = Path(tempfile.gettempdir()) / "bitnet-mlx-bench" / "tq2_0.gguf"
     p.add_argument("--peer-model", type=Path, default=model, help="written if missing")
