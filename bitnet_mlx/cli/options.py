@@ -7,14 +7,13 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from bitnet_mlx.api import ACTIVATIONS, DTYPES, HEAD_BITS
+from bitnet_mlx.backends import NAMES
 from bitnet_mlx.errors import ConfigError
 
 if TYPE_CHECKING:
     from bitnet_mlx.generation import GenerationResponse, SamplingConfig
     from bitnet_mlx.tokenizer import Tokenizer
-
-BACKENDS = ("auto", "mlx", "cpu", "numpy")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,12 +23,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="DIR|REPO", help="a folder or a Hugging Face name (default: the model in the package)"
     )
     group.add_argument("--revision", help="branch, tag or commit of a Hugging Face model")
-    group.add_argument("--backend", choices=BACKENDS, default="auto", help="what computes (default: auto)")
+    group.add_argument("--backend", choices=NAMES, default="auto", help="what computes (default: auto)")
     group.add_argument(
-        "--activations", type=int, choices=(8, 16), help="bits of activations (default: the model's own)"
+        "--activations", type=int, choices=ACTIVATIONS, help="bits of activations (default: the model's own)"
     )
     group.add_argument(
-        "--head-bits", type=int, choices=(16, 8, 6, 4), help="bits of the output head (default: as in the file)"
+        "--head-bits", type=int, choices=HEAD_BITS, help="bits of the output head (default: as in the file)"
     )
     group.add_argument("--dtype", choices=DTYPES, help="type of everything that is not ternary")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")

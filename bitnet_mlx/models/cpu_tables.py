@@ -8,7 +8,7 @@ from bitnet_mlx.backends.cpu_jit import layout as at
 from bitnet_mlx.formats.dense import DenseRows, GroupedRows
 from bitnet_mlx.models.config import DecoderConfig
 from bitnet_mlx.models.weights import DecoderWeights, Linear, Matrix
-from bitnet_mlx.ternary import TernaryTensor
+from bitnet_mlx.ternary import TernaryTensor, padded
 
 LINEAR_NAMES = (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
@@ -122,9 +122,9 @@ class Buffers:
         """Bytes of each buffer that all threads share."""
         c, rows = self._config, self._rows
         queries, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-        widest = at.padded(max(c.hidden_size, queries, c.intermediate_size))
+        widest = padded(max(c.hidden_size, queries, c.intermediate_size))
         return {
-            at.X: rows * at.padded(c.hidden_size) * 4,
+            at.X: rows * padded(c.hidden_size) * 4,
             at.PLAIN: rows * widest * 4,
             at.CODES: -(-rows // 8) * 8 * widest,
             at.SUMS: rows * (widest // 128 + 1) * 4,
@@ -132,9 +132,9 @@ class Buffers:
             at.Q: rows * queries * 4,
             at.KEYS: rows * kv * 4,
             at.VALUES: rows * kv * 4,
-            at.ATTENTION: rows * at.padded(queries) * 4,
-            at.GATE: rows * at.padded(c.intermediate_size) * 4,
-            at.UP: rows * at.padded(c.intermediate_size) * 4,
+            at.ATTENTION: rows * padded(queries) * 4,
+            at.GATE: rows * padded(c.intermediate_size) * 4,
+            at.UP: rows * padded(c.intermediate_size) * 4,
         }
 
     def _scratch(self) -> tuple[dict[int, int], int]:

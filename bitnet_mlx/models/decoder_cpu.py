@@ -19,6 +19,7 @@ from bitnet_mlx.models.config import inverse_frequencies
 from bitnet_mlx.models.cpu_tables import Buffers, WeightTables, address
 from bitnet_mlx.models.rope import cos_sin
 from bitnet_mlx.models.weights import DecoderWeights
+from bitnet_mlx.ternary import padded
 
 
 class CpuDecoder:
@@ -102,7 +103,7 @@ class CpuDecoder:
             place, sequence = positions[part], sequences[part]
             rows = len(place)
             self._buffers.fit(state, rows, int(place.max()) + 1, count)
-            x = _floats_at(self._buffers.block, int(state[at.X]), rows, at.padded(hidden))
+            x = _floats_at(self._buffers.block, int(state[at.X]), rows, padded(hidden))
             x[:, :hidden] = self.weights.embed_tokens.rows(ids[part])
             here = chosen[done : np.searchsorted(chosen, first + rows)] - first
             state[at.ROWS], state[at.TOKENS] = rows, 8 if rows >= at.PANEL_FROM else 1

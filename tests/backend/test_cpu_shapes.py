@@ -17,7 +17,7 @@ from bitnet_mlx.formats.dense import DenseRows
 from bitnet_mlx.models.config import DecoderConfig
 from bitnet_mlx.models.cpu_tables import LINEAR_NAMES, Buffers, WeightTables, address
 from bitnet_mlx.models.weights import DecoderWeights, Linear
-from bitnet_mlx.ternary import TernaryTensor
+from bitnet_mlx.ternary import TernaryTensor, padded
 from tests.backend import shapes
 from tests.backend.test_cpu_product import planes
 
@@ -65,7 +65,7 @@ class Cpu:
         jobs = Jobs(weight, bias, m)
         codes = planes(q, jobs.tokens)
         jobs.memory(at.CODES, codes.size, np.int8)[:] = codes.reshape(-1)
-        blocks = at.padded(k) // 128
+        blocks = padded(k) // 128
         wide = np.zeros((m, blocks * 128), np.int32)
         wide[:, :k] = q
         sums = wide.reshape(m, blocks, 128).sum(axis=2)
@@ -73,7 +73,7 @@ class Cpu:
         table[:, :blocks], table[:, blocks] = sums, sums.sum(axis=1)
         jobs.memory(at.SCALES, m, np.float32)[:] = s
         jobs.run(at.OUT, -(-n // at.TILE))
-        return jobs.memory(at.X, m * at.padded(n), np.float32).reshape(m, -1)[:, :n].copy()
+        return jobs.memory(at.X, m * padded(n), np.float32).reshape(m, -1)[:, :n].copy()
 
     def accumulate(self, q: np.ndarray, weight: TernaryTensor) -> np.ndarray:
         """With all scales 1 the outputs are the accumulators; with one group's scale 1 and the others 0, that group's."""
@@ -95,7 +95,7 @@ def quantize(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     held = np.ascontiguousarray(x)
     jobs.state[at.INPUT], jobs.state[at.INPUT_STRIDE], jobs.state[at.K] = address(held), k, k
     jobs.run(at.PREPARE, m)
-    blocks, tokens = at.padded(k) // 128, jobs.tokens
+    blocks, tokens = padded(k) // 128, jobs.tokens
     panels = -(-m // tokens)
     codes = jobs.memory(at.CODES, panels * tokens * blocks * 128, np.int8).reshape(panels, blocks, tokens, 4, 32)
     rows = codes.transpose(0, 2, 1, 4, 3).reshape(panels * tokens, blocks * 128)

@@ -46,8 +46,3 @@ K_TILE = 20  # blocks of a panel that stay in the first-level cache
 CHUNK = 256  # rows of activations that one call takes at most
 TEAMS = 4  # items of attention for each thread, at least, where heads can be split so far
 SERIAL = 1 << 19  # default of SERIAL_BELOW: weights times rows below which a job is not worth waking threads for
-
-
-def padded(width: int) -> int:
-    """A width in whole blocks of 128."""
-    return (width + 127) // 128 * 128
