@@ -1,0 +1,18 @@
+// Rounding and shapes that every kernel shares. Valid Metal; cuda_compat.h gives CUDA the same names before it.
+#ifndef BITNET_CUDA
+// One rounding an operation: the reference never contracts a product and a sum.
+inline float mul_rn(float a, float b) {
+#pragma clang fp contract(off)
+  return a * b;
+}
+inline float add_rn(float a, float b) {
+#pragma clang fp contract(off)
+  return a + b;
+}
+inline float div_rn(float a, float b) {
+#pragma clang fp contract(off)
+  return a / b;
+}
+inline float sqrt_rn(float a) { return metal::precise::sqrt(a); }
+inline float round_even(float a) { return metal::rint(a); }
+#endif
