@@ -40,6 +40,7 @@ MADE_OF = {
     "bitnet_mlx.backends.mlx_*": ("mlx",),
     "bitnet_mlx.backends.metal*": ("mlx",),
     "bitnet_mlx.backends.cuda*": ("mlx",),
+    "bitnet_mlx.backends.kernels*": ("mlx",),
     "bitnet_mlx.backends.cpu_jit*": ("numba", "llvmlite"),
 }
 
