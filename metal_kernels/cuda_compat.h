@@ -1,6 +1,8 @@
 // Metal's names for CUDA, so that one body serves both.
 #include <cuda_fp16.h>
 #define BITNET_CUDA 1
+#define FN inline __device__
+#define UNROLL _Pragma("unroll")
 #define device
 #define constant
 #define thread
