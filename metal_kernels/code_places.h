@@ -1,11 +1,11 @@
 // Codes of a word as halves at their three natural places, for activations that stay in floating point. After words.h.
 //
-// Two shifts, by 6 and 12, bring all eight code positions of a half2 to one of three places, where masks make a half of a
-// code c = t + 1 without a bias that would cost precision:
+// Two shifts, by 6 and 12, bring all eight code positions of a half2 to one of three places, where masks make a half of
+// a code c = t + 1 without a bias of 1024, which would cost ten bits of precision:
 //   place 5  bits 10-11, the exponent's low bits     2^-14 c   (no denormal)   positions 2, 5
 //   place 6  bits 12-13, sign and one exponent bit   -2^-11 t                  positions 0, 3, 6
 //   place 7  bits 14-15, sign and one exponent bit   -2 t                      positions 1, 4, 7
-// Each place has its own sum, so the powers of two cost one operation a row, and only place 5 has a bias: the sum of the
+// Each place has its own sum, so the powers of two cost one operation a row; only place 5 has a bias: the sum of the
 // activations that met it.
 struct Places {
   float five, six, seven;

@@ -1,6 +1,6 @@
 // Sums of a group over the SHARE neighbouring lanes that hold it, for R rows at once (both powers of two).
-// Each round swaps half of the rows with the lane's partner and keeps the other half, so that the lanes end with different
-// rows; once one row is left, partners add it whole. A lane ends with rows first_row .. first_row + kept_rows - 1 in a[0 ..].
+// Each round swaps half of the rows with the lane's partner and keeps the other half, so that lanes end with different
+// rows; once one row is left, partners add it whole. A lane ends with rows first .. first + kept - 1 in a[0 ..].
 template <int R, int SHARE>
 struct GroupRows {
   static constexpr int kept = R > SHARE ? R / SHARE : 1;

@@ -1,8 +1,8 @@
 // Half-mantissa products: codes become halves by masks alone, 11 integer operations for 16 codes. After words.h.
 //
-// A word holds 16 codes c = t + 1 (0, 1 or 2; never 3), code i at bits 2i. Step p makes a half2 of codes p and p + 8, in
-// place; a float fma widens half operands for nothing. What code position p becomes, and what its activation is scaled by
-// (layout.HALF_SCALE, exact in a half), so that every product is (t + bias) * x in units of 2^-9:
+// A word holds 16 codes c = t + 1 (0, 1 or 2; never 3), code i at bits 2i. Step p makes a half2 of codes p and p + 8 in
+// place; a float fma widens half operands for nothing. What code position p becomes, and what its activation is scaled
+// by (layout.HALF_SCALE, exact in a half), so that every product is (t + bias) * x in units of 2^-9:
 //   p = 0..4  one exponent bit is kept in the mask  2^-9 (1024 + 4^p c)   x 4^-p     bias 1 + 1024 * 4^-p
 //   p = 5     the code is the exponent's low bits   2^-14 c               x 2^5      bias 1
 //   p = 6     sign and one exponent bit             -2^-11 t              x -(2^2)   no bias
@@ -42,8 +42,8 @@ FN void half_dot(thread const uint (&h)[8], uint4 lo, uint4 hi, thread float2& a
 // decoded once for all M. BIAS: also what the masks add to each row of activations, which is the product with a word of
 // sixteen zeros, up to the position that has a bias.
 template <int M, int R, int W, bool BIAS>
-FN void half_step(const device typename Words<W>::type* wp, thread const uint (&at)[R], const device uint4* xp, uint stride,
-                  thread float2 (&acc)[M][R], thread float2 (&bias)[M]) {
+FN void half_step(const device typename Words<W>::type* wp, thread const uint (&at)[R], const device uint4* xp,
+                  uint stride, thread float2 (&acc)[M][R], thread float2 (&bias)[M]) {
   typename Words<W>::type u[R];
   uint zeros[8];
   halves_of(0x55555555u, zeros);

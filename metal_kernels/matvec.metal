@@ -1,7 +1,8 @@
-// Ternary mat-vec, one scale for the tensor or for each row. A simdgroup takes R rows of the weight and M rows of activations.
-// Template: T output; M; R; W words a load, as in the activations' layout; SCALES 0 tensor, 1 row; BIAS; RESIDUAL. M * R <= 32.
-// xq: half [M, 16 words], prepared; xb: float [M, 64], two biases a lane; s: float [M]; w: uint [N, words]; bias: float [N];
-// residual: T [M, N]; y: T [M, N]. Grid (32, simdgroups, 1). Inputs that may have fewer than 8 elements are only indexed.
+// Ternary mat-vec, one scale for the tensor or for each row. A simdgroup takes R rows of the weight, M of activations.
+// Template: T output; M; R; W words a load, as in the activations' layout; SCALES 0 tensor, 1 row; BIAS; RESIDUAL.
+// M * R <= 32. xq: half [M, 16 words], prepared; xb: float [M, 64], two biases a lane; s: float [M];
+// w: uint [N, words]; bias: float [N]; residual: T [M, N]; y: T [M, N]. Grid (32, ceil(N / R), 1), threadgroups of whole simdgroups.
+// Inputs that may have fewer than 8 elements, and so lie in another address space, are only indexed.
 const uint lane = thread_index_in_simdgroup, row0 = thread_position_in_grid.y * R;
 const uint rows = w_shape[0], steps = w_shape[1] / W, stride = 2 * w_shape[1];
 if (row0 >= rows) return;
@@ -9,7 +10,7 @@ const device typename Words<W>::type* wp = (const device typename Words<W>::type
 const device uint4* xp = (const device uint4*)xq + 2 * W * lane;
 uint at[R];
 float2 acc[M][R], added[M];
-UNROLL for (uint r = 0; r < R; r++) at[r] = min(r, rows - 1 - row0) * steps;  // past the end: the last row again, not stored
+UNROLL for (uint r = 0; r < R; r++) at[r] = min(r, rows - 1 - row0) * steps;  // past the end: the last row, not stored
 UNROLL for (uint m = 0; m < M; m++) {
   added[m].x = xb[64 * m + 2 * lane];
   added[m].y = xb[64 * m + 2 * lane + 1];
@@ -29,5 +30,5 @@ UNROLL for (uint m = 0; m < M; m++) {
 }
 const uint m = lane / R, row = row0 + lane % R, to = m * rows + row;
 if (m < M && row < rows)
-  y[to] = finish<T, BIAS, RESIDUAL>(
-      scaled(mine, s[m], scale_of<SCALES>(scale, row)), BIAS ? float(bias[row]) : 0.0f, RESIDUAL ? float(residual[to]) : 0.0f);
+  y[to] = finish<T, BIAS, RESIDUAL>(scaled(mine, s[m], scale_of<SCALES>(scale, row)),
+                                    BIAS ? float(bias[row]) : 0.0f, RESIDUAL ? float(residual[to]) : 0.0f);

@@ -1,6 +1,6 @@
-// Ternary mat-vec on activations that are not quantised: sums in float32. A simdgroup takes R rows of the weight, M of x.
-// Template: T of x, residual and y; M; R; W words a load; SCALES 0 tensor, 1 row, 2 group of 128; BIAS; RESIDUAL; RAGGED, K
-// not a multiple of 128. M * R <= 32. x: T [M, K]; w: uint [N, words], codes past K are 1; scale: float; y: T [M, N].
+// Ternary mat-vec on activations that are not quantised: sums in float32. A simdgroup takes R rows of the weight, M of
+// x. Template: T of x, residual and y; M; R; W words a load; SCALES 0 tensor, 1 row, 2 group of 128; BIAS; RESIDUAL;
+// RAGGED, K is no multiple of 128. M * R <= 32. x: T [M, K]; w: uint [N, words], codes past K are 1; y: T [M, N].
 // The order of the sums is fixed, but not the reference's: within K * 2^-24 * sum|x| * scale of it.
 const uint lane = thread_index_in_simdgroup, row0 = thread_position_in_grid.y * R;
 const uint rows = w_shape[0], steps = w_shape[1] / W, groups = w_shape[1] / 8, k = x_shape[1];
@@ -56,5 +56,5 @@ UNROLL for (uint m = 0; m < M; m++) {
 }
 const uint m = lane / R, row = row0 + lane % R, to = m * rows + row;
 if (m < M && row < rows)
-  y[to] = finish<T, BIAS, RESIDUAL>(
-      SCALES == 2 ? mine : mul_rn(mine, scale_of<SCALES>(scale, row)), BIAS ? float(bias[row]) : 0.0f, RESIDUAL ? float(residual[to]) : 0.0f);
+  y[to] = finish<T, BIAS, RESIDUAL>(SCALES == 2 ? mine : mul_rn(mine, scale_of<SCALES>(scale, row)),
+                                    BIAS ? float(bias[row]) : 0.0f, RESIDUAL ? float(residual[to]) : 0.0f);

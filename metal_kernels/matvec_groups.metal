@@ -1,6 +1,6 @@
-// Ternary mat-vec with a scale for each group of 128 along K: as matvec.metal, but each group's integer is made whole, scaled,
-// and added in ascending order, starting from +0. 8 / W lanes hold a group, a step of the simdgroup has 4 * W groups.
-// scale: float [N, words / 8]. xb is not read: the biases of a group's words are computed in the loop, once for all R rows.
+// Ternary mat-vec with a scale for each group of 128 along K: as matvec.metal, but each group's integer is made whole,
+// scaled, and added in ascending order, starting from +0. 8 / W lanes hold a group, a step of the simdgroup has 4 * W.
+// scale: float [N, words / 8]. xb is not read: what the masks add to a group is summed in the loop, once for R rows.
 constexpr int SHARE = 8 / W, KEPT = GroupRows<R, SHARE>::kept;
 const uint lane = thread_index_in_simdgroup, row0 = thread_position_in_grid.y * R;
 const uint rows = w_shape[0], steps = w_shape[1] / W, stride = 2 * w_shape[1], groups = w_shape[1] / 8;
@@ -27,7 +27,7 @@ for (uint begin = 0; begin < steps; begin += 32) {  // every lane takes part in 
     UNROLL for (uint r = 0; r < R; r++) part[r] = 512.0f * ((acc[m][r].x - added[m].x) + (acc[m][r].y - added[m].y));
     GroupRows<R, SHARE>::sum(lane, part);
     UNROLL for (uint i = 0; i < KEPT; i++) {
-      const float term = g < groups ? scaled(part[i], s[m], scale[scale_at[i] + g]) : 0.0f;  // adding +0 changes nothing
+      const float term = g < groups ? scaled(part[i], s[m], scale[scale_at[i] + g]) : 0.0f;  // + 0 changes nothing
       UNROLL for (uint j = 0; j < 4 * W; j++) sum[m][i] = add_rn(sum[m][i], simd_shuffle(term, SHARE * j + member));
     }
   }
@@ -40,6 +40,7 @@ UNROLL for (uint m = 0; m < M; m++) {
   UNROLL for (uint i = 0; i < KEPT; i++) {
     const uint to = m * rows + row + i;
     if (row + i < rows)
-      y[to] = finish<T, BIAS, RESIDUAL>(sum[m][i], BIAS ? float(bias[row + i]) : 0.0f, RESIDUAL ? float(residual[to]) : 0.0f);
+      y[to] = finish<T, BIAS, RESIDUAL>(sum[m][i], BIAS ? float(bias[row + i]) : 0.0f,
+                                        RESIDUAL ? float(residual[to]) : 0.0f);
   }
 }

@@ -84,7 +84,15 @@ def matvec(
         )
     kind, scale = _scales(scale)
     return _launch(
-        GROUPS if kind == 2 else MATVEC, (xq, xb, s, w, scale), bias, residual, (m, n), layout.words, variant, dtype, kind
+        GROUPS if kind == 2 else MATVEC,
+        (xq, xb, s, w, scale),
+        bias,
+        residual,
+        (m, n),
+        layout.words,
+        variant,
+        dtype,
+        kind,
     )
 
 
@@ -113,7 +121,9 @@ def float_matvec(
 def _rows(name: str, x: Any) -> int:
     m = x.shape[0]
     if not 1 <= m <= MOST_ROWS:
-        raise ConfigError(f"[{name}] {m} rows of activations were given; 1 to {MOST_ROWS} are allowed; use matmul for more")
+        raise ConfigError(
+            f"[{name}] {m} rows of activations were given; 1 to {MOST_ROWS} are allowed; use matmul for more"
+        )
     return m
 
 
