@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from bitnet_mlx.errors import BackendError
 
@@ -24,7 +24,7 @@ class KernelSource:
 
     name: a C identifier. body: the file with the statements of the kernel function. headers: files that stand before
     it, in order. inputs, outputs: names that the body uses. shared_memory: bytes of dynamic shared memory (CUDA).
-    compat: whether the body uses Metal's names, which CUDA then gets from a header.
+    compat: whether the body uses Metal's names, which CUDA then gets from a header. absent: inputs that are not given.
     """
 
     name: str
@@ -35,6 +35,7 @@ class KernelSource:
     platforms: tuple[Platform, ...] = PLATFORMS
     shared_memory: int = 0
     compat: bool = True
+    absent: tuple[str, ...] = ()
 
     def header_text(self, platform: Platform) -> str:
         """The headers for `platform`, without comments."""
@@ -42,13 +43,26 @@ class KernelSource:
         return "".join(read(name) for name in names)
 
     def body_text(self) -> str:
-        """The body, without comments."""
-        return read(self.body)
+        """The body, without comments; inputs that are absent are null pointers there, which a template switches off."""
+        space = "device " if self.compat else ""
+        return "".join(f"const {space}float* {name} = nullptr;\n" for name in self.absent) + read(self.body)
+
+    def given(self, *inputs: Any | None) -> tuple[KernelSource, tuple[Any, ...]]:
+        """The kernel and its inputs without those that are None: an argument less is a cheaper launch."""
+        absent = tuple(name for name, value in zip(self.inputs, inputs, strict=True) if value is None)
+        return _without(self, absent), tuple(value for value in inputs if value is not None)
 
     def digest(self, platform: Platform) -> str:
         """16 hexadecimal digits over everything that the compiled kernel depends on, but its template's values."""
         parts = (self.name, self.header_text(platform), self.body_text(), *self.inputs, *self.outputs)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=256)
+def _without(source: KernelSource, absent: tuple[str, ...]) -> KernelSource:
+    """A source with fewer inputs, one object for each set of them."""
+    names = tuple(name for name in source.inputs if name not in absent)
+    return replace(source, inputs=names, absent=absent) if absent else source
 
 
 @lru_cache(maxsize=64)

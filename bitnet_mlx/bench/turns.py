@@ -1,0 +1,70 @@
+"""Times of several contenders, taken in turns in one process, so that the machine's moods fall on all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from bitnet_mlx.backends.mlx_import import mx
+
+Call = Callable[[int, "mx.array | None"], mx.array]
+"""One call of a contender: its number in the chain, and the result of the call before, which it must wait for."""
+
+
+@dataclass(frozen=True)
+class Time:
+    """Microseconds of one call: the median of all chains, their quartiles, the best."""
+
+    median: float
+    low: float
+    high: float
+    best: float
+
+    @classmethod
+    def of(cls, samples: list[float]) -> Time:
+        low, median, high = statistics.quantiles(samples, n=4)
+        return cls(median, low, high, min(samples))
+
+
+def after(x: mx.array, before: mx.array | None) -> mx.array:
+    """x, but only once `before` is there: no copy and no kernel."""
+    return x if before is None else mx.depends([x], [before])[0]
+
+
+def chained(call: Call, calls: int) -> mx.array:
+    """The end of a chain of calls, not evaluated."""
+    y = None
+    for i in range(calls):
+        y = call(i, y)
+    assert y is not None
+    return y
+
+
+def take_turns(contenders: Mapping[str, Call], calls: int, repeats: int, warm: int = 2) -> dict[str, Time]:
+    """Microseconds a call of each contender, `repeats` chains of `calls` calls each, after `warm` untimed ones."""
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(warm + repeats):
+        for name, seconds in _one_turn(contenders, calls):
+            if turn >= warm:
+                samples[name].append(seconds / calls * 1e6)
+    return {name: Time.of(values) for name, values in samples.items()}
+
+
+def _one_turn(contenders: Mapping[str, Call], calls: int) -> Iterator[tuple[str, float]]:
+    for name, call in contenders.items():
+        end = chained(call, calls)
+        mx.synchronize()
+        start = time.perf_counter()
+        mx.eval(end)
+        mx.synchronize()
+        yield name, time.perf_counter() - start
+
+
+def bandwidth(megabytes: int = 512) -> float:
+    """Bytes a second of a copy through device memory, read and written bytes counted."""
+    source = mx.zeros((megabytes << 18,), mx.uint32)
+    mx.eval(source)
+    times = take_turns({"copy": lambda _, before: after(source, before) + 1}, calls=4, repeats=7)
+    return 2 * source.nbytes / (times["copy"].best * 1e-6)
