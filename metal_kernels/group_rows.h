@@ -16,8 +16,8 @@ struct GroupRows {
       if (half_rows == 0) a[0] += simd_shuffle_xor(a[0], o);
       UNROLL for (uint i = 0; i < R / 2; i++) {
         if (i < half_rows) {
-          const float keep = upper ? a[i + half_rows] : a[i], give = upper ? a[i] : a[i + half_rows];
-          a[i] = keep + simd_shuffle_xor(give, o);
+          const float low = a[i], high = a[i + half_rows];  // read first: a chosen element would keep the array in memory
+          a[i] = (upper ? high : low) + simd_shuffle_xor(upper ? low : high, o);
         }
       }
       half_rows /= 2;
