@@ -3,7 +3,7 @@
 // rows; once one row is left, partners add it whole. A lane ends with rows first .. first + kept - 1 in a[0 ..].
 template <int R, int SHARE>
 struct GroupRows {
-  static constexpr int kept = R > SHARE ? R / SHARE : 1;
+  enum { kept = R > SHARE ? R / SHARE : 1 };
   static FN uint first(uint lane) {
     uint row = 0, half_rows = R / 2;
     for (uint o = 1; o < SHARE && half_rows > 0; o *= 2, half_rows /= 2) row += lane & o ? half_rows : 0u;
