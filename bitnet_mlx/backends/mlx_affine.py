@@ -10,13 +10,15 @@ order of ternary.scale_output; inside the product it would change the last bits.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
+from bitnet_mlx.backends.kernels.layout import Layout
 from bitnet_mlx.backends.mlx_import import mx
+from bitnet_mlx.backends.numpy_ref import EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, LANES, LN2_HIGH, LN2_LOW, LOG2E
 from bitnet_mlx.ternary import CODES_PER_WORD, GROUP, MIN_SCALE
 
-LANES = 32
 _MIN_SCALE = float(MIN_SCALE)
 _WORDS_PER_GROUP = GROUP // CODES_PER_WORD
 # MLX 0.32.4 on CUDA cannot launch the float32 quantised product from 64 rows on.
@@ -26,19 +28,40 @@ _CUDA_ROWS = 32
 class Codes(NamedTuple):
     """Quantised activations, x close to q / s.
 
-    q: [..., K], whole numbers from -128 to 127 in the dtype that the product reads (float32 here).
-    s: float32 [..., 1]. dtype: that of x, which outputs are returned in.
+    q: [..., K], whole numbers from -128 to 127 in float32; or, where `layout` is given, [..., layout.width(k)] in that
+    form, with bias float32 [..., layout.biases] beside it. s: float32 [..., 1]. dtype: that of outputs. k: K.
     """
 
     q: mx.array
     s: mx.array
     dtype: mx.Dtype
+    bias: mx.array | None = None
+    layout: Layout | None = None
+    k: int | None = None
+
+    @property
+    def columns(self) -> int:
+        """K, whatever the layout."""
+        return self.q.shape[-1] if self.k is None else self.k
 
 
 class StockOps:
-    """The operations of a packed ternary layer on stock MLX."""
+    """The operations of a packed ternary decoder on stock MLX.
+
+    `to` is what `target` returned for the product that will read the codes; None, its only value here, means float32
+    codes in their own order. compiles: whether the decoder may compile its parts of fixed shape (it pays where each
+    call builds a kernel's text; on MLX's CPU device it would call a C++ compiler).
+    """
 
     name = "mlx"
+    compiles = False
+
+    def prepare(self, shapes: Iterable[tuple[int, int]], dtype: str) -> None:
+        """Called once for a model, before its first step. shapes: (N, K) of each of its products. dtype: the model's."""
+
+    def target(self, words: mx.array, scale: mx.array, m: int, k: int) -> Layout | None:
+        """The layout of codes that `linear` wants for m rows of K and these (arranged) words."""
+        return None
 
     def arrange(self, words: mx.array, scale: mx.array) -> mx.array:
         """uint32 words [N, W] as `linear` reads them: as they are, or [G, N, 8] where each row has G scales along K."""
@@ -51,20 +74,45 @@ class StockOps:
         """The inverse of `arrange`: uint32 [N, W]."""
         return words if words.ndim == 2 else mx.contiguous(words.transpose(1, 0, 2).reshape(words.shape[1], -1))
 
-    def quantize(self, x: mx.array) -> Codes:
+    def quantize(self, x: mx.array, to: Layout | None = None) -> Codes:
         """Per-token int8 codes of x [..., K] of any float dtype."""
         return quantize(x)
 
-    def norm_quantize(self, x: mx.array, weight: mx.array, eps: float) -> Codes:
+    def norm_quantize(self, x: mx.array, weight: mx.array, eps: float, to: Layout | None = None) -> Codes:
         """RMSNorm with float32 weight [K], then int8 codes, as numpy_ref.norm_quantize."""
         return norm_quantize(x, weight, eps)
 
-    def linear(self, codes: Codes, words: mx.array, scale: mx.array, bias: mx.array | None = None) -> mx.array:
-        """Codes [..., K] to outputs [..., N] in codes.dtype. words: as arranged. scale, bias: float32."""
-        y = scale_output(accumulate(codes.q, words), codes.s, scale)
-        return (y if bias is None else y + bias).astype(codes.dtype)
+    def gated_quantize(
+        self, gate_up: mx.array, act: str, weight: mx.array | None, eps: float, to: Layout | None = None
+    ) -> Codes:
+        """Codes of act(gate) * up, normed first where a float32 weight [F] is given. gate_up: [..., 2 F], gate first."""
+        hidden = gated(gate_up, act)
+        codes = quantize(hidden) if weight is None else norm_quantize(hidden, weight, eps)
+        return codes._replace(dtype=gate_up.dtype)
 
-    def float_linear(self, x: mx.array, words: mx.array, scale: mx.array, bias: mx.array | None = None) -> mx.array:
+    def linear(
+        self,
+        codes: Codes,
+        words: mx.array,
+        scale: mx.array,
+        bias: mx.array | None = None,
+        residual: mx.array | None = None,
+    ) -> mx.array:
+        """Codes [..., K] to outputs [..., N] in codes.dtype, T. words: as arranged. scale, bias: float32.
+
+        With a residual [..., N] of T: T(float32(residual) + float32(T(y))).
+        """
+        y = scale_output(accumulate(codes.q, words), codes.s, scale)
+        return _finished(y, bias, residual, codes.dtype)
+
+    def float_linear(
+        self,
+        x: mx.array,
+        words: mx.array,
+        scale: mx.array,
+        bias: mx.array | None = None,
+        residual: mx.array | None = None,
+    ) -> mx.array:
         """The same for activations that are not quantised: x [..., K] of any float dtype, summed in float32.
 
         The ternary weights are exact; the sums round, to within K * 2^-24 of the sum of |x| times the scale.
@@ -74,7 +122,13 @@ class StockOps:
             y = y * scale
         else:
             y = _add_groups([y[..., g, :] * scale[:, g] for g in range(scale.shape[1])])
-        return (y if bias is None else y + bias).astype(x.dtype)
+        return _finished(y, bias, residual, x.dtype)
+
+    def rope_kv(
+        self, qkv: mx.array, cos: mx.array, sin: mx.array, heads: int, kv_heads: int
+    ) -> tuple[mx.array, mx.array]:
+        """Heads apart, queries and keys rotated: the function of the same name."""
+        return rope_kv(qkv, cos, sin, heads, kv_heads)
 
     def rows(self, words: mx.array, scale: mx.array, index: mx.array, k: int) -> mx.array:
         """The chosen rows, scaled: float32 [*index.shape, K], as TernaryTensor.rows."""
@@ -147,9 +201,56 @@ def rms_factor(v: mx.array, eps: float) -> mx.array:
     return 1 / mx.sqrt(total / v.shape[-1] + eps)
 
 
+def gated(gate_up: mx.array, act: str) -> mx.array:
+    """numpy_ref.gated of [..., 2 F], gate first, of any float dtype: float32 [..., F].
+
+    relu2: max(gate, 0)^2 * up. silu: gate / (1 + e^-gate) * up.
+    """
+    gate, up = mx.split(gate_up.astype(mx.float32), 2, axis=-1)
+    if act == "relu2":
+        positive = mx.maximum(gate, 0)
+        return positive * positive * up
+    return gate / (1 + exp(-gate)) * up
+
+
+def exp(x: mx.array) -> mx.array:
+    """numpy_ref.exp, float32: the same basic operations in the same order."""
+    x = mx.minimum(mx.maximum(x, float(EXP_LOW)), float(EXP_HIGH))
+    n = mx.stop_gradient(mx.round(x * float(LOG2E)))
+    r = (x - n * float(LN2_HIGH)) - n * float(LN2_LOW)
+    p: mx.array | float = float(EXP_POLYNOMIAL[0])
+    for c in EXP_POLYNOMIAL[1:]:
+        p = p * r + float(c)
+    y = (p * (r * r) + r) + 1
+    return y * ((n.astype(mx.int32) + 127) << 23).view(mx.float32)
+
+
+def rope_kv(qkv: mx.array, cos: mx.array, sin: mx.array, heads: int, kv_heads: int) -> tuple[mx.array, mx.array]:
+    """numpy_ref.rope of queries and keys, in float32, rounded to the dtype of qkv.
+
+    qkv: [B, L, (heads + 2 kv_heads) * D]: queries, keys, values. cos, sin: float32 [B or 1, L, D / 2].
+    Returns q [B, heads, L, D] and kv [2, B, kv_heads, L, D]: rotated keys, then values.
+    """
+    b, length, width = qkv.shape
+    dim = width // (heads + 2 * kv_heads)
+    x = qkv.reshape(b, length, -1, dim).transpose(0, 2, 1, 3)
+    first, second = mx.split(x[:, : heads + kv_heads].astype(mx.float32), 2, axis=-1)
+    c, s = cos[:, None], sin[:, None]
+    rotated = mx.concatenate([first * c - second * s, second * c + first * s], axis=-1).astype(qkv.dtype)
+    return rotated[:, :heads], mx.stack([rotated[:, heads:], x[:, heads + kv_heads :]])
+
+
 def row_limit() -> int | None:
     """How many rows one stock quantised product may take on this device; None where there is no limit."""
     return _CUDA_ROWS if mx.default_device() == mx.gpu and mx.cuda.is_available() else None
+
+
+def _finished(y: mx.array, bias: mx.array | None, residual: mx.array | None, dtype: mx.Dtype) -> mx.array:
+    """float32 y plus bias, in the model's dtype, plus the residual."""
+    out = (y if bias is None else y + bias).astype(dtype)
+    if residual is None:
+        return out
+    return (residual.astype(mx.float32) + out.astype(mx.float32)).astype(dtype)
 
 
 def _round_to_int8(v: mx.array) -> mx.array:

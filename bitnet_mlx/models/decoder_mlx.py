@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bitnet_mlx.backends.mlx_affine import StockOps
+from bitnet_mlx.backends.mlx_affine import StockOps, gated
 from bitnet_mlx.backends.mlx_import import mx, nn
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.models.cache_mlx import KVCache, SequenceCache
@@ -115,7 +115,7 @@ class FeedForward(nn.Module):
     def __call__(self, x: mx.array, norm: RMSNorm) -> mx.array:
         """x: [B, L, H] before `norm`. Returns [B, L, H], to be added to x."""
         gate, up = project(x, norm, (self.gate_proj, self.up_proj), x.dtype)
-        hidden = gated(gate, up, self.hidden_act)
+        hidden = gated(mx.concatenate([gate, up], axis=-1), self.hidden_act)
         sub_norm = self.ffn_sub_norm if "ffn_sub_norm" in self else None
         return project(hidden, sub_norm, (self.down_proj,), x.dtype)[0]
 
@@ -247,15 +247,6 @@ def model_dtype(config: DecoderConfig, asked: str | None = None) -> str:
     if mx.default_device() == mx.cpu or config.dtype not in _DTYPES:
         return "float32"
     return "bfloat16" if config.dtype == "float16" and config.hidden_act == "relu2" else config.dtype
-
-
-def gated(gate: mx.array, up: mx.array, act: str) -> mx.array:
-    """relu2: max(gate, 0)^2 * up. silu: gate / (1 + e^-gate) * up. Computed and returned in float32."""
-    gate, up = gate.astype(mx.float32), up.astype(mx.float32)
-    if act == "relu2":
-        positive = mx.maximum(gate, 0)
-        return positive * positive * up
-    return gate / (1 + mx.exp(-gate)) * up
 
 
 def _mask(length: int, cache: Any) -> mx.array | str | None:

@@ -54,7 +54,7 @@ class BitLinear(nn.Module):
 
     def __call__(self, x: mx.array | Codes) -> mx.array:
         """x: [..., K] of any float dtype, or its Codes if they are at hand. Returns [..., N] in the dtype of x."""
-        width = x.q.shape[-1] if isinstance(x, Codes) else x.shape[-1]
+        width = x.columns if isinstance(x, Codes) else x.shape[-1]
         if width != self.input_dims:
             raise ConfigError(f"[BitLinear] the input has {width} columns; the layer takes {self.input_dims}")
         bias = self.bias if "bias" in self else None

@@ -24,6 +24,7 @@ class KernelSource:
 
     name: a C identifier. body: the file with the statements of the kernel function. headers: files that stand before
     it, in order. inputs, outputs: names that the body uses. shared_memory: bytes of dynamic shared memory (CUDA).
+    compat: whether the body uses Metal's names, which CUDA then gets from a header.
     """
 
     name: str
@@ -33,10 +34,11 @@ class KernelSource:
     outputs: tuple[str, ...]
     platforms: tuple[Platform, ...] = PLATFORMS
     shared_memory: int = 0
+    compat: bool = True
 
     def header_text(self, platform: Platform) -> str:
         """The headers for `platform`, without comments."""
-        names = (_COMPAT, *self.headers) if platform == "cuda" else self.headers
+        names = (_COMPAT, *self.headers) if platform == "cuda" and self.compat else self.headers
         return "".join(read(name) for name in names)
 
     def body_text(self) -> str:
