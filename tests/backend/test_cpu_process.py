@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bitnet_mlx.backends.cache_root import VARIABLE
 from bitnet_mlx.backends.cpu_jit import cachefolder, isa, threads
 from bitnet_mlx.errors import BackendError
 
@@ -171,7 +172,7 @@ def test_threads_stay_within_what_numba_allows(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("damage", ["deleted", "truncated", "changed", "added", "list deleted", "list damaged"])
 def test_damage_to_a_folder_is_seen(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cachefolder.VARIABLE, str(tmp_path))
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
     draft = cachefolder.draft("abc")
     (draft / "code").write_bytes(b"0123456789")
     (draft / "index").write_bytes(b"01")

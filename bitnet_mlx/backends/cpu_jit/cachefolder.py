@@ -20,20 +20,10 @@ import tempfile
 import time
 from pathlib import Path
 
-VARIABLE = "BITNET_MLX_CACHE_DIR"
+from bitnet_mlx.backends.cache_root import cache_root
+
 CHECKSUMS = "checksums.json"
 _KEEP_DAYS = 60
-
-
-def cache_root() -> Path:
-    """The package's cache folder: BITNET_MLX_CACHE_DIR, or the platform's own place."""
-    if os.environ.get(VARIABLE):
-        return Path(os.environ[VARIABLE])
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "bitnet-mlx"
-    if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
-        return Path(os.environ["LOCALAPPDATA"]) / "bitnet-mlx" / "Cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitnet-mlx"
 
 
 def key() -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bitnet_mlx.backends.cache_root import VARIABLE, cache_root
 from bitnet_mlx.backends.cpu_jit import cachefolder, threads
 from bitnet_mlx.errors import BackendError
 
@@ -40,14 +41,14 @@ def compiled_step() -> Callable[[int], None]:
 def _load() -> tuple[Any, Callable[[int], None]]:
     """From the cache folder, or compiled into it; compiled without it where nothing can be written."""
     name = cachefolder.key()
-    ready = cachefolder.cache_root() / "numba" / name
+    ready = cache_root() / "numba" / name
     if cachefolder.is_whole(ready):
         return _build(ready)
     _log.info("[cpu] compiling for this processor: once, some ten seconds")
     try:
         folder = cachefolder.draft(name)
     except OSError as error:
-        _log.warning("[cpu] compiled code is not kept: %s; set %s to a writable folder", error, cachefolder.VARIABLE)
+        _log.warning("[cpu] compiled code is not kept: %s; set %s to a writable folder", error, VARIABLE)
         return _build(None)
     try:
         built = _build(folder)
