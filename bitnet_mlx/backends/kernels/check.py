@@ -110,16 +110,22 @@ def compared(found: np.ndarray, expected: np.ndarray) -> Verdict:
 
 
 def quantiser(
-    make: Callable[[Any, Any], Launch], x: np.ndarray, layout: Layout, dtype: str, runner: Runner, norm: bool, act: str
+    make: Callable[[Any, Any], Launch],
+    x: np.ndarray,
+    layout: Layout,
+    dtype: str,
+    runner: Runner,
+    norm: float | None,
+    act: str,
 ) -> Verdict:
     """A quantise kernel on x: float32 [M, K], or [M, 2K] with an activation function, values of dtype.
 
-    make(x, weight or None) is its launch. norm: with the RMSNorm in front. act: "", "relu2" or "silu".
+    make(x, weight or None) is its launch. norm: eps of an RMSNorm in front, or None. act: "", "relu2" or "silu".
     """
     k = x.shape[1] // (2 if act else 1)
-    weight = np.random.default_rng(k).uniform(0.5, 2, k).astype(np.float32) if norm else None
+    weight = np.random.default_rng(k).uniform(0.5, 2, k).astype(np.float32) if norm is not None else None
     v = numpy_ref.gated(x[:, :k], x[:, k:], act) if act else x
-    q, s = quantize_activations(v) if weight is None else numpy_ref.norm_quantize(v, weight, EPS)
+    q, s = quantize_activations(v) if weight is None else numpy_ref.norm_quantize(v, weight, norm or 0.0)
     p = v if weight is None else v * weight
 
     def check() -> Verdict:
@@ -128,9 +134,6 @@ def quantiser(
         return _codes_compared(xq, xb, found.reshape(-1), q, s, p, layout)
 
     return guarded(check)
-
-
-EPS = 1e-5  # of the norms that are checked
 
 
 def _codes_compared(

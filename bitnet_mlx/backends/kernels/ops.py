@@ -113,10 +113,10 @@ class KernelOps(StockOps):
         lead, width = x.shape[:-1], x.shape[-1]
         if to is None or not x.size:
             return None
-        kernel = Quantiser(width // (2 if act else 1), to, _NAMES[x.dtype], weight is not None, act)
-        if not self.chooser.allows(kernel):
+        kernel = Quantiser(width // (2 if act else 1), to, _NAMES[x.dtype], weight is not None, act, eps)
+        if not kernel.possible or not self.chooser.allows(kernel):
             return None
-        q, bias, s = self.runner(kernel.launch(x.reshape(-1, width), weight, eps))
+        q, bias, s = self.runner(kernel.launch(x.reshape(-1, width), weight))
         return Codes(q.reshape(*lead, -1), s.reshape(*lead, 1), x.dtype, bias.reshape(*lead, -1), to, kernel.k)
 
 
