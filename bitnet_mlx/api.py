@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitnet_mlx.backends import ON_MLX, choose
 from bitnet_mlx.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,15 +40,14 @@ def load(
     """Load a model and its tokenizer.
 
     path_or_repo: a folder, a Hugging Face name "owner/name", or None for the model in the package. backend: auto, metal,
-    cuda, mlx, cpu or numpy; a named one never falls back. head_bits: 16 keeps the head as it is, 8, 6 or 4 quantise it; None keeps the
-    file's. dtype: of what passes between layers (cpu and numpy compute in float32). activations: 8 or 16 bits;
+    cuda, mlx, cpu or numpy; a named one never falls back. head_bits: 16 keeps the head as it is, 8, 6 or 4 quantise it;
+    None keeps the file's. dtype: of what passes between layers (cpu and numpy compute in float32). activations: 8 or 16 bits;
     None is the model's own. threads: CPU threads.
 
     The model offers models/decoder.py's protocol; on MLX it is an mlx.nn.Module as well, which mlx_lm's generate accepts.
     Raises ConfigError, BackendError, UnsupportedModelError or FormatError.
     """
     _check(head_bits, dtype, activations)
-    from bitnet_mlx.backends import ON_MLX, choose
     from bitnet_mlx.checkpoint.hub import resolve
     from bitnet_mlx.checkpoint.read import read_weights
     from bitnet_mlx.tokenizer import load_tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from functools import partial
 
 from bitnet_mlx.backends.kernels.choices import Choices
@@ -20,7 +21,7 @@ def chip() -> str:
 
 def choices(platform: Platform) -> Choices:
     """What is known about our kernels on this chip with this MLX."""
-    return Choices(platform, chip(), mx.__version__)
+    return Choices(platform, chip(), importlib.metadata.version("mlx"))
 
 
 def measured_ops(platform: Platform) -> KernelOps:

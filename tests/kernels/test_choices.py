@@ -61,15 +61,15 @@ def test_another_chip_version_platform_or_source_starts_anew(monkeypatch: pytest
 
 def test_the_digest_covers_kernels_and_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     first = module.kernels_digest()
-    seen = []
+    seen: list[str] = []
     read = Path.read_bytes
-
-    def changed(self: Path) -> bytes:
-        seen.append(self.name)
-        return read(self) + (b" " if self.name == target else b"")
-
-    monkeypatch.setattr(Path, "read_bytes", changed)
     for target in ("common.h", "dp4a.py"):
+
+        def changed(self: Path, target: str = target) -> bytes:
+            seen.append(self.name)
+            return read(self) + (b" " if self.name == target else b"")
+
+        monkeypatch.setattr(Path, "read_bytes", changed)
         module.kernels_digest.cache_clear()
         assert module.kernels_digest() != first
     monkeypatch.undo()

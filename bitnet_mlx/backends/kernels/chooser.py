@@ -53,7 +53,8 @@ class Measured:
     """
 
     def __init__(self, platform: Platform, tuner: Tuner, choices: Choices) -> None:
-        self.platform, self.tuner, self.choices = platform, tuner, choices
+        self.platform: Platform = platform
+        self.tuner, self.choices = tuner, choices
         self._products: dict[Product, Candidate | None] = {}
         self._rows: dict[str, bool] = {}
 

@@ -8,6 +8,7 @@ from functools import partial
 from bitnet_mlx.backends.kernels import check, products
 from bitnet_mlx.backends.kernels.chooser import BestGuess, Chooser
 from bitnet_mlx.backends.kernels.layout import Layout
+from bitnet_mlx.backends.kernels.layout_mlx import prepare_mlx
 from bitnet_mlx.backends.kernels.problem import SCALES, Product
 from bitnet_mlx.backends.kernels.products import ROWS, Runner
 from bitnet_mlx.backends.kernels.row_kernels import FloatProduct, Quantiser, RopeKv
@@ -52,15 +53,16 @@ class KernelOps(StockOps):
         return words
 
     def quantize(self, x: mx.array, to: Layout | None = None) -> Codes:
-        return self._codes(x, to, None, 0.0, "") or super().quantize(x)
+        return self._codes(x, to, None, 0.0, "") or relaid(super().quantize(x), to)
 
     def norm_quantize(self, x: mx.array, weight: mx.array, eps: float, to: Layout | None = None) -> Codes:
-        return self._codes(x, to, weight, eps, "") or super().norm_quantize(x, weight, eps)
+        return self._codes(x, to, weight, eps, "") or relaid(super().norm_quantize(x, weight, eps), to)
 
     def gated_quantize(
         self, gate_up: mx.array, act: str, weight: mx.array | None, eps: float, to: Layout | None = None
     ) -> Codes:
-        return self._codes(gate_up, to, weight, eps, act) or super().gated_quantize(gate_up, act, weight, eps)
+        ours = self._codes(gate_up, to, weight, eps, act)
+        return ours or relaid(super().gated_quantize(gate_up, act, weight, eps), to)
 
     def linear(
         self,
@@ -127,3 +129,12 @@ def plain(codes: Codes) -> Codes:
     lead = codes.q.shape[:-1]
     q = check.codes_of(codes.q.reshape(-1, codes.q.shape[-1]).astype(mx.float32), codes.layout, codes.columns)
     return Codes(q.reshape(*lead, -1), codes.s, codes.dtype)
+
+
+def relaid(codes: Codes, to: Layout | None) -> Codes:
+    """Stock codes in a layout where there are rows enough to pay for it: a product kernel may be on, a quantiser off."""
+    lead, k = codes.q.shape[:-1], codes.q.shape[-1]
+    if to is None or codes.s.size <= ROWS:
+        return codes
+    q, bias = prepare_mlx(codes.q.reshape(-1, k), to)
+    return Codes(q.reshape(*lead, -1), codes.s, codes.dtype, bias.reshape(*lead, -1), to, k)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
+
 from bitnet_mlx.backends.kernels import check
 from bitnet_mlx.backends.kernels.choices import Choice
 from bitnet_mlx.backends.kernels.layout import prepare
@@ -83,7 +85,8 @@ class Tuner:
     def __init__(
         self, platform: Platform, runner: Runner, timer: Timer = seconds, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.platform, self.runner, self.timer, self.clock = platform, runner, timer, clock
+        self.platform: Platform = platform
+        self.runner, self.timer, self.clock = runner, timer, clock
         self.stock = StockOps()
 
     def product(self, product: Product) -> Choice:
@@ -138,27 +141,27 @@ class Tuner:
 
 
 def _same(found: mx.array, expected: mx.array) -> check.Verdict:
-    return check.Verdict(expected.size, int((found != expected).sum().item()))
+    return check.Verdict(expected.size, int(np.array((found != expected).sum())))
 
 
 def _chosen(tried: list[Tried], stock: float, record: float) -> Choice:
     best = min((t for t in tried if t.time is not None), key=lambda t: t.time or 0.0, default=None)
     bad = [t for t in tried if not t.verdict.sound]
-    times = {"stock": stock * 1e6, "bfloat16": record * 1e6}
+    stock_us, record_us = stock * 1e6, record * 1e6
     reason = "; ".join(f"{t.candidate.label}: {t.verdict.text}" for t in bad[:3])
     if best is None or best.time is None:
-        return Choice(None, reason, fault=True, **times)
+        return Choice(None, reason, True, None, stock_us, record_us)
     if best.time >= stock:
         slow = f"{best.candidate.label} takes {best.time * 1e6:.1f} us, stock MLX in float32 {stock * 1e6:.1f} us"
-        return Choice(None, f"{slow}; {reason}" if bad else slow, bool(bad), best.time * 1e6, **times)
-    return Choice(best.candidate.label, reason, bool(bad), best.time * 1e6, **times, ties=best.verdict.ties)
+        return Choice(None, f"{slow}; {reason}" if bad else slow, bool(bad), best.time * 1e6, stock_us, record_us)
+    return Choice(best.candidate.label, reason, bool(bad), best.time * 1e6, stock_us, record_us)
 
 
 def on_device(product: Product, data: ProductData) -> Arrays:
     """The arrays that every way to compute a product shares, evaluated."""
     words = mx.array(data.weight.words)
     copies = max(1, min(_COPIES, _ROTATED // words.nbytes))
-    rolled = [mx.contiguous(mx.roll(words, i, axis=0)) for i in range(copies)]
+    rolled = [mx.contiguous(mx.roll(words, i, 0)) for i in range(copies)]
     scale = mx.array(data.weight.scale)
     found = Arrays(
         rolled,
