@@ -1,7 +1,7 @@
 // Rounding and shapes that every kernel shares. Valid Metal; cuda_compat.h gives CUDA the same names before it.
 #ifndef BITNET_CUDA
 #define FN inline  // before every function of ours: CUDA wants to be told that it runs on the device
-#define UNROLL _Pragma("clang loop unroll(full)")  // before loops over a local array: Metal keeps it in memory otherwise
+#define UNROLL _Pragma("clang loop unroll(full)")  // for local arrays: Metal keeps them in memory otherwise
 // One rounding an operation: the reference never contracts a product and a sum.
 inline float mul_rn(float a, float b) {
 #pragma clang fp contract(off)

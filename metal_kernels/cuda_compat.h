@@ -3,6 +3,9 @@
 #define BITNET_CUDA 1
 #define FN inline __device__
 #define UNROLL _Pragma("unroll")
+// CUDA's own word is a macro that says `device`, which the next line but one would empty.
+#undef __device__
+#define __device__ __attribute__((__device__))
 #define device
 #define constant
 #define thread
