@@ -2,6 +2,7 @@
 #ifndef BITNET_CUDA
 #define FN inline  // before every function of ours: CUDA wants to be told that it runs on the device
 #define UNROLL _Pragma("clang loop unroll(full)")  // for local arrays: Metal keeps them in memory otherwise
+#define THREADGROUP_POINTER(type) threadgroup type*  // to an array declared threadgroup
 // One rounding an operation: the reference never contracts a product and a sum.
 inline float mul_rn(float a, float b) {
 #pragma clang fp contract(off)

@@ -1,4 +1,5 @@
 // Metal's names for CUDA, so that one body serves both.
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #define BITNET_CUDA 1
 #define FN inline __device__
@@ -10,9 +11,11 @@
 #define constant
 #define thread
 #define threadgroup __shared__
+#define THREADGROUP_POINTER(type) type*
 typedef unsigned int uint;
 typedef unsigned short ushort;
 typedef unsigned char uchar;
+typedef __nv_bfloat16 bfloat16_t;
 #define thread_position_in_grid                                                          \
   (uint3{blockIdx.x * blockDim.x + threadIdx.x, blockIdx.y * blockDim.y + threadIdx.y, \
          blockIdx.z * blockDim.z + threadIdx.z})

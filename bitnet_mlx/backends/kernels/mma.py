@@ -1,0 +1,145 @@
+"""The ternary matrix product for CUDA, in the int8 tensor cores: for prefill and batches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from bitnet_mlx.backends.kernels.launch import Launch
+from bitnet_mlx.backends.kernels.source import KernelSource
+
+_LANES = 32
+_PROCESSORS = 132  # of an H100; only the order of the forms to try depends on it
+_SHARED = 227 * 1024  # bytes of shared memory that the blocks of a processor can have
+_REGISTERS = 65_536
+
+
+@dataclass(frozen=True)
+class MmaVariant:
+    """down, across, along: warps of a block along M, N and K. rows, columns: a warp's tiles, 16 along M by 8 along N.
+
+    chunks: 64 codes each, of a stage along K, a multiple of `along`. stages: of the pipeline, in shared memory.
+    """
+
+    down: int = 2
+    across: int = 2
+    along: int = 1
+    rows: int = 4
+    columns: int = 8
+    chunks: int = 2
+    stages: int = 4
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Outputs of a block: rows of activations, rows of the weight."""
+        return self.down * self.rows * 16, self.across * self.columns * 8
+
+    @property
+    def warps(self) -> int:
+        """Of a block."""
+        return self.down * self.across * self.along
+
+    @property
+    def shared_memory(self) -> int:
+        """Bytes: the stages, or what the warps along K hand over at the end."""
+        m, n = self.tile
+        stage = self.chunks * (m * 4 + 4 + n + 4) * 16
+        return max(self.stages * stage, m * n * 4 if self.along > 1 else 0)
+
+    @property
+    def blocks_at_once(self) -> int:
+        """Blocks that a processor holds, by shared memory and (estimated) registers; 0 if none."""
+        registers = 4 * self.rows * self.columns + 8 * self.rows + 56
+        if registers > 255:
+            return 0
+        return min(_SHARED // (self.shared_memory + 1024), _REGISTERS // (registers * _LANES * self.warps))
+
+    def grouped(self) -> MmaVariant:
+        """The form for scales in groups: a group a stage, half the columns, since each has a float32 sum as well."""
+        return replace(
+            self, along=1, chunks=2, across=2 * self.across, rows=min(self.rows, 2), columns=min(self.columns, 4)
+        )
+
+
+_SHAPES = (  # warps along M, N, K; tiles of a warp along M, N; chunks
+    (2, 2, 1, 4, 8, 2),
+    (2, 4, 1, 4, 8, 2),
+    (2, 2, 1, 4, 10, 2),
+    (1, 4, 1, 4, 8, 2),
+    (1, 2, 1, 4, 10, 2),
+    (1, 4, 1, 4, 5, 2),
+    (2, 4, 1, 4, 4, 2),
+    (1, 4, 1, 4, 4, 2),
+    (1, 4, 2, 2, 4, 4),
+    (1, 2, 2, 4, 5, 4),
+    (1, 2, 4, 2, 4, 4),
+    (1, 1, 4, 2, 4, 4),
+    (1, 1, 8, 2, 4, 8),
+    (1, 1, 4, 1, 4, 4),
+    (1, 1, 8, 1, 4, 8),
+    (1, 1, 8, 1, 2, 8),
+)
+
+
+@lru_cache(maxsize=256)
+def variants(n: int, k: int, m: int) -> list[MmaVariant]:
+    """The forms worth trying for M rows times a weight [N, K], the likely best first. Every one is exact."""
+    forms = [MmaVariant(*shape, stages) for shape in _SHAPES for stages in (4, 3)]
+    useful = [form for form in forms if form.blocks_at_once and form.tile[0] < m + 64 and form.chunks * 64 < k + 128]
+    return sorted(useful, key=lambda form: _cost(form, n, m))
+
+
+def _cost(form: MmaVariant, n: int, m: int) -> float:
+    """A rough time: the busiest processor's outputs, dearer where few warps hide each other's waits and where tiles are small."""
+    tile_m, tile_n = form.tile
+    blocks = math.ceil(m / tile_m) * math.ceil(n / tile_n)
+    most = math.ceil(blocks / _PROCESSORS)
+    warps = min(most, form.blocks_at_once) * form.warps
+    loads = 1 + 24 / tile_n + 8 / tile_m  # bytes that a tile brings in, in units of its products
+    return most * tile_m * tile_n / form.along**0.5 * loads / min(1.0, warps / 8) ** 0.5
+
+
+@lru_cache(maxsize=64)
+def _source(shared_memory: int) -> KernelSource:
+    return KernelSource(
+        name="ternary_matmul_mma",
+        body="matmul_mma.cu",
+        headers=("epilogue.h", "mma.h"),
+        inputs=("xq", "xb", "s", "w", "scale", "bias", "residual"),
+        outputs=("y",),
+        platforms=("cuda",),
+        shared_memory=shared_memory,
+    )
+
+
+def mma_matmul(
+    xq: Any, xb: Any, s: Any, w: Any, scale: Any, bias: Any, residual: Any, *, variant: MmaVariant, dtype: str
+) -> Launch:
+    """What `matmul.matmul` says, for layout "bytes"."""
+    m, n = xq.shape[0], w.shape[0]
+    kind = 2 if len(scale.shape) == 2 else int(len(scale.shape) == 1 and scale.shape[0] != 1)
+    if kind == 2:
+        variant = variant.grouped()
+    tile_m, tile_n = variant.tile
+    return Launch(
+        _source(variant.shared_memory),
+        (xq, xb, s, w, scale, scale if bias is None else bias, scale if residual is None else residual),
+        (
+            ("T", dtype),
+            ("WM", variant.down),
+            ("WN", variant.across),
+            ("WK", variant.along),
+            ("MT", variant.rows),
+            ("NT", variant.columns),
+            ("CHUNKS", variant.chunks),
+            ("STAGES", variant.stages),
+            ("SCALES", kind),
+            ("BIAS", bias is not None),
+            ("RESIDUAL", residual is not None),
+        ),
+        (_LANES * math.ceil(m / tile_m), variant.warps * math.ceil(n / tile_n), 1),
+        (_LANES, variant.warps, 1),
+        (((m, n), dtype),),
+    )

@@ -1,0 +1,102 @@
+"""Runs the CUDA text of a launch on the CPU: compiled as C++ with CUDA's names from tests/kernels/host, lane by lane."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from bitnet_mlx.backends.kernels.launch import Launch
+from tests.kernels.cuda_text import TYPES, has_shape, name, text
+
+HOST = Path(__file__).with_name("host")
+CLANG = next(filter(None, map(shutil.which, ("clang++-19", "clang++-20", "clang++-21", "clang++"))), None)
+_MMA = (HOST / "mma.h").read_text(encoding="utf-8")
+_EMPTY = ("cooperative_groups.h", "cuda_fp16.h", "cuda_bf16.h")  # their names are in host/cuda.h
+
+
+def run_on_host(launch: Launch, seeds: tuple[int, ...] = (0, 1)) -> list[np.ndarray]:
+    """The launch's outputs; AssertionError where the kernel touches memory that is not its own, waits for ever, leaves
+    an output unwritten, or gives different results in the orders of `seeds` (a race)."""
+    program = _program(text(launch, instead=(("mma.h", _MMA),)), _main(launch))
+    with tempfile.TemporaryDirectory() as folder:
+        found = [_run(launch, program, Path(folder), seed) for seed in seeds]
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            assert a.tobytes() == b.tobytes(), (
+                f"{launch.source.name}: results differ from order to order, or are not written"
+            )
+    return found[0]
+
+
+def _run(launch: Launch, program: Path, folder: Path, seed: int) -> list[np.ndarray]:
+    blocks = [-(-g // t) for g, t in zip(launch.grid, launch.threadgroup, strict=True)]
+    threads = [min(g, t) for g, t in zip(launch.grid, launch.threadgroup, strict=True)]  # as MLX cuts it
+    numbers = [*blocks, *threads, launch.source.shared_memory, seed]
+    for i, array in enumerate(map(np.ascontiguousarray, launch.inputs)):
+        numbers += [array.nbytes, array.ndim, *array.shape]
+        (folder / f"in{i}").write_bytes(array.tobytes())
+    kinds = [(shape, _dtype(dtype)) for shape, dtype in launch.outputs]
+    numbers += [int(np.prod(shape)) * dtype.itemsize for shape, dtype in kinds]
+    (folder / "launch").write_text(" ".join(map(str, numbers)), encoding="utf-8")
+    ran = subprocess.run([program, folder], capture_output=True, text=True, check=False, timeout=300)
+    said = ran.stderr.strip() or {
+        -11: "touched memory that is not its own",
+        -7: "touched memory that is not its own",
+    }.get(ran.returncode, f"exit {ran.returncode}")
+    assert ran.returncode == 0, f"{launch.source.name}: {said}"
+    return [
+        np.frombuffer((folder / f"out{i}").read_bytes(), dtype).reshape(shape) for i, (shape, dtype) in enumerate(kinds)
+    ]
+
+
+def _dtype(dtype: str) -> np.dtype:
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(dtype)
+
+
+def _main(launch: Launch) -> str:
+    source, arguments = launch.source, []
+    for i, (argument, array) in enumerate(zip(source.inputs, launch.inputs, strict=True)):
+        arguments.append(f"(const {TYPES[np.asarray(array).dtype.name]}*)arrays.inputs[{i}]")
+        if has_shape(source.body_text(), argument, array):
+            arguments.append(f"arrays.shapes[{i}]")
+    arguments += [f"({TYPES[dtype]}*)arrays.outputs[{i}]" for i, (_, dtype) in enumerate(launch.outputs)]
+    return (
+        '#include "main.h"\n'
+        "int main(int, char** argv) {\n"
+        f"  host::Arrays arrays(argv[1], {len(source.inputs)}, {len(launch.outputs)});\n"
+        f"  host::kernel = [&] {{ mlx::core::cu::{name(launch)}({', '.join(arguments)}); }};\n"
+        "  host::run_grid(arrays.blocks, arrays.shared_bytes);\n"
+        "  arrays.write();\n}\n"
+    )
+
+
+@lru_cache(maxsize=1)
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """Where programs are built; removed at exit."""
+    return tempfile.TemporaryDirectory(prefix="cuda_host_")
+
+
+@lru_cache(maxsize=256)
+def _program(kernel: str, main: str) -> Path:
+    """The compiled program for a text."""
+    assert CLANG is not None
+    folder = Path(_folder().name) / hashlib.sha256((kernel + main).encode()).hexdigest()[:16]
+    for path, content in (("mlx/backend/cuda/device/utils.cuh", '#include "cuda.h"\n'), *((e, "") for e in _EMPTY)):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(content, encoding="utf-8")
+    source, program = folder / "kernel.cpp", folder / "kernel"
+    source.write_text(kernel + main, encoding="utf-8")
+    flags = ("-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w", f"-I{folder}", f"-I{HOST}")
+    built = subprocess.run([CLANG, *flags, "-o", program, source], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, f"the CUDA text does not compile on the CPU:\n{built.stderr[:4000]}"
+    return program
