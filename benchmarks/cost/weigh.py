@@ -81,6 +81,8 @@ def _kinds(i: Instruction, loop: Sequence[Instruction]) -> list[tuple[str, int]]
     if op in ("load", "store"):
         size = _bytes(i.text)
         return [(f"{op}s", 1), ("loaded bytes" if op == "load" else "stored bytes", size)]
+    if op == "or" and "disjoint" in i.text and re.search(r", \d+$", i.text) and _only_address(i, loop):
+        return []  # an index plus a constant
     if op in _BITWISE:
         return [("bitwise", lanes)]
     if op in ("add", "sub"):
@@ -137,15 +139,17 @@ def _multiply(i: Instruction, lanes: int) -> list[tuple[str, int]]:
 
 
 def _address(i: Instruction, loop: Sequence[Instruction]) -> list[tuple[str, int]]:
-    """A load's base, and an index or a constant, are free; a base, an index and a constant are an add.
+    """A load's base, index and constant are free; a pointer that is carried to the next pass is a 64-bit add."""
+    carried = any(u.operation == "phi" for u in loop if i.result in u.operands)
+    return [("64-bit add", 1)] if carried else []
 
-    A pointer that is carried to the next pass is a 64-bit add.
-    """
-    if any(u.operation == "phi" for u in loop if i.result in u.operands):
-        return [("64-bit add", 1)]
-    constant = re.search(r", i\d+ -?\d+$", i.text)
-    base = next((b for b in loop if b.result and b.result in i.operands and b.operation == "getelementptr"), None)
-    return [("integer add", 1)] if constant and base and not re.search(r", i\d+ -?\d+$", base.text) else []
+
+def _only_address(i: Instruction, loop: Sequence[Instruction]) -> bool:
+    """Whether a value goes into addresses alone, or is widened to go there."""
+    users = [u for u in loop if i.result in u.operands]
+    return bool(users) and all(
+        u.operation == "getelementptr" or (u.operation in ("zext", "sext") and _only_address(u, loop)) for u in users
+    )
 
 
 def _call(i: Instruction, lanes: int) -> list[tuple[str, int]]:
