@@ -13,7 +13,7 @@ _ASSIGNED = re.compile(rf"^\s*({_VALUE}) = (.*)$")
 _TARGET = re.compile(rf"label ({_VALUE})")
 
 
-class UnknownText(ValueError):
+class UnknownTextError(ValueError):
     """IR that this reader does not know: a count made from it could be wrong."""
 
 
@@ -41,10 +41,10 @@ class Function:
     """One function of a module."""
 
     def __init__(self, module: str, name: str) -> None:
-        """Read the only function whose symbol contains `name`. Raises UnknownText if there is none, or more than one."""
+        """Read the only function whose symbol contains `name`. Raises UnknownTextError if there is none, or more than one."""
         found = re.findall(rf"^define [^\n]*@[^\n(]*{re.escape(name)}[^\n]*\{{\n(.*?)^\}}", module, re.S | re.M)
         if len(found) != 1:
-            raise UnknownText(f"[cost] {len(found)} functions of the IR are named like {name}; one was expected")
+            raise UnknownTextError(f"[cost] {len(found)} functions of the IR are named like {name}; one was expected")
         self.blocks: dict[str, list[Instruction]] = {}
         label = "%entry"
         for line in found[0].splitlines():
@@ -61,7 +61,7 @@ class Function:
             return _TARGET.findall(last.text)
         if last.operation in ("ret", "unreachable"):
             return []
-        raise UnknownText(f"[cost] a block ends with {last.text}")
+        raise UnknownTextError(f"[cost] a block ends with {last.text}")
 
     def users(self, value: str, within: Iterable[Instruction]) -> list[Instruction]:
         """The instructions among `within` that read the value."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.cost import texts
-from benchmarks.cost.ir import Function, UnknownText
+from benchmarks.cost.ir import Function, UnknownTextError
 from benchmarks.cost.subjects import Subject
 from benchmarks.cost.weigh import CYCLES, LOAD_BYTES_A_CYCLE, Counted, count
 from bitnet_mlx.backends.kernels.chips import CHIPS, LANES, Chip
@@ -56,7 +56,7 @@ class Prediction:
 
 
 def measure(subject: Subject) -> Cost:
-    """Compile and count. Raises UnknownText where the loop is not the expected one or has an unknown instruction."""
+    """Compile and count. Raises UnknownTextError where the loop is not the expected one or has an unknown instruction."""
     text = subject.text()
     return Cost(subject, main_loop(text, subject.products))
 
@@ -66,7 +66,7 @@ def main_loop(text: texts.Text, products: int) -> Counted:
     found = [count(loop) for loop in Function(texts.ir(text), text.symbol).loops()]
     best = max(found, key=_products, default=Counted())
     if _products(best) < products:
-        raise UnknownText(
+        raise UnknownTextError(
             f"[cost] {text.symbol}: the largest inner loop has {_products(best)} float products; {products} were expected"
         )
     return best

@@ -13,8 +13,12 @@ from tests.emulator import compiler, trace
 
 # As a compiler for Apple's GPUs would, whose registers have 32 bits and no vectors: no vectors but the text's, no index
 # widened to 64 bits. No loop is unrolled but those with a constant number of passes.
-FLAGS = ("-O2", "-ffp-contract=on", "-fno-vectorize", "-fno-slp-vectorize")
-FLAGS += ("-mllvm", "-unroll-threshold=100000", "-mllvm", "-unroll-runtime=0", "-mllvm", "-unroll-allow-partial=0", "-mllvm", "-indvars-widen-indvars=false")
+FLAGS = tuple(
+    (
+        "-O2 -ffp-contract=on -fno-vectorize -fno-slp-vectorize -mllvm -unroll-threshold=100000 -mllvm -unroll-runtime=0 "
+        "-mllvm -unroll-allow-partial=0 -mllvm -indvars-widen-indvars=false"
+    ).split()
+)
 _INSTANTIATION = re.compile(r"^template \[\[host_name\(.*?\)\]\] \[\[kernel\]\] ", re.M)
 _KERNEL = re.compile(r"\[\[kernel\]\] void (\w+)\(")
 

@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from benchmarks.cost.ir import Instruction, UnknownText
+from benchmarks.cost.ir import Instruction, UnknownTextError
 
 CYCLES = {
     "bitwise": 1,
@@ -64,7 +64,7 @@ class Counted(Counter[str]):
 
 
 def count(loop: Sequence[Instruction]) -> Counted:
-    """Count a loop's instructions by kind, each block once. Raises UnknownText for one that has no known price."""
+    """Count a loop's instructions by kind, each block once. Raises UnknownTextError for one that has no known price."""
     found = Counted()
     for instruction in loop:
         for kind, number in _kinds(instruction, loop):
@@ -106,12 +106,12 @@ def _kinds(i: Instruction, loop: Sequence[Instruction]) -> list[tuple[str, int]]
     if op == "sext":
         if re.search(r"sext (nneg )?i32 .* to i64", i.text):
             return []
-        raise UnknownText(f"[cost] no price is known for: {i.text}")
+        raise UnknownTextError(f"[cost] no price is known for: {i.text}")
     if op == "getelementptr":
         return _address(i, loop)
     if op == "call":
         return _call(i, lanes)
-    raise UnknownText(f"[cost] no price is known for: {i.text}")
+    raise UnknownTextError(f"[cost] no price is known for: {i.text}")
 
 
 def _shift(i: Instruction, loop: Sequence[Instruction], lanes: int) -> list[tuple[str, int]]:
@@ -162,7 +162,7 @@ def _call(i: Instruction, lanes: int) -> list[tuple[str, int]]:
         return []
     if "shuffle" in name:
         return [("shuffle", 1)]
-    raise UnknownText(f"[cost] no price is known for: {i.text}")
+    raise UnknownTextError(f"[cost] no price is known for: {i.text}")
 
 
 def _lanes(text: str) -> int:
@@ -177,4 +177,4 @@ def _bytes(text: str) -> int:
         return _SIZE[scalar] * _lanes(kind.group(1) if kind else "")
     if re.fullmatch(r"i\d+", scalar):
         return int(scalar[1:]) // 8 * _lanes(kind.group(1) if kind else "")
-    raise UnknownText(f"[cost] no size is known for: {text}")
+    raise UnknownTextError(f"[cost] no size is known for: {text}")
