@@ -1,6 +1,6 @@
 // Rounding and shapes that every kernel shares. Valid Metal; cuda_compat.h gives CUDA the same names before it.
 #ifndef BITNET_CUDA
-#define FN inline  // before every function of ours: CUDA wants to be told that it runs on the device
+#define FN inline __attribute__((always_inline))  // before every function of ours; CUDA wants to be told "device" there
 #define UNROLL _Pragma("clang loop unroll(full)")  // for local arrays: Metal keeps them in memory otherwise
 #define THREADGROUP_POINTER(type) threadgroup type*  // to an array declared threadgroup
 // One rounding an operation: the reference never contracts a product and a sum.

@@ -74,20 +74,25 @@ def outputs(parts: np.ndarray, s: np.ndarray, scale: np.ndarray, bias: np.ndarra
     return (y if bias is None else f32(y + bias.astype(np.float64))).astype(np.float32)
 
 
-def check_products(n: int, k: int, backend: Backend) -> None:
-    """Every M and kind of scale, every other with a bias: equal accumulators, outputs equal to the last bit."""
+def check_products(
+    n: int, k: int, backend: Backend, ms: tuple[int, ...] = M, kinds: tuple[str, ...] = SCALES, added: bool = False
+) -> None:
+    """Every M and kind of scale, every other with a bias: equal accumulators, outputs equal to the last bit.
+
+    ms, kinds: the M and the kinds of scale to check. added: the backend adds the accumulators of groups up, [M, N].
+    """
     t, q, parts = _weights(n, k)
     rng = np.random.default_rng((n, k, 1))
     s = np.exp(rng.uniform(-9, 16, ROWS)).astype(np.float32)
     bias = rng.standard_normal(n).astype(np.float32)
     words = words2.pack(t)
-    for kind in SCALES:
+    for kind in kinds:
         shape = {"tensor": (), "row": (n,), "group": (n, parts.shape[1])}[kind]
         weight = TernaryTensor(words, np.asarray(np.exp(rng.uniform(-8, 2, shape)), np.float32), (n, k))
-        for i, m in enumerate(M):
+        for i, m in enumerate(ms):
             b = bias if (i + n + k + len(kind)) % 2 else None
             label = f"M {m}, N {n}, K {k}, scale by {kind}, {'no bias' if b is None else 'bias'}"
-            integers = parts[:m] if kind == "group" else parts[:m].sum(axis=1)
+            integers = parts[:m] if kind == "group" and not added else parts[:m].sum(axis=1)
             same(backend.accumulate(q[:m], weight), integers, f"accumulators, {label}")
             expected = outputs(parts[:m], s[:m], weight.scale, b)
             same(backend.linear(q[:m], s[:m], weight, b), expected, f"outputs, {label}")
