@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.emulator import instrument
@@ -140,6 +141,13 @@ def _kernel(text: str, flags: tuple[str, ...]) -> ctypes.CDLL:
         _made(path, lambda out: _build(text, flags, out))
     made += 1
     return ctypes.CDLL(str(path))
+
+
+def ir(text: str, options: Sequence[str]) -> str:
+    """LLVM IR of a text, address spaces and all, made with more of clang's options: for counting instructions."""
+    language = [*_LANGUAGE, *_processor(), "-I", str(_HERE / "metal"), "-I", str(mlx_headers()), *options]
+    whole = _run([*language, "-E", "-", "-o", "-"], _PRELUDE + text)
+    return _run([*language, "-w", "-S", "-emit-llvm", "-", "-o", "-"], rewritten(whole))
 
 
 def _build(text: str, flags: tuple[str, ...], out: str) -> None:

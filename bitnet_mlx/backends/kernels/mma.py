@@ -18,7 +18,7 @@ _REGISTERS = 65_536
 
 @dataclass(frozen=True)
 class MmaVariant:
-    """down, across, along: warps of a block along M, N and K. rows, columns: a warp's tiles, 16 along M by 8 along N.
+    """down, across, along: warps of a block along M, N and K. rows, columns: a warp's tiles, 8 along M by 16 along N.
 
     chunks: 64 codes each, of a stage along K, a multiple of `along`. stages: of the pipeline, in shared memory.
     """
@@ -26,15 +26,15 @@ class MmaVariant:
     down: int = 2
     across: int = 2
     along: int = 1
-    rows: int = 4
-    columns: int = 8
+    rows: int = 8
+    columns: int = 4
     chunks: int = 2
     stages: int = 4
 
     @property
     def tile(self) -> tuple[int, int]:
         """Outputs of a block: rows of activations, rows of the weight."""
-        return self.down * self.rows * 16, self.across * self.columns * 8
+        return self.down * self.rows * 8, self.across * self.columns * 16
 
     @property
     def warps(self) -> int:
@@ -51,7 +51,7 @@ class MmaVariant:
     @property
     def blocks_at_once(self) -> int:
         """Blocks that a processor holds, by shared memory and (estimated) registers; 0 if none."""
-        registers = 4 * self.rows * self.columns + 8 * self.rows + 56
+        registers = 4 * self.rows * self.columns + 8 * self.columns + 56
         if registers > 255:
             return 0
         return min(_SHARED // (self.shared_memory + 1024), _REGISTERS // (registers * _LANES * self.warps))
@@ -59,27 +59,27 @@ class MmaVariant:
     def grouped(self) -> MmaVariant:
         """The form for scales in groups: a group a stage, half the columns, since each has a float32 sum as well."""
         return replace(
-            self, along=1, chunks=2, across=2 * self.across, rows=min(self.rows, 2), columns=min(self.columns, 4)
+            self, along=1, chunks=2, across=2 * self.across, rows=min(self.rows, 4), columns=min(self.columns, 2)
         )
 
 
 _SHAPES = (  # warps along M, N, K; tiles of a warp along M, N; chunks
-    (2, 2, 1, 4, 8, 2),
-    (2, 4, 1, 4, 8, 2),
-    (2, 2, 1, 4, 10, 2),
-    (1, 4, 1, 4, 8, 2),
-    (1, 2, 1, 4, 10, 2),
-    (1, 4, 1, 4, 5, 2),
-    (2, 4, 1, 4, 4, 2),
-    (1, 4, 1, 4, 4, 2),
-    (1, 4, 2, 2, 4, 4),
-    (1, 2, 2, 4, 5, 4),
-    (1, 2, 4, 2, 4, 4),
-    (1, 1, 4, 2, 4, 4),
-    (1, 1, 8, 2, 4, 8),
-    (1, 1, 4, 1, 4, 4),
-    (1, 1, 8, 1, 4, 8),
-    (1, 1, 8, 1, 2, 8),
+    (2, 2, 1, 8, 4, 2),  # 128 x 128
+    (2, 4, 1, 8, 4, 2),  # 128 x 256
+    (2, 2, 1, 8, 5, 2),  # 128 x 160
+    (1, 4, 1, 8, 4, 2),  # 64 x 256
+    (1, 2, 1, 8, 5, 2),  # 64 x 160
+    (1, 4, 1, 8, 3, 2),  # 64 x 192
+    (2, 4, 1, 8, 2, 2),  # 128 x 128, smaller warps' tiles
+    (1, 4, 1, 8, 2, 2),  # 64 x 128
+    (1, 4, 2, 4, 2, 4),  # 32 x 128
+    (1, 2, 2, 8, 2, 4),  # 64 x 64
+    (1, 2, 4, 4, 2, 4),  # 32 x 64
+    (1, 1, 4, 4, 2, 4),  # 32 x 32
+    (1, 1, 8, 4, 2, 8),
+    (1, 1, 4, 2, 2, 4),  # 16 x 32
+    (1, 1, 8, 2, 2, 8),
+    (1, 1, 8, 2, 1, 8),  # 16 x 16
 )
 
 
