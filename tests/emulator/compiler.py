@@ -24,8 +24,8 @@ _HERE = Path(__file__).parent
 _RUNTIME = ("grid.cpp", "memory.cpp", "collectives.cpp", "bfloat.cpp")
 _PRELUDE = '#include <metal_stdlib>\n#include "mlx/backend/metal/kernels/utils.h"\n'
 _LANGUAGE = (
-    "-x clcpp -cl-std=clc++2021 -cl-no-stdinc -Xclang -cl-ext=-all,+cl_khr_fp16,+__opencl_c_generic_address_space -Xclang -cl-single-precision-constant "
-    "-Xclang -ffake-address-space-map -Xclang -fnative-half-type -Xclang -ffloat16-excess-precision=none "
+    "-x clcpp -cl-std=clc++2021 -cl-no-stdinc -Xclang -cl-ext=-all,+cl_khr_fp16,+__opencl_c_generic_address_space "
+    "-Xclang -cl-single-precision-constant -Xclang -ffake-address-space-map -Xclang -fnative-half-type -Xclang -ffloat16-excess-precision=none "
     "-fno-math-errno -Wimplicit-float-conversion -Wno-implicit-int-float-conversion -Wno-unknown-attributes"
 ).split()
 _TO_BFLOAT = re.compile(r"implicit conversion .* to '[^']*(?:__bf16|bfloat)[^']*'")
