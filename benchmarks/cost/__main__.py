@@ -27,7 +27,7 @@ def main() -> None:
         for record in records(costs):
             print(json.dumps(record))
         return
-    chosen = [cost for cost in costs if cost.subject.name in SHOWN and cost.subject.rows == 1]
+    chosen = [cost for cost in costs if cost.subject.name in SHOWN and cost.subject.m == 1]
     lines = [*loop_table(costs), "", *chip_table(chosen)]
     sys.stdout.write("\n".join(lines) + "\n")
 
