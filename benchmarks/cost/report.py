@@ -31,8 +31,10 @@ class Cost:
         return self.loop.cycles / self.subject.weights
 
     @property
-    def whole(self) -> float:
+    def whole(self) -> float | None:
         """The same with what stands outside of the loop and with idle lanes, for rows of K = 2560."""
+        if self.subject.tail:
+            return None
         passes = -(-K // (self.subject.along * SIMD))
         return SIMD * (passes * self.loop.cycles + self.outside.cycles) / (K * self.subject.rows)
 
@@ -92,7 +94,7 @@ def records(costs: Iterable[Cost]) -> list[dict[str, Any]]:
             "name": cost.subject.name,
             "rows_of_activations": cost.subject.m,
             "cycles_per_weight": round(cost.cycles, 4),
-            "cycles_per_weight_with_all_outside_the_loop_at_k_2560": round(cost.whole, 4),
+            "cycles_per_weight_with_all_outside_the_loop_at_k_2560": cost.whole and round(cost.whole, 4),
             "memory_bytes_per_weight": round(cost.subject.bytes, 5),
             "loaded_bytes_per_weight": round(cost.loaded, 4),
             "load_cycles_per_weight": round(cost.load_cycles, 4),
@@ -125,7 +127,7 @@ COLUMNS = {
 def loop_table(costs: Iterable[Cost]) -> list[str]:
     """Cycles a weight, by kind of operation."""
     lines = [
-        f"Inner loops, for each weight: {LABEL}",
+        f"Inner loops, for each weight, in cycles of a lane: {LABEL}",
         f"{'':32} {'M':>2} {'cycles':>7} {'whole':>6}  of them " + " ".join(f"{name:>7}" for name in (*COLUMNS, "other"))
         + f"  {'memory B':>8} {'loaded B':>8} {'load cycles':>11}",
     ]  # fmt: skip
@@ -133,10 +135,15 @@ def loop_table(costs: Iterable[Cost]) -> list[str]:
         weighed = {kind: CYCLES[kind] * n / cost.subject.weights for kind, n in cost.loop.items() if kind in CYCLES}
         parts = [sum(weighed.pop(kind, 0) for kind in kinds) for kinds in COLUMNS.values()]
         numbers = " ".join(f"{part:7.3f}" for part in (*parts, sum(weighed.values())))
+        whole = f"{cost.whole:.2f}" if cost.whole else "-"
         lines.append(
-            f"{cost.subject.name:32} {cost.subject.m:2} {cost.cycles:7.2f} {cost.whole:6.2f}          {numbers}"
+            f"{cost.subject.name:32} {cost.subject.m:2} {cost.cycles:7.2f} {whole:>6}          {numbers}"
             f"  {cost.subject.bytes:8.3f} {cost.loaded:8.3f} {cost.load_cycles:11.2f}"
         )
+    lines += [
+        "M: rows of activations. whole: with all that stands outside of the loop, and idle lanes, at K = 2560.",
+        "loaded B: bytes that loads ask for, most of them from a cache; load cycles: at 64 bytes a cycle and core.",
+    ]
     return lines
 
 

@@ -20,7 +20,8 @@ GROUP_SCALES = 4 / 128  # bytes a weight of float32 scales in groups of 128
 class Subject:
     """name: ours, or whose. text: makes the kernel's text. m: rows of activations. rows: of the weight, a simdgroup's.
 
-    along: weights of a row that a lane meets in one pass of the inner loop. bytes: of memory for a weight.
+    along: weights of a row that a lane meets in one pass of the inner loop. bytes: of memory for a weight. tail: whether
+    it has code outside of the loop for a K that its blocks do not divide, so that what stands there is not what runs.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Subject:
     rows: int
     along: int
     bytes: float
+    tail: bool = False
 
     @property
     def weights(self) -> int:
@@ -100,7 +102,7 @@ def stock() -> Iterator[Subject]:
         def text(dtype: str = dtype) -> texts.Text:
             return texts.stock_qmv("half" if dtype == "float16" else "float")
 
-        yield Subject(f"MLX qmv_fast 2 bits, {dtype}", text, 1, 4, 16, 0.25 + 2 * size / 128)
+        yield Subject(f"MLX qmv_fast 2 bits, {dtype}", text, 1, 4, 16, 0.25 + 2 * size / 128, tail=True)
 
 
 def mlx_lm() -> Subject:

@@ -51,6 +51,7 @@ _INTRINSICS = {
     "minnum": "compare or select",
     "maxnum": "compare or select",
     "rint": "int-float conversion",
+    "bitreverse": "shift or extract",
 }
 _MARKERS = "llvm.lifetime llvm.assume llvm.experimental.noalias".split()
 _LANE_SUMS = range(7)  # the operation's number in tests/emulator/metal/simd.h: a sum, maximum and the like
