@@ -3,9 +3,12 @@
 Cycles of one lane for each operation, after philipturner/metal-benchmarks (M1 and M2: its tables of instruction
 throughputs and its layout of the ALU): float fma, add and multiply, 32-bit integer add, bitwise operation, compare and
 select 1; an add fused with a left shift by 1 to 4 is one add; constant right shift (bit extract), longer left shift,
-multiplication, conversion between integer and float 4; a right shift by an unknown amount 8; a 64-bit add 4; an
-integer division by a constant 12 (the upper half of a product, and a shift); a precise division 31; a shuffle between lanes 2 (256 bytes a cycle and core), a sum over lanes five of them and five adds. 16-bit operands and results of float operations
-are free, and so is the upper half of a register. A core issues 128 lanes a cycle. Branches are taken to cost 1.
+multiplication, conversion between integer and float 4; a right shift by an unknown amount 8; a 64-bit add 4; a precise
+division 31; a shuffle between lanes 2 (256 bytes a cycle and core). 16-bit operands and results of float operations
+are free, and so is the upper half of a register. A core issues 128 lanes a cycle.
+
+Not published, taken so: a branch 1; a sum over lanes as five shuffles and five adds; an integer division by a constant
+as the upper half of a product and a shift, 12; of a load's address, base, index and constant are free.
 Loads and stores are counted and not weighed; a core's load path gives 64 bytes a cycle, which is shown beside.
 """
 
