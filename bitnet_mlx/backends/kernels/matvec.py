@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from bitnet_mlx.backends.kernels.launch import Launch, Value, whole
 from bitnet_mlx.backends.kernels.layout import HALF_LIMIT, LANES, Layout, halves
 from bitnet_mlx.backends.kernels.source import KernelSource
@@ -52,6 +54,17 @@ def variants(n: int, k: int, m: int) -> list[MatvecVariant]:
     """
     order = (4, 8, 2, 1) if n * k >= 1 << 22 else (4, 2, 1, 8)
     return [MatvecVariant(rows, groups) for rows in order for groups in (2, 8) if rows * m <= MOST_OUTPUTS]
+
+
+def halves_of(words: np.ndarray) -> np.ndarray:
+    """What half_mantissa.h's masks make of code words, in numpy: uint32 [...] -> float16 [..., 8, 2], (position p, half).
+
+    halves_of(words)[..., p, h] * HALF_SCALE[p] = (t + HALF_BIAS[p]) * HALF_UNIT, t the weight of code p + 8 h.
+    """
+    m = words | 0xC000C000
+    steps = [m & 0x40034003, m & 0x400C400C, m & 0x40304030, m & 0x40C040C0, m & 0x43004300]
+    steps += [words & 0x0C000C00, (m - 0x50005000) & 0x90009000, (words ^ 0x40004000) & 0xC000C000]
+    return np.stack(steps, axis=-1).astype("<u4").view("<f2").reshape(*words.shape, 8, 2)
 
 
 def matvec(
