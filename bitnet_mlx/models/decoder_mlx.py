@@ -20,11 +20,12 @@ from bitnet_mlx.models.config import DecoderConfig
 from bitnet_mlx.models.layers_mlx import Block, Parts, Plan
 from bitnet_mlx.models.rope_mlx import Rotary
 from bitnet_mlx.models.weights import DecoderWeights
+from bitnet_mlx.nn.bitlinear import BitLinear
 from bitnet_mlx.nn.dense import DenseLinear, head_layer
 from bitnet_mlx.nn.site import PackedSite
-from bitnet_mlx.ternary import TernaryTensor
 
 COMPILED_ROWS = 8  # up to so many rows a step is a decode step, whose few shapes are worth a trace each
+SCALES = ("tensor", "row", "group")  # by the dimensions of the scale
 _PREFILL = 512  # tokens of one pass, so that memory does not grow with the prompt
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
@@ -67,12 +68,12 @@ class MlxModel(nn.Module):
         self.config = weights.config
         self.ops = ops or StockOps()
         self.dtype = model_dtype(weights.config, dtype)
-        self.ops.prepare(_product_shapes(weights), self.dtype)
         self.model = Backbone(Parts(weights, self.ops), _DTYPES[self.dtype])
         if weights.lm_head is not weights.embed_tokens:
             self.lm_head = head_layer(weights.lm_head, self.ops)
         self.freeze()
         self.eval()
+        self.ops.prepare(_product_shapes(self.model), self.dtype)
 
     @classmethod
     def from_weights(cls, weights: DecoderWeights, dtype: str | None = None, ops: StockOps | None = None) -> MlxModel:
@@ -158,11 +159,15 @@ def _mask(length: int, cache: Any) -> mx.array | str | None:
     return None if length == 1 else "causal"
 
 
-def _product_shapes(weights: DecoderWeights) -> set[tuple[int, int]]:
-    """(N, K) of every ternary product that a step may run: each linear's, and those of linears that join."""
-    shapes = weights.config.linear_shapes()
-    n_qkv = sum(shapes[f"self_attn.{name}_proj"][0] for name in "qkv")
-    gate, up = shapes["mlp.gate_proj"], shapes["mlp.up_proj"]
-    joined = {(n_qkv, gate[1]), (gate[0] + up[0], gate[1])}
-    ternary = {x.weight.shape for x in weights.linears.values() if isinstance(x.weight, TernaryTensor)}
-    return ternary | joined if ternary else set()
+def _product_shapes(model: Backbone) -> set[tuple[int, int, str]]:
+    """(N, K, kind of scale) of every packed product that a step runs, joined ones as one."""
+    found = set()
+    for site in (site for layer in model.layers for site in layer.sites()):
+        if isinstance(site, PackedSite):
+            words, scale, _ = site.arrays.packed
+            found.add((words.shape[-2], site.static.k, SCALES[scale.ndim]))
+        else:
+            for layer in site.layers:
+                if isinstance(layer, BitLinear):
+                    found.add((layer.output_dims, layer.input_dims, SCALES[layer.scale.ndim]))
+    return found

@@ -23,33 +23,40 @@ class Arrays(NamedTuple):
     norm: mx.array | None
 
 
-class PackedSite:
-    """One packed product. static: (activation bits, the norm's eps), the same wherever the same code may be compiled."""
+class Static(NamedTuple):
+    """A packed site's numbers: bits of activations (8 or 16), K, and the eps of the norm before it."""
 
-    def __init__(self, ops: StockOps, static: tuple[int, float], arrays: Arrays) -> None:
-        self.ops, self.static = ops, static
-        self.arrays = Arrays(*arrays)  # a compiled function is given a plain tuple
+    bits: int
+    k: int
+    eps: float
+
+
+class PackedSite:
+    """One packed product."""
+
+    def __init__(self, ops: StockOps, static: Static, arrays: Arrays) -> None:
+        self.ops = ops
+        self.static, self.arrays = Static(*static), Arrays(*arrays)  # a compiled function is given plain tuples
 
     def __call__(self, x: mx.array, residual: mx.array | None = None) -> mx.array:
         """x [B, L, K] -> [B, L, N] in the dtype of x, plus the residual."""
         (words, scale, bias), norm = self.arrays
-        bits, eps = self.static
+        bits, k, eps = self.static
         if bits == 16:
             return self._float(x if norm is None else rms_norm(x, norm, eps), residual)
-        to = self.ops.target(words, scale, x.shape[0] * x.shape[1], x.shape[2])
+        to = self.ops.target(words, scale, x.shape[0] * x.shape[1], k)
         codes = self.ops.quantize(x, to) if norm is None else self.ops.norm_quantize(x, norm, eps, to)
         return self.ops.linear(codes, words, scale, bias, residual)
 
     def gated(self, gate_up: mx.array, act: str, residual: mx.array) -> mx.array:
         """The same of act(gate) * up. gate_up: [B, L, 2 K], gate first."""
         (words, scale, bias), norm = self.arrays
-        bits, eps = self.static
-        b, length, width = gate_up.shape
+        bits, k, eps = self.static
         if bits == 16:
             hidden = gated(gate_up, act)
             hidden = hidden if norm is None else rms_norm(hidden, norm, eps)
             return self._float(hidden.astype(gate_up.dtype), residual)
-        to = self.ops.target(words, scale, b * length, width // 2)
+        to = self.ops.target(words, scale, gate_up.shape[0] * gate_up.shape[1], k)
         return self.ops.linear(self.ops.gated_quantize(gate_up, act, norm, eps, to), words, scale, bias, residual)
 
     def _float(self, x: mx.array, residual: mx.array | None) -> mx.array:
@@ -107,4 +114,5 @@ def site(
     if packed is None or not (norm is None or type(norm) is RMSNorm):
         return ModuleSite(layers, norm, training)
     weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
-    return PackedSite(layers[0].ops, (layers[0].activation_bits, eps), Arrays(packed, weight))
+    first = layers[0]
+    return PackedSite(first.ops, Static(first.activation_bits, first.input_dims, eps), Arrays(packed, weight))

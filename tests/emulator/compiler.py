@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.emulator import instrument
@@ -23,10 +24,12 @@ _HERE = Path(__file__).parent
 _RUNTIME = ("grid.cpp", "memory.cpp", "collectives.cpp", "bfloat.cpp")
 _PRELUDE = '#include <metal_stdlib>\n#include "mlx/backend/metal/kernels/utils.h"\n'
 _LANGUAGE = (
-    "-x clcpp -cl-std=clc++2021 -cl-no-stdinc -Xclang -cl-ext=-all,+cl_khr_fp16 -Xclang -cl-single-precision-constant "
-    "-Xclang -ffake-address-space-map -Xclang -fnative-half-type -Xclang -ffloat16-excess-precision=none "
-    "-fno-math-errno -Werror=implicit-float-conversion -Wno-unknown-attributes"
+    "-x clcpp -cl-std=clc++2021 -cl-no-stdinc -Xclang -cl-ext=-all,+cl_khr_fp16,+__opencl_c_generic_address_space "
+    "-Xclang -cl-single-precision-constant -Xclang -ffake-address-space-map -Xclang -fnative-half-type "
+    "-Xclang -ffloat16-excess-precision=none "
+    "-fno-math-errno -Wimplicit-float-conversion -Wno-implicit-int-float-conversion -Wno-unknown-attributes"
 ).split()
+_TO_BFLOAT = re.compile(r"implicit conversion .* to '[^']*(?:__bf16|bfloat)[^']*'")
 FLAGS = ("fast_math", "split_fma", "contract", "flush_half")
 made = 0  # kernels compiled by this process
 
@@ -77,12 +80,9 @@ def _base() -> str:
     """A hash of everything that every library depends on."""
     digest = hashlib.sha256(" ".join([*(compiler() or ()), *_LANGUAGE, *_processor()]).encode())
     digest.update(subprocess.run([*(compiler() or ()), "--version"], capture_output=True, check=True).stdout)
-    files = [
-        p
-        for p in sorted(_HERE.rglob("*"))
-        if p.is_file() and "__pycache__" not in p.parts and not p.name.startswith("test_")
-    ]
-    for file in [*files, *sorted((mlx_headers() / "mlx/backend/metal/kernels").rglob("*.h"))]:
+    own = [_HERE / name for name in ("compiler.py", "instrument.py", "text.py")]
+    own += [p for folder in ("metal", "runtime") for p in sorted((_HERE / folder).rglob("*")) if p.is_file()]
+    for file in [*own, *sorted((mlx_headers() / "mlx/backend/metal/kernels").rglob("*.h"))]:
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
@@ -93,6 +93,8 @@ def _run(arguments: list[str], text: str | None = None) -> str:
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if "error" in line][:4]
         raise RefusedError("the compiler refuses the text: " + ("\n".join(errors) or done.stderr[-2000:]))
+    if narrowed := [line for line in done.stderr.splitlines() if _TO_BFLOAT.search(line)]:
+        raise RefusedError("Metal converts nothing to bfloat by itself: " + "\n".join(narrowed[:4]))
     return done.stdout
 
 
@@ -137,6 +139,13 @@ def _kernel(text: str, flags: tuple[str, ...]) -> ctypes.CDLL:
         _made(path, lambda out: _build(text, flags, out))
     made += 1
     return ctypes.CDLL(str(path))
+
+
+def ir(text: str, options: Sequence[str]) -> str:
+    """LLVM IR of a text, address spaces and all, made with more of clang's options: for counting instructions."""
+    language = [*_LANGUAGE, *_processor(), "-I", str(_HERE / "metal"), "-I", str(mlx_headers()), *options]
+    whole = _run([*language, "-E", "-", "-o", "-"], _PRELUDE + text)
+    return _run([*language, "-w", "-S", "-emit-llvm", "-", "-o", "-"], rewritten(whole))
 
 
 def _build(text: str, flags: tuple[str, ...], out: str) -> None:

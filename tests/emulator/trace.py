@@ -41,6 +41,11 @@ def _text(source: KernelSource, inputs: Shapes, template: tuple[Any, ...], outpu
         traced = Launch(launch.source, given, launch.template, launch.grid, launch.threadgroup, launch.outputs)
         return run.run(traced, "metal", verbose=True, stream=mx.gpu)[0]
 
+    return printed_text(call, *arrays)
+
+
+def printed_text(call: Any, *arrays: Any) -> str:
+    """The text that MLX prints while `call(*arrays)` is traced: of one kernel called with verbose=True, stream=mx.gpu."""
     with tempfile.TemporaryDirectory() as scratch, _caught_output() as caught:
         mx.export_function(os.path.join(scratch, "traced.mlxfn"), call, *arrays)
         printed = caught()
