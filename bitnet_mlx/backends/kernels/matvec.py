@@ -15,6 +15,7 @@ from bitnet_mlx.ternary import CODES_PER_WORD, GROUP
 
 MOST_ROWS = 8
 MOST_OUTPUTS = 32  # rows of activations times rows of weights of a simdgroup: each lane finishes one output
+_FLOAT_OUTPUTS = 16  # in floating point an output takes four registers of a lane
 LANE_WORDS = HALF_LIMIT // CODES_PER_WORD // LANES  # 95: the most words of a row that one lane may sum without rounding
 
 _COMMON = ("common.h", "epilogue.h", "words.h")
@@ -39,10 +40,10 @@ class MatvecVariant:
     rows: int = 4
     simdgroups: int = 2
 
-    def fit(self, m: int) -> MatvecVariant:
-        """This variant for m rows of activations: as many rows of the weight as a simdgroup can finish."""
+    def fit(self, m: int, outputs: int = MOST_OUTPUTS) -> MatvecVariant:
+        """This variant for m rows of activations: no more rows of the weight than make that many outputs a simdgroup."""
         rows = self.rows
-        while rows * m > MOST_OUTPUTS:
+        while rows * m > outputs:
             rows //= 2
         return MatvecVariant(rows, self.simdgroups)
 
@@ -103,7 +104,7 @@ def matvec(
         residual,
         (m, n),
         layout.words,
-        variant,
+        variant.fit(m),
         dtype,
         kind,
     )
@@ -127,8 +128,8 @@ def float_matvec(
     """
     m, n, k = _rows("float_matvec", x), w.shape[0], x.shape[1]
     kind, scale = _scales(scale)
-    ragged = (("RAGGED", k % GROUP != 0),)
-    return _launch(FLOAT, (x, w, scale), bias, residual, (m, n), halves(k).words, variant, dtype, kind, ragged)
+    form, ragged = variant.fit(m, _FLOAT_OUTPUTS), (("RAGGED", k % GROUP != 0),)
+    return _launch(FLOAT, (x, w, scale), bias, residual, (m, n), halves(k).words, form, dtype, kind, ragged)
 
 
 def _rows(name: str, x: Any) -> int:
@@ -161,7 +162,6 @@ def _launch(
     more: tuple[tuple[str, Value], ...] = (),
 ) -> Launch:
     m, n = shape
-    variant = variant.fit(m)
     scale = inputs[-1]  # stands for what is absent, and is not read there
     return Launch(
         source,
