@@ -7,9 +7,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitnet_mlx.backends import ON_MLX, choose
 from bitnet_mlx.errors import ConfigError
 
 if TYPE_CHECKING:
+    from bitnet_mlx.backends.mlx_affine import StockOps
     from bitnet_mlx.models.decoder import Decoder
     from bitnet_mlx.models.weights import DecoderWeights
     from bitnet_mlx.tokenizer import Tokenizer
@@ -37,16 +39,15 @@ def load(
 ) -> tuple[Decoder, Tokenizer]:
     """Load a model and its tokenizer.
 
-    path_or_repo: a folder, a Hugging Face name "owner/name", or None for the model in the package. backend: auto, mlx, cpu
-    or numpy; a named one never falls back. head_bits: 16 keeps the head as it is, 8, 6 or 4 quantise it; None keeps the
-    file's. dtype: of what passes between layers (mlx only; cpu and numpy compute in float32). activations: 8 or 16 bits;
+    path_or_repo: a folder, a Hugging Face name "owner/name", or None for the model in the package. backend: auto, metal,
+    cuda, mlx, cpu or numpy; a named one never falls back. head_bits: 16 keeps the head as it is, 8, 6 or 4 quantise it;
+    None keeps the file's. dtype: of what passes between layers (cpu and numpy compute in float32). activations: 8 or 16 bits;
     None is the model's own. threads: CPU threads.
 
     The model offers models/decoder.py's protocol; on MLX it is an mlx.nn.Module as well, which mlx_lm's generate accepts.
     Raises ConfigError, BackendError, UnsupportedModelError or FormatError.
     """
     _check(head_bits, dtype, activations)
-    from bitnet_mlx.backends import choose
     from bitnet_mlx.checkpoint.hub import resolve
     from bitnet_mlx.checkpoint.read import read_weights
     from bitnet_mlx.tokenizer import load_tokenizer
@@ -57,7 +58,7 @@ def load(
         raise ConfigError(
             f"[load] threads was given and the backend is {choice.name}; only cpu takes a number of threads"
         )
-    if choice.name != "mlx" and dtype not in (None, "float32"):
+    if choice.name not in ON_MLX and dtype not in (None, "float32"):
         raise ConfigError(f"[load] dtype is {dtype} and the backend is {choice.name}, which computes in float32 alone")
     folder = embedded_model() if path_or_repo is None else resolve(path_or_repo, revision)
     tokenizer = load_tokenizer(folder)
@@ -76,10 +77,10 @@ def _check(head_bits: int | None, dtype: str | None, activations: int | None) ->
 
 
 def _decoder(backend: str, weights: DecoderWeights, dtype: str | None, threads: int | None) -> Decoder:
-    if backend == "mlx":
+    if backend in ON_MLX:
         from bitnet_mlx.models.decoder_mlx import MlxModel
 
-        return MlxModel.from_weights(weights, dtype)
+        return MlxModel.from_weights(weights, dtype, _ops(backend))
     if backend == "cpu":
         from bitnet_mlx.backends.cpu_jit.threads import set_threads
         from bitnet_mlx.models.decoder_cpu import CpuDecoder
@@ -90,3 +91,16 @@ def _decoder(backend: str, weights: DecoderWeights, dtype: str | None, threads: 
     from bitnet_mlx.models.decoder_numpy import NumpyDecoder
 
     return NumpyDecoder(weights)
+
+
+def _ops(backend: str) -> StockOps | None:
+    """What a model's layers call on a GPU of ours; None is stock MLX."""
+    if backend == "metal":
+        from bitnet_mlx.backends import metal
+
+        return metal.make_ops()
+    if backend == "cuda":
+        from bitnet_mlx.backends import cuda
+
+        return cuda.make_ops()
+    return None

@@ -9,6 +9,8 @@
       ServeError             a request that the server refuses
       TrainError             training that cannot go on
 
+KernelWarning is no error: a kernel of ours is off on this machine, and stock MLX takes its place.
+
 A message reads: [operation] what was given; what is allowed; what to do next.
 """
 
@@ -47,3 +49,7 @@ class ServeError(BitnetError):
 
 class TrainError(BitnetError):
     """Training cannot go on: the loss or a gradient is no finite number."""
+
+
+class KernelWarning(UserWarning):
+    """A kernel of ours is wrong, fails or is slow on this machine and was switched off; results stay right."""

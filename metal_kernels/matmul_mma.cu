@@ -1,43 +1,46 @@
-// Ternary matrix product for CUDA: int8 activations in layout "bytes" times words2 codes in the int8 tensor cores.
+// Ternary matrix product for CUDA: words2 codes times int8 activations in layout "bytes", in the int8 tensor cores.
 // A sum does not care about the order of k. So lane 4 g + t takes whole words: word t of four, its codes 0..2 by masks,
-// and the 16 bytes of activations that meet them; two products of 32 cover the four words. The codes are 1 too large:
-// the sum of the row's activations is subtracted at the end.
-// Template: T output; WM, WN, WK warps along M, N and K; MT, NT tiles of 16 rows and 8 columns a warp; CHUNKS of 64
+// and the 16 bytes of activations that meet them; two products of 32 cover the four words. The weight is the left
+// operand: its registers come out of the masks in any order, and 16 bytes of activations are two right operands as they
+// lie. The codes are 1 too large: the sum of the row's activations is subtracted at the end.
+// Template: T output; WM, WN, WK warps along M, N and K; MT, NT tiles of 8 rows and 16 columns a warp; CHUNKS of 64
 // codes a stage; STAGES in flight; SCALES 0 tensor, 1 row, 2 group of 128 (WK 1, CHUNKS even); BIAS, RESIDUAL.
 // xq: int8 [M, 16 words]; xb: float [M, 1]; s: float [M]; w: uint32 [N, words]; y: T [M, N].
-constexpr int BM = WM * MT * 16, BN = WN * NT * 8, THREADS = 32 * WM * WN * WK;
+constexpr int BM = WM * MT * 8, BN = WN * NT * 16, THREADS = 32 * WM * WN * WK;
 // A stage in pieces of 16 bytes, chunk by chunk; four pieces more a chunk keep its neighbour in the other banks.
-constexpr int A_CHUNK = BM * 4 + 4, W_CHUNK = BN + 4, W_AT = CHUNKS * A_CHUNK, STAGE = W_AT + CHUNKS * W_CHUNK;
+constexpr int X_CHUNK = BM * 4 + 4, W_CHUNK = BN + 4, W_AT = CHUNKS * X_CHUNK, STAGE = W_AT + CHUNKS * W_CHUNK;
 SHARED_PIECES(pieces);
 const int rows = xq_shape[0], columns = w_shape[0], words = w_shape[1];
-const int id = threadIdx.x + 32 * threadIdx.y, lane = threadIdx.x, g = lane >> 2, t = lane & 3;
+const int lane = threadIdx.x, id = lane + 32 * threadIdx.y, g = lane >> 2, t = lane & 3;
 const int wk = threadIdx.y / (WM * WN), wn = threadIdx.y / WM % WN, wm = threadIdx.y % WM;
 const int row0 = blockIdx.x * BM, column0 = blockIdx.y * BN;
 const int steps = (words + 4 * CHUNKS - 1) / (4 * CHUNKS);
-const int8_t* x_from = xq + size_t(row0) * words * 16;
-const uint32_t* w_from = w + size_t(column0) * words;
-
-auto load = [&](int step) {
-  uint4* to = pieces + step % STAGES * STAGE;
+// A thread copies the same piece along K of every X_ROWS-th (W_ROWS-th) row.
+constexpr int X_ROWS = THREADS / (CHUNKS * 4), W_ROWS = THREADS / CHUNKS;
+static_assert(THREADS % (CHUNKS * 4) == 0 && W_ROWS % 16 == 0, "a block has too few threads for its chunks");
+const int x_row = id / (CHUNKS * 4), x_piece = id % (CHUNKS * 4), w_row = id / CHUNKS, w_piece = id % CHUNKS;
+const int x_left = rows - row0 - x_row, w_left = columns - column0 - w_row;
+const int8_t* x_from = xq + (size_t(row0 + x_row) * words + x_piece) * 16;
+const uint32_t* w_from = w + size_t(column0 + w_row) * words + w_piece * 4;
+const size_t x_stride = size_t(X_ROWS) * words * 16, w_stride = size_t(W_ROWS) * words;
+// Row 2 g + h of sixteen becomes row 8 h + g of a tile: a lane then has neighbours, and stores them together.
+const int x_to = x_piece / 4 * X_CHUNK + x_row * 4 + x_piece % 4;
+const int w_to = W_AT + w_piece * W_CHUNK + w_row / 16 * 16 + w_row % 2 * 8 + w_row % 16 / 2;
+auto load = [&](int step, uint4* to) {
+  const bool x_along = CHUNKS == 2 || step * CHUNKS * 4 + x_piece < words;
+  const bool w_along = CHUNKS == 2 || (step * CHUNKS + w_piece) * 4 < words;
+  const int8_t* x_at = x_from;
+  const uint32_t* w_at = w_from;
 #pragma unroll
-  for (int i0 = 0; i0 < BM * CHUNKS * 4; i0 += THREADS) {
-    const int i = i0 + id, row = i / (CHUNKS * 4), piece = i % (CHUNKS * 4), at = step * CHUNKS * 4 + piece;
-    if (BM * CHUNKS * 4 % THREADS == 0 || i < BM * CHUNKS * 4) {
-      const bool there = row0 + row < rows && at < words;
-      copy_piece(to + piece / 4 * A_CHUNK + row * 4 + piece % 4, there ? x_from + (row * words + at) * 16 : xq, there);
-    }
-  }
+  for (int i = 0; i < BM; i += X_ROWS, x_at += x_stride)
+    if (BM % X_ROWS == 0 || i + x_row < BM) copy_piece(to + x_to + i * 4, x_at, i < x_left && x_along);
 #pragma unroll
-  for (int i0 = 0; i0 < BN * CHUNKS; i0 += THREADS) {
-    const int i = i0 + id, row = i / CHUNKS, piece = i % CHUNKS, at = (step * CHUNKS + piece) * 4;
-    if (BN * CHUNKS % THREADS == 0 || i < BN * CHUNKS) {
-      const bool there = column0 + row < columns && at < words;
-      copy_piece(to + W_AT + piece * W_CHUNK + row, there ? w_from + row * words + at : w, there);
-    }
-  }
+  for (int i = 0; i < BN; i += W_ROWS, w_at += w_stride)
+    if (BN % W_ROWS == 0 || i + w_row < BN) copy_piece(to + w_to + i, w_at, i < w_left && w_along);
+  x_from += CHUNKS * 64, w_from += CHUNKS * 4;
 };
 
-int acc[MT][NT][4], sums[MT][4];
+int acc[MT][NT][4], sums[MT][4];  // element 2 h + e: row 2 t + e, column 2 g + h of a tile
 float out[MT][NT][4];  // with group scales; not used, and so not there, without
 #pragma unroll
 for (int mt = 0; mt < MT; mt++)
@@ -47,77 +50,77 @@ for (int mt = 0; mt < MT; mt++)
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) acc[mt][nt][e] = 0, out[mt][nt][e] = 0.0f;
   }
-float my_s[MT][2];  // the scales of this lane's rows of activations
-int my_row[MT][2];
-#pragma unroll
-for (int mt = 0; mt < MT; mt++)
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    my_row[mt][h] = row0 + (wm * MT + mt) * 16 + h * 8 + g;
-    my_s[mt][h] = my_row[mt][h] < rows ? s[my_row[mt][h]] : 1.0f;
-  }
+const int my_row = row0 + wm * MT * 8 + 2 * t, my_column = column0 + wn * NT * 16 + 2 * g;
 
 #pragma unroll
 for (int step = 0; step < STAGES - 1; step++) {
-  if (step < steps) load(step);
+  if (step < steps) load(step, pieces + step * STAGE);
   close_batch();
 }
+int filling = STAGES - 1, reading = 0;
 for (int step = 0; step < steps; step++) {
   wait_batches<STAGES - 2>();
   __syncthreads();
-  if (step + STAGES - 1 < steps) load(step + STAGES - 1);
+  if (step + STAGES - 1 < steps) load(step + STAGES - 1, pieces + filling * STAGE);
   close_batch();
-  const uint4* from = pieces + step % STAGES * STAGE;
-#pragma unroll
+  const uint4* const from = pieces + reading * STAGE;
+  filling = filling + 1 == STAGES ? 0 : filling + 1, reading = reading + 1 == STAGES ? 0 : reading + 1;
+#pragma unroll(MT * NT < 40 ? CHUNKS / WK : 1)  // the widest tile has no registers for a second chunk's loads
   for (int c0 = 0; c0 < CHUNKS; c0 += WK) {
     const int c = c0 + wk;
-    const uint4* a_from = from + c * A_CHUNK + (wm * MT * 16 + g) * 4 + t;
-    const uint32_t* b_from = (const uint32_t*)(from + W_AT + c * W_CHUNK + wn * NT * 8 + g) + t;
-    uint4 a[MT][2];
+    const uint4* const x_at = from + c * X_CHUNK + (wm * MT * 8 + g) * 4 + t;
+    const uint32_t* const w_at = (const uint32_t*)(from + W_AT + c * W_CHUNK + wn * NT * 16 + g) + t;
+    uint32_t a[NT][8];  // both products' left operands
 #pragma unroll
-    for (int mt = 0; mt < MT; mt++) a[mt][0] = a_from[mt * 64], a[mt][1] = a_from[mt * 64 + 32];
+    for (int nt = 0; nt < NT; nt++)
 #pragma unroll
-    for (int nt = 0; nt < NT; nt++) {
-      const uint32_t b = b_from[nt * 32];
-      const uint32_t b0 = b & 0x03030303u, b1 = b >> 2 & 0x03030303u, b2 = b >> 4 & 0x03030303u, b3 = b >> 6 & 0x03030303u;
+      for (int h = 0; h < 2; h++) {
+        const uint32_t word = w_at[nt * 64 + h * 32];
 #pragma unroll
-      for (int mt = 0; mt < MT; mt++) mma(acc[mt][nt], a[mt][0].x, a[mt][1].x, a[mt][0].y, a[mt][1].y, b0, b1);
+        for (int j = 0; j < 4; j++) a[nt][2 * j + h] = word >> 2 * j & 0x03030303u;
+      }
 #pragma unroll
-      for (int mt = 0; mt < MT; mt++) mma(acc[mt][nt], a[mt][0].z, a[mt][1].z, a[mt][0].w, a[mt][1].w, b2, b3);
-    }
-    if (SCALES == 2) {  // the sums of the activations: a product with ones
-      const uint32_t ones = 0x01010101u;
+    for (int mt = 0; mt < MT; mt++) {
+      const uint4 x = x_at[mt * 32];
 #pragma unroll
-      for (int mt = 0; mt < MT; mt++) {
-        mma(sums[mt], a[mt][0].x, a[mt][1].x, a[mt][0].y, a[mt][1].y, ones, ones);
-        mma(sums[mt], a[mt][0].z, a[mt][1].z, a[mt][0].w, a[mt][1].w, ones, ones);
+      for (int nt = 0; nt < NT; nt++) mma(acc[mt][nt], a[nt][0], a[nt][1], a[nt][2], a[nt][3], x.x, x.y);
+#pragma unroll
+      for (int nt = 0; nt < NT; nt++) mma(acc[mt][nt], a[nt][4], a[nt][5], a[nt][6], a[nt][7], x.z, x.w);
+      if (SCALES == 2) {  // the sums of the activations: a product with ones
+        const uint32_t ones = 0x01010101u;
+        mma(sums[mt], ones, ones, ones, ones, x.x, x.y);
+        mma(sums[mt], ones, ones, ones, ones, x.z, x.w);
       }
     }
     const int group = (step * CHUNKS + c) / 2;
     if (SCALES == 2 && c % 2 == 1 && group < words / 8) {
+      float of_group[NT][2];
 #pragma unroll
-      for (int nt = 0; nt < NT; nt++)
+      for (int i = 0; i < NT * 2; i++) {
+        const int n = min(my_column + i / 2 * 16 + i % 2, columns - 1);
+        of_group[i / 2][i % 2] = scale[size_t(n) * (words / 8) + group];
+      }
+#pragma unroll
+      for (int mt = 0; mt < MT; mt++)
 #pragma unroll
         for (int e = 0; e < 2; e++) {
-          const int n = min(column0 + (wn * NT + nt) * 8 + 2 * t + e, columns - 1);
-          const float of_group = scale[size_t(n) * (words / 8) + group];
+          const float my_s = s[min(my_row + mt * 8 + e, rows - 1)];
 #pragma unroll
-          for (int mt = 0; mt < MT; mt++)
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-              const float sum = float(acc[mt][nt][2 * h + e] - sums[mt][2 * h]);
-              out[mt][nt][2 * h + e] = add_rn(out[mt][nt][2 * h + e], scaled(sum, my_s[mt][h], of_group));
-              acc[mt][nt][2 * h + e] = 0;
-            }
+          for (int i = 0; i < NT * 2; i++) {
+            int& sum = acc[mt][i / 2][i % 2 * 2 + e];
+            float& y_sum = out[mt][i / 2][i % 2 * 2 + e];
+            y_sum = add_rn(y_sum, scaled(float(sum - sums[mt][e]), my_s, of_group[i / 2][i % 2]));
+            sum = 0;
+          }
         }
 #pragma unroll
-      for (int mt = 0; mt < MT; mt++) sums[mt][0] = sums[mt][2] = 0;
+      for (int i = 0; i < MT * 4; i++) sums[i / 4][i % 4] = 0;
     }
   }
 }
 if (WK > 1) {  // the first of the warps along K adds what the others found
   wait_batches<0>();
-  int* parts = (int*)pieces + (wn * WM + wm) * (MT * NT * 4 * 32) + lane;
+  int* const parts = (int*)pieces + (wn * WM + wm) * (MT * NT * 4 * 32) + lane;
 #pragma unroll
   for (int other = 1; other < WK; other++) {
     __syncthreads();
@@ -130,25 +133,31 @@ if (WK > 1) {  // the first of the warps along K adds what the others found
       for (int i = 0; i < MT * NT * 4; i++) acc[i / (NT * 4)][i / 4 % NT][i % 4] += parts[i * 32];
   }
 }
+struct alignas(2 * sizeof(T)) Two {
+  T of[2];
+};
 if (wk == 0)
 #pragma unroll
-  for (int mt = 0; mt < MT; mt++)
+  for (int i = 0; i < MT * 2; i++) {
+    const int mt = i / 2, e = i % 2, m = my_row + mt * 8 + e;
+    if (m < rows) {
+      const float my_s = s[m];
+      const int sum = SCALES == 2 ? 0 : int(xb[m]);
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const int m = my_row[mt][h];
-      if (m < rows) {
-        const int sum = SCALES == 2 ? 0 : int(xb[m]);
+      for (int nt = 0; nt < NT; nt++) {
+        const size_t at = size_t(m) * columns + my_column + nt * 16;
+        Two two;
 #pragma unroll
-        for (int nt = 0; nt < NT; nt++)
-#pragma unroll
-          for (int e = 0; e < 2; e++) {
-            const int n = column0 + (wn * NT + nt) * 8 + 2 * t + e;
-            if (n < columns) {
-              const size_t at = size_t(m) * columns + n;
-              const float v = SCALES == 2 ? out[mt][nt][2 * h + e]
-                                          : scaled(float(acc[mt][nt][2 * h + e] - sum), my_s[mt][h], scale_of<SCALES>(scale, n));
-              y[at] = finish<T, BIAS, RESIDUAL>(v, BIAS ? bias[n] : 0.0f, RESIDUAL ? float(residual[at]) : 0.0f);
-            }
+        for (int h = 0; h < 2; h++) {
+          const int n = my_column + nt * 16 + h;
+          if (n < columns) {
+            const float v = SCALES == 2 ? out[mt][nt][2 * h + e]
+                                        : scaled(float(acc[mt][nt][2 * h + e] - sum), my_s, scale_of<SCALES>(scale, n));
+            two.of[h] = finish<T, BIAS, RESIDUAL>(v, BIAS ? bias[n] : 0.0f, RESIDUAL ? float(residual[at + h]) : 0.0f);
+            if (columns % 2) y[at + h] = two.of[h];
           }
+        }
+        if (columns % 2 == 0 && my_column + nt * 16 < columns) *(Two*)(y + at) = two;
       }
     }
+  }

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from bitnet_mlx.errors import BackendError, ConfigError
 
-NAMES = ("auto", "mlx", "cpu", "numpy")
+NAMES = ("auto", "metal", "cuda", "mlx", "cpu", "numpy")
+ON_MLX = ("metal", "cuda", "mlx")  # models of these are MLX modules, of any dtype
+_PACKAGES = {"metal": "mlx", "cuda": "mlx", "mlx": "mlx", "cpu": "numba"}
 
 
 @dataclass(frozen=True)
@@ -20,20 +22,21 @@ class Choice:
 
 def missing(name: str) -> str | None:
     """Why the backend cannot run here, or None if it can. Imports nothing but what the question needs."""
-    if name == "cpu":
-        return None if importlib.util.find_spec("numba") else "the package numba is not installed"
-    if name == "mlx":
-        return None if importlib.util.find_spec("mlx") else "the package mlx is not installed"
+    package = _PACKAGES.get(name)
+    if package and not importlib.util.find_spec(package):
+        return f"the package {package} is not installed"
+    try:
+        if name == "metal":
+            from bitnet_mlx.backends import metal
+
+            return metal.missing()
+        if name == "cuda":
+            from bitnet_mlx.backends import cuda
+
+            return cuda.missing()
+    except BackendError as error:  # MLX is there and does not import
+        return str(error)
     return None
-
-
-def _mlx_has_gpu() -> bool:
-    """Whether MLX is here and computes on a GPU (Metal on a Mac, CUDA elsewhere)."""
-    if missing("mlx"):
-        return False
-    import mlx.core as mx
-
-    return mx.default_device() == mx.gpu
 
 
 def choose(name: str = "auto") -> Choice:
@@ -46,10 +49,14 @@ def choose(name: str = "auto") -> Choice:
     if name != "auto":
         reason = missing(name)
         if reason:
-            raise BackendError(f"[backend] {name} cannot run here: {reason}; install it, or use --backend numpy")
+            others = [other for other in NAMES[1:] if not missing(other)]
+            raise BackendError(
+                f"[backend] {name} cannot run here: {reason}; install what it needs, or use --backend {' or '.join(others)}"
+            )
         return Choice(name, "asked for by name")
-    if _mlx_has_gpu():
-        return Choice("mlx", "MLX computes on a GPU here")
+    for gpu, device in (("metal", "an Apple GPU"), ("cuda", "an NVIDIA GPU")):
+        if not missing(gpu):
+            return Choice(gpu, f"MLX computes on {device} here; our kernels, checked on it, with stock MLX behind them")
     reason = missing("cpu")
     if not reason:
         return Choice("cpu", "no GPU that MLX can use; compiled CPU code")

@@ -56,8 +56,8 @@ class StockOps:
     name = "mlx"
     compiles = False
 
-    def prepare(self, shapes: Iterable[tuple[int, int]], dtype: str) -> None:
-        """Called once for a model, before its first step. shapes: (N, K) of each of its products. dtype: the model's."""
+    def prepare(self, shapes: Iterable[tuple[int, int, str]], dtype: str) -> None:
+        """Called once for a model, when it is built. shapes: (N, K, "tensor", "row" or "group") of its products."""
 
     def target(self, words: mx.array, scale: mx.array, m: int, k: int) -> Layout | None:
         """The layout of codes that `linear` wants for m rows of K and these (arranged) words."""

@@ -10,19 +10,28 @@ from bitnet_mlx.errors import MemoryLimitError
 
 
 class KVCache:
-    """Keys and values of one layer: [B, num_key_value_heads, capacity, head_dim], of which `offset` positions are filled.
+    """Keys and values of one layer in one array `kv` [2, B, num_key_value_heads, capacity, head_dim], keys first.
 
-    The class's name and the layout of `state` are those of mlx_lm.models.cache.KVCache: a prompt cache that mlx-lm
-    saves from this one loads there as its own.
+    `offset` positions are filled. One array means one write a step. The class's name and the layout of `state` are
+    those of mlx_lm.models.cache.KVCache: a prompt cache that mlx-lm saves from this one loads there as its own.
     """
 
     step = 256  # positions of a growth
 
     def __init__(self, limit: int | None = None) -> None:
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
+        self.kv: mx.array | None = None
         self.offset = 0
         self.limit = limit
+
+    @property
+    def keys(self) -> mx.array | None:
+        """[B, num_key_value_heads, capacity, head_dim]: a view, made anew, since a view that is kept costs a copy."""
+        return None if self.kv is None else halves(self.kv)[0]
+
+    @property
+    def values(self) -> mx.array | None:
+        """Like `keys`."""
+        return None if self.kv is None else halves(self.kv)[1]
 
     def reserve(self, count: int) -> None:
         """Raise MemoryLimitError if `count` more positions would pass the limit."""
@@ -32,28 +41,31 @@ class KVCache:
                 "shorten the prompt, ask for fewer tokens, or raise --max-kv-size where the model allows it"
             )
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Append keys and values [B, heads, L, D]; returns all that are filled, [B, heads, offset, D]."""
-        count = keys.shape[2]
+    def append(self, kv: mx.array) -> tuple[mx.array, mx.array]:
+        """Add keys and values [2, B, heads, L, D]; returns all keys and all values, [B, heads, offset, D], as views."""
+        count = kv.shape[3]
         self.reserve(count)
         end = self.offset + count
-        held_keys, held_values = self._grown(self.keys, keys, end), self._grown(self.values, values, end)
-        # In place: MLX writes into the array where nothing else holds it.
-        held_keys[..., self.offset : end, :] = keys
-        held_values[..., self.offset : end, :] = values
-        self.keys, self.values, self.offset = held_keys, held_values, end
-        return held_keys[..., :end, :], held_values[..., :end, :]
+        held = self._grown(kv, end)
+        held[:, :, :, self.offset : end] = kv  # in place: MLX writes into the array where nothing else holds it
+        self.kv, self.offset = held, end
+        return held[0, :, :, :end], held[1, :, :, :end]
 
-    def _grown(self, held: mx.array | None, new: mx.array, end: int) -> mx.array:
-        """An array with room for `end` positions: `held` itself, or its filled part followed by zeros."""
-        if held is not None and end <= held.shape[2]:
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """The same for keys and values [B, heads, L, D] that come apart, as mlx-lm's caches are called."""
+        return self.append(mx.stack([keys, values]))
+
+    def _grown(self, new: mx.array, end: int) -> mx.array:
+        """An array with room for `end` positions: the one held, or its filled part followed by zeros."""
+        held = self.kv
+        if held is not None and end <= held.shape[3]:
             return held
         capacity = -(-end // self.step) * self.step
         if self.limit is not None:
             capacity = min(capacity, self.limit)
-        b, heads, _, dim = new.shape
-        zeros = mx.zeros((b, heads, capacity - (0 if held is None else self.offset), dim), new.dtype)
-        return zeros if held is None else mx.concatenate([held[..., : self.offset, :], zeros], axis=2)
+        two, b, heads, _, dim = new.shape
+        zeros = mx.zeros((two, b, heads, capacity - (0 if held is None else self.offset), dim), new.dtype)
+        return zeros if held is None else mx.concatenate([held[:, :, :, : self.offset], zeros], axis=3)
 
     @property
     def state(self) -> tuple[mx.array | None, mx.array | None, int]:
@@ -62,7 +74,10 @@ class KVCache:
 
     @state.setter
     def state(self, value: Sequence[Any]) -> None:
-        self.keys, self.values, self.offset = value
+        keys, values, self.offset = value
+        self.kv = None if keys is None else mx.stack([keys, values])
+        if self.kv is not None:
+            mx.eval(self.kv)  # a lazy array belongs to the thread that made it
 
     @classmethod
     def from_state(cls, state: Sequence[Any]) -> KVCache:
@@ -85,12 +100,12 @@ class KVCache:
         return self.offset
 
     def empty(self) -> bool:
-        return self.keys is None
+        return self.kv is None
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        return 0 if self.keys is None or self.values is None else self.keys.nbytes + self.values.nbytes
+        return 0 if self.kv is None else self.kv.nbytes
 
     def make_mask(self, n: int, return_array: bool = False, window_size: int | None = None) -> mx.array | str | None:
         """The mask for n new positions: None for one, "causal", or a boolean [n, offset + n] where True may be seen."""
@@ -107,9 +122,10 @@ class KVCache:
 
         quantized = _mlxlm.module("models.cache").QuantizedKVCache(group_size=group_size, bits=bits)
         quantized.offset = self.offset
-        if self.keys is not None and self.values is not None:
-            quantized.keys = mx.quantize(self.keys, group_size=group_size, bits=bits)
-            quantized.values = mx.quantize(self.values, group_size=group_size, bits=bits)
+        if self.kv is not None:
+            keys, values = halves(self.kv)
+            quantized.keys = mx.quantize(keys, group_size=group_size, bits=bits)
+            quantized.values = mx.quantize(values, group_size=group_size, bits=bits)
         return quantized
 
     @staticmethod
@@ -118,6 +134,11 @@ class KVCache:
         from bitnet_mlx import _mlxlm
 
         return _mlxlm.module("models.cache").BatchKVCache.merge(caches)
+
+
+def halves(kv: mx.array) -> tuple[mx.array, mx.array]:
+    """Keys and values of [2, B, heads, L, D], as views. An index by a single number would gather, which copies."""
+    return kv[0, :], kv[1, :]
 
 
 class SequenceCache(list):

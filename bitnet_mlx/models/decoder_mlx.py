@@ -11,147 +11,49 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bitnet_mlx.backends.mlx_affine import StockOps, gated
+from bitnet_mlx.backends.mlx_affine import StockOps
 from bitnet_mlx.backends.mlx_import import mx, nn
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.models.cache_mlx import KVCache, SequenceCache
+from bitnet_mlx.models.compiled_mlx import CompiledLayers
 from bitnet_mlx.models.config import DecoderConfig
+from bitnet_mlx.models.layers_mlx import Block, Parts, Plan
 from bitnet_mlx.models.rope_mlx import Rotary
 from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.nn.bitlinear import BitLinear
-from bitnet_mlx.nn.dense import DenseLinear, head_layer, linear_layer
-from bitnet_mlx.nn.norm import RMSNorm
+from bitnet_mlx.nn.dense import DenseLinear, head_layer
+from bitnet_mlx.nn.site import PackedSite
 
+COMPILED_ROWS = 8  # up to so many rows a step is a decode step, whose few shapes are worth a trace each
+SCALES = ("tensor", "row", "group")  # by the dimensions of the scale
 _PREFILL = 512  # tokens of one pass, so that memory does not grow with the prompt
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
-
-
-class _Parts:
-    """What the modules of one model are built from: its weights, by Hugging Face name, and its operations."""
-
-    def __init__(self, weights: DecoderWeights, ops: StockOps) -> None:
-        self.weights, self.config, self.ops = weights, weights.config, ops
-        self.rotary = Rotary(weights.config)
-
-    def linear(self, layer: int, name: str) -> nn.Module:
-        linear = self.weights.layer_linear(layer, name)
-        return linear_layer(linear.weight, linear.bias, self.ops)
-
-    def norm(self, name: str) -> RMSNorm:
-        return RMSNorm(self.weights.norms[name], self.config.rms_norm_eps, self.ops)
-
-    def layer_norm(self, layer: int, name: str) -> RMSNorm:
-        return self.norm(f"model.layers.{layer}.{name}")
-
-
-def project(x: mx.array, norm: RMSNorm | None, linears: Sequence[nn.Module], dtype: mx.Dtype) -> list[mx.array]:
-    """Several linears on the same x [..., K], which is normed first where `norm` is given, and quantised once.
-
-    x may be wider than the model's dtype; the outputs have `dtype`.
-    """
-    codes = plain = None
-    outputs = []
-    for linear in linears:
-        if isinstance(linear, BitLinear) and linear.activation_bits == 8:
-            if codes is None:
-                codes = linear.ops.quantize(x) if norm is None else norm.quantize(x)
-                codes = codes._replace(dtype=dtype)
-            outputs.append(linear(codes))
-        else:
-            if plain is None:
-                plain = (x if norm is None else norm(x)).astype(dtype)
-            outputs.append(linear(plain))
-    return outputs
-
-
-class Attention(nn.Module):
-    """Grouped-query attention with rotary embedding."""
-
-    def __init__(self, parts: _Parts, layer: int) -> None:
-        super().__init__()
-        config = parts.config
-        self.heads, self.kv_heads, self.head_dim = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-        )
-        self.q_proj = parts.linear(layer, "self_attn.q_proj")
-        self.k_proj = parts.linear(layer, "self_attn.k_proj")
-        self.v_proj = parts.linear(layer, "self_attn.v_proj")
-        self.o_proj = parts.linear(layer, "self_attn.o_proj")
-        if config.sub_norms:
-            self.attn_sub_norm = parts.layer_norm(layer, "self_attn.attn_sub_norm")
-        self.rope = parts.rotary
-
-    def __call__(self, x: mx.array, norm: RMSNorm, mask: mx.array | str | None, cache: Any) -> mx.array:
-        """x: [B, L, H] before `norm`. Returns [B, L, H], to be added to x."""
-        b, length, _ = x.shape
-        q, k, v = project(x, norm, (self.q_proj, self.k_proj, self.v_proj), x.dtype)
-        q = q.reshape(b, length, self.heads, self.head_dim).transpose(0, 2, 1, 3)
-        k = k.reshape(b, length, self.kv_heads, self.head_dim).transpose(0, 2, 1, 3)
-        v = v.reshape(b, length, self.kv_heads, self.head_dim).transpose(0, 2, 1, 3)
-        offset = 0 if cache is None else cache.offset
-        q, k = self.rope(q, offset), self.rope(k, offset)
-        if cache is not None:
-            k, v = cache.update_and_fetch(k, v)
-        out = _attend(q, k, v, cache, self.head_dim**-0.5, mask)
-        out = out.transpose(0, 2, 1, 3).reshape(b, length, -1)
-        sub_norm = self.attn_sub_norm if "attn_sub_norm" in self else None
-        return project(out, sub_norm, (self.o_proj,), x.dtype)[0]
-
-
-class FeedForward(nn.Module):
-    """down(norm(act(gate(x)) * up(x)))."""
-
-    def __init__(self, parts: _Parts, layer: int) -> None:
-        super().__init__()
-        self.hidden_act = parts.config.hidden_act
-        self.gate_proj = parts.linear(layer, "mlp.gate_proj")
-        self.up_proj = parts.linear(layer, "mlp.up_proj")
-        self.down_proj = parts.linear(layer, "mlp.down_proj")
-        if parts.config.sub_norms:
-            self.ffn_sub_norm = parts.layer_norm(layer, "mlp.ffn_sub_norm")
-
-    def __call__(self, x: mx.array, norm: RMSNorm) -> mx.array:
-        """x: [B, L, H] before `norm`. Returns [B, L, H], to be added to x."""
-        gate, up = project(x, norm, (self.gate_proj, self.up_proj), x.dtype)
-        hidden = gated(mx.concatenate([gate, up], axis=-1), self.hidden_act)
-        sub_norm = self.ffn_sub_norm if "ffn_sub_norm" in self else None
-        return project(hidden, sub_norm, (self.down_proj,), x.dtype)[0]
-
-
-class Block(nn.Module):
-    """One layer of the decoder."""
-
-    def __init__(self, parts: _Parts, layer: int) -> None:
-        super().__init__()
-        self.self_attn = Attention(parts, layer)
-        self.mlp = FeedForward(parts, layer)
-        self.input_layernorm = parts.layer_norm(layer, "input_layernorm")
-        self.post_attention_layernorm = parts.layer_norm(layer, "post_attention_layernorm")
-
-    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Any) -> mx.array:
-        x = x + self.self_attn(x, self.input_layernorm, mask, cache)
-        return x + self.mlp(x, self.post_attention_layernorm)
 
 
 class Backbone(nn.Module):
     """Embedding and layers; the last norm belongs to it, as in Hugging Face's names."""
 
-    def __init__(self, parts: _Parts, dtype: mx.Dtype) -> None:
+    def __init__(self, parts: Parts, dtype: mx.Dtype) -> None:
         super().__init__()
         self.dtype = dtype
         self.embed_tokens = head_layer(parts.weights.embed_tokens, parts.ops)
         self.layers = [Block(parts, i) for i in range(parts.config.num_hidden_layers)]
         self.norm = parts.norm("model.norm")
+        self._rotary = Rotary(parts.config)
+        self._compiled = CompiledLayers(parts.ops, Plan.of(parts.config)) if parts.ops.compiles else None
 
     def __call__(self, inputs: mx.array, cache: Sequence[Any] | None, embeddings: mx.array | None) -> mx.array:
         """Token ids [B, L] -> [B, L, H] before the last norm."""
         x = (self.embed_tokens.rows(inputs) if embeddings is None else embeddings).astype(self.dtype)
         caches = [None] * len(self.layers) if cache is None else cache
         mask = _mask(x.shape[1], caches[0])
+        rotation = self._rotary.at(caches[0], x.shape[1])
+        if self._compiled is not None and x.shape[0] * x.shape[1] <= COMPILED_ROWS:
+            sites = [layer.sites() for layer in self.layers]
+            if all(isinstance(site, PackedSite) for layer in sites for site in layer):
+                return self._compiled.run(sites, x, caches, mask, rotation)
         for layer, entry in zip(self.layers, caches, strict=True):
-            x = layer(x, mask, entry)
+            x = layer(x, mask, entry, rotation)
         return x
 
 
@@ -166,10 +68,12 @@ class MlxModel(nn.Module):
         self.config = weights.config
         self.ops = ops or StockOps()
         self.dtype = model_dtype(weights.config, dtype)
-        self.model = Backbone(_Parts(weights, self.ops), _DTYPES[self.dtype])
+        self.model = Backbone(Parts(weights, self.ops), _DTYPES[self.dtype])
         if weights.lm_head is not weights.embed_tokens:
             self.lm_head = head_layer(weights.lm_head, self.ops)
         self.freeze()
+        self.eval()
+        self.ops.prepare(_product_shapes(self.model), self.dtype)
 
     @classmethod
     def from_weights(cls, weights: DecoderWeights, dtype: str | None = None, ops: StockOps | None = None) -> MlxModel:
@@ -255,11 +159,15 @@ def _mask(length: int, cache: Any) -> mx.array | str | None:
     return None if length == 1 else "causal"
 
 
-def _attend(q: mx.array, k: Any, v: Any, cache: Any, scale: float, mask: mx.array | str | None) -> mx.array:
-    """q [B, heads, L, D] against keys and values [B, kv heads, T, D], or mlx-lm's quantised ones."""
-    if hasattr(cache, "bits"):
-        from bitnet_mlx import _mlxlm
-
-        base = _mlxlm.module("models.base")
-        return base.scaled_dot_product_attention(q, k, v, cache, scale=scale, mask=mask)
-    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+def _product_shapes(model: Backbone) -> set[tuple[int, int, str]]:
+    """(N, K, kind of scale) of every packed product that a step runs, joined ones as one."""
+    found = set()
+    for site in (site for layer in model.layers for site in layer.sites()):
+        if isinstance(site, PackedSite):
+            words, scale, _ = site.arrays.packed
+            found.add((words.shape[-2], site.static.k, SCALES[scale.ndim]))
+        else:
+            for layer in site.layers:
+                if isinstance(layer, BitLinear):
+                    found.add((layer.output_dims, layer.input_dims, SCALES[layer.scale.ndim]))
+    return found

@@ -1,51 +1,54 @@
-"""Rotary embedding on MLX, by explicit frequencies: mx.fast.rope(base=...) is 9e-4 off transformers at position 4000."""
+"""Rotary embedding's tables on MLX: the reference's own cos and sin, so that rotation is equal to the last bit anywhere.
+
+mx.fast.rope(base=...) is 9e-4 off transformers at position 4000, and with explicit frequencies each device has its own
+cosine. The tables grow as positions are reached; a step takes a view of them, or gathers rows where sequences of a
+batch stand at different positions.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
 from bitnet_mlx.backends.mlx_import import mx
 from bitnet_mlx.models.config import DecoderConfig, inverse_frequencies
+from bitnet_mlx.models.rope import cos_sin
+
+_STEP = 1024  # positions of a growth
 
 
 class Rotary:
-    """Rotates halves of the last axis by position * inverse frequency, the product rounded to float32.
-
-    mx.fast.rope does it where float32 has reciprocals of all the frequencies: it takes f and divides by it. Some of
-    YaRN's have none, and one rounding of a frequency is an angle of 1e-4 at position 2000; those take plain operations.
-    """
+    """cos and sin float32 [positions, head_dim / 2] of one model, YaRN's factor included."""
 
     def __init__(self, config: DecoderConfig) -> None:
-        inverse, self.factor = inverse_frequencies(config)
-        self.dims = config.head_dim
-        self.inverse = mx.array(inverse)
-        freqs = reciprocals(inverse)
-        self.exact = np.array_equal(np.float32(1) / freqs, inverse)
-        self.freqs = mx.array(freqs)
-        mx.eval(self.inverse, self.freqs)
+        self._inverse, self._factor = inverse_frequencies(config)
+        self._cos = self._sin = mx.zeros((0, config.head_dim // 2))
+        mx.eval(self._cos, self._sin)
 
-    def __call__(self, x: mx.array, offset: int | mx.array = 0) -> mx.array:
-        """x: [B, heads, L, D] at positions offset, offset + 1, ...; offset may be an array [B]. Same shape and dtype."""
-        if self.exact:
-            y = mx.fast.rope(x, self.dims, traditional=False, base=None, scale=1.0, offset=offset, freqs=self.freqs)
-        else:
-            y = self._rotate(x, offset)
-        # YaRN multiplies cos and sin, which is the same as multiplying what they rotate.
-        return y if self.factor == 1.0 else y * self.factor
+    def at(self, cache: Any, length: int) -> tuple[mx.array, mx.array]:
+        """Rows for `length` positions behind those that a layer's cache (or None) holds: [1 or B, length, D / 2]."""
+        offset = 0 if cache is None else cache.offset
+        if isinstance(offset, int):
+            self._reach(offset + length)
+            return self._cos[None, offset : offset + length], self._sin[None, offset : offset + length]
+        self._reach(_furthest(cache) + length)
+        # A sequence padded on the left begins below 0; what stands there is masked.
+        positions = mx.maximum(offset.reshape(-1, 1) + mx.arange(length), 0)
+        return self._cos[positions], self._sin[positions]
 
-    def _rotate(self, x: mx.array, offset: int | mx.array) -> mx.array:
-        start = mx.array(offset).reshape(-1, 1, 1, 1)
-        positions = (start + mx.arange(x.shape[2])[:, None]).astype(mx.float32)
-        angles = positions * self.inverse  # [B or 1, 1, L, D / 2]
-        cos, sin = mx.cos(angles), mx.sin(angles)
-        a, b = mx.split(x.astype(mx.float32), 2, axis=-1)
-        return mx.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+    def _reach(self, end: int) -> None:
+        start = self._cos.shape[0]
+        if end > start:
+            more = -(-(end - start) // _STEP) * _STEP
+            cos, sin = cos_sin(self._inverse, self._factor, start, more)
+            self._cos = mx.concatenate([self._cos, mx.array(cos)])
+            self._sin = mx.concatenate([self._sin, mx.array(sin)])
+            mx.eval(self._cos, self._sin)  # a lazy array belongs to the thread that made it
 
 
-def reciprocals(inverse: np.ndarray) -> np.ndarray:
-    """float32 f with 1 / f as near to `inverse` as float32 has it; equal where `inverse` was itself computed as 1 / f."""
-    guess = np.float32(1) / inverse
-    steps = np.arange(-4, 5, dtype=np.int32)[:, None]
-    candidates = (guess.view(np.int32)[None] + steps).view(np.float32)
-    error = np.abs(np.float32(1) / candidates - inverse)
-    return np.take_along_axis(candidates, error.argmin(axis=0)[None], axis=0)[0]
+def _furthest(cache: Any) -> int:
+    """A bound on the offsets of a batch. mlx-lm's batch caches count on the host as well, which spares a wait."""
+    for name in ("_offset", "_idx"):
+        count = getattr(cache, name, None)
+        if isinstance(count, int):
+            return count
+    return max(int(cache.offset.max().item()), 0)

@@ -8,6 +8,7 @@ from bitnet_mlx.backends.mlx_affine import Codes, StockOps
 from bitnet_mlx.backends.mlx_import import mx, nn
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.formats import words2
+from bitnet_mlx.nn.gradient import straight_through
 from bitnet_mlx.ternary import TernaryTensor, ternarize
 
 
@@ -15,7 +16,8 @@ class BitLinear(nn.Module):
     """y = x W^T (+ bias), W ternary [N, K]; inputs are quantised to int8 for each token unless activation_bits is 16.
 
     weight: uint32 code words as `ops` arranges them. scale: float32 [], [N] or [N, G]. bias: float32 [N], if any.
-    All stay frozen: packed weights cannot be trained. `ops` computes; StockOps is stock MLX, on any device.
+    All stay frozen: packed weights cannot be trained; gradients flow to x, as if it were not quantised. `ops` computes;
+    StockOps is stock MLX, on any device.
     """
 
     def __init__(self, tensor: TernaryTensor, bias: np.ndarray | None = None, ops: StockOps | None = None) -> None:
@@ -60,9 +62,7 @@ class BitLinear(nn.Module):
         bias = self.bias if "bias" in self else None
         if isinstance(x, Codes):
             return self.ops.linear(x, self.weight, self.scale, bias)
-        if self.activation_bits == 16:
-            return self.ops.float_linear(x, self.weight, self.scale, bias)
-        return self.ops.linear(self.ops.quantize(x), self.weight, self.scale, bias)
+        return straight_through(self.ops, self.activation_bits, x, self.weight, self.scale, bias)
 
     def rows(self, index: mx.array) -> mx.array:
         """The chosen rows of W, scaled: float32 [*index.shape, K]."""

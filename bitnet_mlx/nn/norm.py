@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from bitnet_mlx.backends.kernels.layout import Layout
 from bitnet_mlx.backends.mlx_affine import Codes, StockOps, rms_factor
 from bitnet_mlx.backends.mlx_import import mx, nn
+
+
+def rms_norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
+    """numpy_ref.rms_norm in float32, returned in the dtype of x. weight: float32 [K]."""
+    v = x.astype(mx.float32)
+    return (v * rms_factor(v, eps) * weight).astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -20,12 +27,11 @@ class RMSNorm(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(x * r) * weight for x [..., K], r = 1 / sqrt(mean(x^2) + eps)."""
-        v = x.astype(mx.float32)
-        return (v * rms_factor(v, self.eps) * self.weight).astype(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
-    def quantize(self, x: mx.array) -> Codes:
+    def quantize(self, x: mx.array, to: Layout | None = None) -> Codes:
         """Codes of the normed x, without computing it: several layers on the same input share them."""
-        return self.ops.norm_quantize(x, self.weight, self.eps)
+        return self.ops.norm_quantize(x, self.weight, self.eps, to)
 
     def _extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"

@@ -20,10 +20,10 @@ def launches() -> dict[str, Launch]:
     """One launch or a few of each kernel."""
     case, grouped = product(8, 64, 256, dtype="bfloat16"), product(8, 64, 256, scale="group", dtype="bfloat16")
     return {
-        "mma 128 x 128": launch(case, MmaVariant(2, 2, 1, 4, 8, 2, 4), "bfloat16"),
-        "mma 128 x 160": launch(case, MmaVariant(2, 2, 1, 4, 10, 2, 4), "bfloat16"),
-        "mma 16 x 16": launch(case, MmaVariant(1, 1, 8, 1, 2, 8, 4), "bfloat16"),
-        "mma, groups": launch(grouped, MmaVariant(2, 2, 1, 4, 8, 2, 4), "bfloat16"),
+        "mma 128 x 128": launch(case, MmaVariant(2, 2, 1, 8, 4, 2, 4), "bfloat16"),
+        "mma 128 x 160": launch(case, MmaVariant(2, 2, 1, 8, 5, 2, 4), "bfloat16"),
+        "mma 16 x 16": launch(case, MmaVariant(1, 1, 8, 2, 1, 8, 4), "bfloat16"),
+        "mma, groups": launch(grouped, MmaVariant(2, 2, 1, 8, 4, 2, 4), "bfloat16"),
         "dp4a": dp4a_launch(case, dp4a.Dp4aVariant(), "bfloat16"),
         "dp4a, groups": dp4a_launch(grouped, dp4a.Dp4aVariant(), "bfloat16"),
     }

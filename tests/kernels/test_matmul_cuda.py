@@ -18,9 +18,9 @@ from tests.kernels.products import Product, product
 
 pytestmark = pytest.mark.skipif(cuda_host.CLANG is None, reason="needs clang++ to run CUDA texts on the CPU")
 BYTES = Layout("bytes")
-SMALL = MmaVariant(1, 1, 4, 1, 4, 4, 3)  # 16 x 32 outputs a block
-WIDE = MmaVariant(2, 2, 1, 4, 8, 2, 4)  # 128 x 128, the first choice for prefill
-FORMS = [SMALL, WIDE, MmaVariant(1, 2, 2, 4, 5, 4, 3), MmaVariant(1, 1, 8, 1, 2, 8, 4)]
+SMALL = MmaVariant(1, 1, 4, 2, 2, 4, 3)  # 16 x 32 outputs a block
+WIDE = MmaVariant(2, 2, 1, 8, 4, 2, 4)  # 128 x 128, the first choice for prefill
+FORMS = [SMALL, WIDE, MmaVariant(1, 2, 2, 8, 5, 4, 3), MmaVariant(1, 1, 8, 2, 1, 8, 4)]
 SHAPES = [(9, 1, 8), (17, 3, 100), (33, 129, 2560), (100, 33, 128), (17, 64, 6912), (1, 5, 10), (130, 200, 384)]
 
 
@@ -85,10 +85,11 @@ FAULTS = {  # what a line of the body becomes, and what the run must say or get 
     "lost barrier": ("wait_batches<STAGES - 2>();\n__syncthreads();", "wait_batches<STAGES - 2>();"),
     "lost wait": ("wait_batches<STAGES - 2>();", ""),
     "lost bias": ("const int sum = SCALES == 2 ? 0 : int(xb[m]);", "const int sum = 0;"),
-    "wrong mask": ("b >> 4 & 0x03030303u", "b >> 4 & 0x03030301u"),
-    "lost guard of the store": ("if (n < columns)", "if (true)"),
-    "lost guard of the load": ("const bool there = column0 + row < columns && at < words;", "const bool there = true;"),
-    "lost output": ("if (m < rows)", "if (m < rows - 1)"),
+    "wrong mask": ("word >> 2 * j & 0x03030303u", "word >> 2 * j & 0x03030301u"),
+    "wrong slot": ("w_row % 2 * 8 + w_row % 16 / 2", "w_row % 16"),
+    "lost guard of the store": ("if (n < columns) {", "{"),
+    "lost guard of the load": ("i < w_left && w_along", "true"),
+    "lost output": ("if (m < rows) {", "if (m < rows - 1) {"),
 }
 
 
@@ -97,7 +98,7 @@ def test_planted_faults_are_caught(fault: str, monkeypatch: pytest.MonkeyPatch) 
     before, after = FAULTS[fault]
     body = read("matmul_mma.cu")
     assert body.count(before) == 1
-    case = product(17, 70, 1100, plain=True)
+    case = product(17, 71, 1100, plain=True)
     whole = launch(case, replace(SMALL, along=1, across=4, chunks=2))
     monkeypatch.setattr(type(whole.source), "body_text", lambda self: body.replace(before, after))
     with pytest.raises(AssertionError):

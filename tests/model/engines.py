@@ -14,6 +14,7 @@ from bitnet_mlx.models.decoder_cpu import CpuDecoder
 from bitnet_mlx.models.decoder_mlx import MlxModel
 from bitnet_mlx.models.decoder_numpy import NumpyDecoder
 from bitnet_mlx.models.weights import DecoderWeights
+from bitnet_mlx.nn.site import PackedSite
 from bitnet_mlx.ternary import TernaryTensor
 
 EXACT = ("numpy", "cpu")  # equal to each other to the last bit
@@ -45,10 +46,10 @@ class ObservedOps(StockOps):
         self.observe: Observer | None = None
         self.names: dict[int, str] = {}
 
-    def linear(self, codes: Codes, words: mx.array, scale: mx.array, bias: mx.array | None = None) -> mx.array:
+    def linear(self, codes: Codes, words: mx.array, *args: Any, **kwargs: Any) -> mx.array:
         if self.observe is not None and id(words) in self.names:
             self.observe(self.names[id(words)], np.array(codes.q, np.int8).reshape(-1, codes.q.shape[-1]))
-        return super().linear(codes, words, scale, bias)
+        return super().linear(codes, words, *args, **kwargs)
 
 
 class ObservedMlx:
@@ -64,6 +65,10 @@ class ObservedMlx:
         wanted = set(observed_names(weights))
         layers = dict(self.model.named_modules())
         self.ops.names = {id(layers[name].weight): name for name in wanted}
+        for number, block in enumerate(self.model.layers):
+            for site, first in zip(block.sites(), ("self_attn.q_proj", None, "mlp.gate_proj", None), strict=True):
+                if first and isinstance(site, PackedSite):  # one product, of which the first layer's weight is a part
+                    self.ops.names[id(site.arrays.packed[0])] = f"model.layers.{number}.{first}"
 
     @property
     def observe(self) -> Observer | None:

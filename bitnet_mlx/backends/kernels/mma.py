@@ -18,7 +18,7 @@ _REGISTERS = 65_536
 
 @dataclass(frozen=True)
 class MmaVariant:
-    """down, across, along: warps of a block along M, N and K. rows, columns: a warp's tiles, 16 along M by 8 along N.
+    """down, across, along: warps of a block along M, N and K. rows, columns: a warp's tiles, 8 along M by 16 along N.
 
     chunks: 64 codes each, of a stage along K, a multiple of `along`. stages: of the pipeline, in shared memory.
     """
@@ -26,15 +26,15 @@ class MmaVariant:
     down: int = 2
     across: int = 2
     along: int = 1
-    rows: int = 4
-    columns: int = 8
+    rows: int = 8
+    columns: int = 4
     chunks: int = 2
     stages: int = 4
 
     @property
     def tile(self) -> tuple[int, int]:
         """Outputs of a block: rows of activations, rows of the weight."""
-        return self.down * self.rows * 16, self.across * self.columns * 8
+        return self.down * self.rows * 8, self.across * self.columns * 16
 
     @property
     def warps(self) -> int:
@@ -51,7 +51,7 @@ class MmaVariant:
     @property
     def blocks_at_once(self) -> int:
         """Blocks that a processor holds, by shared memory and (estimated) registers; 0 if none."""
-        registers = 4 * self.rows * self.columns + 8 * self.rows + 56
+        registers = 4 * self.rows * self.columns + 8 * self.columns + 50
         if registers > 255:
             return 0
         return min(_SHARED // (self.shared_memory + 1024), _REGISTERS // (registers * _LANES * self.warps))
@@ -59,27 +59,27 @@ class MmaVariant:
     def grouped(self) -> MmaVariant:
         """The form for scales in groups: a group a stage, half the columns, since each has a float32 sum as well."""
         return replace(
-            self, along=1, chunks=2, across=2 * self.across, rows=min(self.rows, 2), columns=min(self.columns, 4)
+            self, along=1, chunks=2, across=2 * self.across, rows=min(self.rows, 4), columns=min(self.columns, 2)
         )
 
 
 _SHAPES = (  # warps along M, N, K; tiles of a warp along M, N; chunks
-    (2, 2, 1, 4, 8, 2),
-    (2, 4, 1, 4, 8, 2),
-    (2, 2, 1, 4, 10, 2),
-    (1, 4, 1, 4, 8, 2),
-    (1, 2, 1, 4, 10, 2),
-    (1, 4, 1, 4, 5, 2),
-    (2, 4, 1, 4, 4, 2),
-    (1, 4, 1, 4, 4, 2),
-    (1, 4, 2, 2, 4, 4),
-    (1, 2, 2, 4, 5, 4),
-    (1, 2, 4, 2, 4, 4),
-    (1, 1, 4, 2, 4, 4),
-    (1, 1, 8, 2, 4, 8),
-    (1, 1, 4, 1, 4, 4),
-    (1, 1, 8, 1, 4, 8),
-    (1, 1, 8, 1, 2, 8),
+    (2, 2, 1, 8, 4, 2),  # 128 x 128
+    (2, 4, 1, 8, 4, 2),  # 128 x 256
+    (2, 2, 1, 8, 5, 2),  # 128 x 160
+    (1, 4, 1, 8, 4, 2),  # 64 x 256
+    (1, 2, 4, 8, 5, 4),  # 64 x 160
+    (2, 2, 1, 4, 5, 2),
+    (1, 4, 1, 8, 2, 2),  # 64 x 128
+    (1, 2, 4, 8, 4, 4),
+    (1, 2, 4, 4, 4, 4),  # 32 x 128
+    (1, 2, 2, 8, 2, 4),  # 64 x 64
+    (1, 2, 4, 4, 2, 4),  # 32 x 64
+    (1, 1, 4, 4, 2, 4),  # 32 x 32
+    (1, 1, 8, 4, 2, 8),
+    (1, 1, 4, 2, 2, 4),  # 16 x 32
+    (1, 1, 8, 2, 2, 8),
+    (1, 1, 8, 2, 1, 8),  # 16 x 16
 )
 
 
@@ -88,17 +88,22 @@ def variants(n: int, k: int, m: int) -> list[MmaVariant]:
     """The forms worth trying for M rows times a weight [N, K], the likely best first. Every one is exact."""
     forms = [MmaVariant(*shape, stages) for shape in _SHAPES for stages in (4, 3)]
     useful = [form for form in forms if form.blocks_at_once and form.tile[0] < m + 64 and form.chunks * 64 < k + 128]
-    return sorted(useful, key=lambda form: _cost(form, n, m))
+    return sorted(useful, key=lambda form: _clocks(form, n, k, m))
 
 
-def _cost(form: MmaVariant, n: int, m: int) -> float:
-    """A rough time: the busiest processor's outputs, dearer where few warps hide each other's waits and where tiles are small."""
+def _clocks(form: MmaVariant, n: int, k: int, m: int) -> float:
+    """A guess at the busiest processor's clock cycles, from an H100's published and reported rates."""
     tile_m, tile_n = form.tile
-    blocks = math.ceil(m / tile_m) * math.ceil(n / tile_n)
-    most = math.ceil(blocks / _PROCESSORS)
-    warps = min(most, form.blocks_at_once) * form.warps
-    loads = 1 + 24 / tile_n + 8 / tile_m  # bytes that a tile brings in, in units of its products
-    return most * tile_m * tile_n / form.along**0.5 * loads / min(1.0, warps / 8) ** 0.5
+    blocks = math.ceil(math.ceil(m / tile_m) * math.ceil(n / tile_n) / _PROCESSORS)
+    warps = min(blocks, form.blocks_at_once) * form.warps
+    busy = min(0.95, 0.75 + (warps - 4) / 20) if warps >= 4 else warps / 5  # few warps do not hide each other's waits
+    # For 64 codes along K: products, 16 x 8 x 32 in 6.2 cycles on each of four units; shared memory, 128 bytes a cycle;
+    # the second-level cache, about 24 bytes a cycle for each processor.
+    products = tile_m / 8 * tile_n / 16 * 2 * 6.2 / 4
+    brought = tile_m * 64 + tile_n * 16
+    shared = form.down * form.across * (form.rows * 4 + form.columns * 2) + brought / 128
+    chunk = max(products / busy, shared, brought / 24)
+    return blocks * (chunk * math.ceil(k / 64) + 2000 / min(blocks, form.blocks_at_once) + 500 * form.along)
 
 
 @lru_cache(maxsize=64)

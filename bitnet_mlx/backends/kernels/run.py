@@ -53,5 +53,5 @@ def built(source: KernelSource, platform: Platform) -> Callable[..., list[mx.arr
         "header": source.header_text(platform),
     }
     if platform == "metal":
-        return mx.fast.metal_kernel(**arguments)
-    return mx.fast.cuda_kernel(**arguments, shared_memory=source.shared_memory)
+        return mx.fast.metal_kernel(**arguments)  # type: ignore[return-value]
+    return mx.fast.cuda_kernel(**arguments, shared_memory=source.shared_memory)  # type: ignore[return-value]

@@ -1,0 +1,140 @@
+"""The operations of a packed ternary decoder by our kernels, each with stock MLX behind it for what they do not take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+from bitnet_mlx.backends.kernels import check, products
+from bitnet_mlx.backends.kernels.chooser import BestGuess, Chooser
+from bitnet_mlx.backends.kernels.layout import Layout
+from bitnet_mlx.backends.kernels.layout_mlx import prepare_mlx
+from bitnet_mlx.backends.kernels.problem import SCALES, Product
+from bitnet_mlx.backends.kernels.products import ROWS, Runner
+from bitnet_mlx.backends.kernels.row_kernels import FloatProduct, Quantiser, RopeKv
+from bitnet_mlx.backends.kernels.run import DTYPES, run
+from bitnet_mlx.backends.kernels.source import Platform
+from bitnet_mlx.backends.mlx_affine import Codes, StockOps
+from bitnet_mlx.backends.mlx_import import mx
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_PREPARED = (1, 512)  # rows whose kernels are chosen when a model is built; others when they first occur
+
+
+class KernelOps(StockOps):
+    """StockOps by our kernels on "metal" or "cuda".
+
+    runner: launches a kernel; MLX by default, the emulated grid in tests. chooser: settles which kernel runs; the best
+    guess, unchecked, by default (backends.metal and backends.cuda give a measured one).
+    Words stay as they lie in the file, [N, W]. Codes keep the leading dimensions of x, whatever their layout.
+    """
+
+    def __init__(self, platform: Platform, runner: Runner | None = None, chooser: Chooser | None = None) -> None:
+        self.name = platform
+        self.platform: Platform = platform
+        self.compiles = runner is None  # a graph that another runner is part of cannot be traced
+        self.runner: Runner = runner or partial(run, platform=platform)
+        self.chooser: Chooser = chooser or BestGuess(platform)
+        self.dtype = "bfloat16"  # of the model, from `prepare`
+
+    def prepare(self, shapes: Iterable[tuple[int, int] | tuple[int, int, str]], dtype: str) -> None:
+        """Choose kernels for a model's products, (N, K) or (N, K, kind of scale), and for its dtype."""
+        self.dtype = dtype
+        for n, k, *kind in shapes:
+            for m in _PREPARED:
+                self.chooser.product(Product(n, k, m, kind[0] if kind else "row", dtype))
+
+    def target(self, words: mx.array, scale: mx.array, m: int, k: int) -> Layout | None:
+        candidate = self._candidate(words, scale, m, k, self.dtype)
+        return None if candidate is None else candidate.layout
+
+    def arrange(self, words: mx.array, scale: mx.array) -> mx.array:
+        """As they are, whatever the scale."""
+        return words
+
+    def quantize(self, x: mx.array, to: Layout | None = None) -> Codes:
+        return self._codes(x, to, None, 0.0, "") or relaid(super().quantize(x), to)
+
+    def norm_quantize(self, x: mx.array, weight: mx.array, eps: float, to: Layout | None = None) -> Codes:
+        return self._codes(x, to, weight, eps, "") or relaid(super().norm_quantize(x, weight, eps), to)
+
+    def gated_quantize(
+        self, gate_up: mx.array, act: str, weight: mx.array | None, eps: float, to: Layout | None = None
+    ) -> Codes:
+        ours = self._codes(gate_up, to, weight, eps, act)
+        return ours or relaid(super().gated_quantize(gate_up, act, weight, eps), to)
+
+    def linear(
+        self,
+        codes: Codes,
+        words: mx.array,
+        scale: mx.array,
+        bias: mx.array | None = None,
+        residual: mx.array | None = None,
+    ) -> mx.array:
+        lead, n = codes.q.shape[:-1], words.shape[0]
+        m = codes.s.size
+        dtype = _NAMES[codes.dtype]
+        candidate = None if codes.layout is None else self._candidate(words, scale, m, codes.columns, dtype)
+        if candidate is None or candidate.layout != codes.layout:
+            return super().linear(plain(codes), super().arrange(words, scale), scale, bias, residual)
+        flat = (codes.q.reshape(m, -1), codes.bias.reshape(m, -1), codes.s.reshape(m))  # type: ignore[union-attr]
+        added = None if residual is None else residual.reshape(m, n)
+        return candidate.run(self.runner, flat, words, scale, bias, added, dtype=dtype).reshape(*lead, n)
+
+    def float_linear(
+        self,
+        x: mx.array,
+        words: mx.array,
+        scale: mx.array,
+        bias: mx.array | None = None,
+        residual: mx.array | None = None,
+    ) -> mx.array:
+        lead, k = x.shape[:-1], x.shape[-1]
+        n, m = words.shape[0], x.size // k
+        kernel = FloatProduct(n, k, m, SCALES[scale.ndim], _NAMES[x.dtype])
+        if not 1 <= m <= ROWS or not self.chooser.allows(kernel):
+            return super().float_linear(x, super().arrange(words, scale), scale, bias, residual)
+        added = None if residual is None else residual.reshape(m, n)
+        return self.runner(kernel.launch(x.reshape(m, k), words, scale, bias, added))[0].reshape(*lead, n)
+
+    def rope_kv(
+        self, qkv: mx.array, cos: mx.array, sin: mx.array, heads: int, kv_heads: int
+    ) -> tuple[mx.array, mx.array]:
+        kernel = RopeKv(heads, kv_heads, qkv.shape[-1] // (heads + 2 * kv_heads), _NAMES[qkv.dtype])
+        if not self.chooser.allows(kernel):
+            return super().rope_kv(qkv, cos, sin, heads, kv_heads)
+        q, kv = self.runner(kernel.launch(qkv, cos, sin))
+        return q, kv
+
+    def _candidate(self, words: mx.array, scale: mx.array, m: int, k: int, dtype: str) -> products.Candidate | None:
+        return self.chooser.product(Product(words.shape[0], k, m, SCALES[scale.ndim], dtype)) if m else None
+
+    def _codes(self, x: mx.array, to: Layout | None, weight: mx.array | None, eps: float, act: str) -> Codes | None:
+        """By the quantise kernel; None where there is none for this or it is off."""
+        lead, width = x.shape[:-1], x.shape[-1]
+        if to is None or not x.size:
+            return None
+        kernel = Quantiser(width // (2 if act else 1), to, _NAMES[x.dtype], weight is not None, act, eps)
+        if not kernel.possible or not self.chooser.allows(kernel):
+            return None
+        q, bias, s = self.runner(kernel.launch(x.reshape(-1, width), weight))
+        return Codes(q.reshape(*lead, -1), s.reshape(*lead, 1), x.dtype, bias.reshape(*lead, -1), to, kernel.k)
+
+
+def plain(codes: Codes) -> Codes:
+    """Codes in float32 and in their own order, whatever layout they are in."""
+    if codes.layout is None:
+        return codes
+    lead = codes.q.shape[:-1]
+    q = check.codes_of(codes.q.reshape(-1, codes.q.shape[-1]).astype(mx.float32), codes.layout, codes.columns)
+    return Codes(q.reshape(*lead, -1), codes.s, codes.dtype)
+
+
+def relaid(codes: Codes, to: Layout | None) -> Codes:
+    """Stock codes in a layout where there are rows enough to pay for it: a product kernel may be on, a quantiser off."""
+    lead, k = codes.q.shape[:-1], codes.q.shape[-1]
+    if to is None or codes.s.size <= ROWS:
+        return codes
+    q, bias = prepare_mlx(codes.q.reshape(-1, k), to)
+    return Codes(q.reshape(*lead, -1), codes.s, codes.dtype, bias.reshape(*lead, -1), to, k)

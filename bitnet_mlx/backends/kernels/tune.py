@@ -1,0 +1,212 @@
+"""The choice of a kernel by measuring: each variant is checked first, then timed against stock MLX, on the user's chip."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from bitnet_mlx.backends.kernels import check
+from bitnet_mlx.backends.kernels.choices import Choice
+from bitnet_mlx.backends.kernels.layout import prepare
+from bitnet_mlx.backends.kernels.problem import Product, ProductData, product_data
+from bitnet_mlx.backends.kernels.products import ROWS, Candidate, Runner, candidates
+from bitnet_mlx.backends.kernels.row_kernels import RowKernel
+from bitnet_mlx.backends.kernels.run import DTYPES
+from bitnet_mlx.backends.kernels.source import Platform
+from bitnet_mlx.backends.mlx_affine import Codes, StockOps
+from bitnet_mlx.backends.mlx_import import mx
+from bitnet_mlx.ternary import GROUP
+
+BUCKETS = (1, 2, 4, 8, 16, 64, 512)  # rows of activations that are measured
+_CHECKED_ROWS = 67  # more rows than these are checked on 67 by numpy, and whole against stock MLX
+_ROTATED = 96 << 20  # bytes of weights that calls take turns over, so that none is read from a cache
+_COPIES = 48
+_REPEATS = 5
+_CALLS = (4, 64)  # of one chain
+_BUDGET = 0.02  # seconds that the timing of one variant may take, about
+_PATIENCE = 2.0  # seconds for all variants of one question, about; compiling them takes most of it
+_EXTRAS = ((False, False), (False, True))  # (bias, residual) that are checked before use
+_LEAST = 3  # variants that are tried even so
+
+Chain = Callable[[int], mx.array]
+Timer = Callable[[str, Chain], float]
+
+
+def bucket(m: int) -> int:
+    """The measured number of rows that stands for m: for a mat-vec the next one up, beyond the nearest by ratio."""
+    if m <= ROWS:
+        return next(b for b in BUCKETS if b >= m)
+    return min((b for b in BUCKETS if b > ROWS), key=lambda b: max(b, m) / min(b, m))
+
+
+def seconds(label: str, chain: Chain) -> float:
+    """Median time of one call in seconds: chain(n) is the end of n calls, each of which waits for the one before."""
+    del label
+    mx.eval(chain(2))  # compiles
+    started = time.perf_counter()
+    mx.eval(chain(_CALLS[0]))
+    one = (time.perf_counter() - started) / _CALLS[0]
+    calls = int(min(max(_BUDGET / _REPEATS / max(one, 1e-7), _CALLS[0]), _CALLS[1]))
+    times = []
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        mx.eval(chain(calls))
+        times.append((time.perf_counter() - started) / calls)
+    return statistics.median(times)
+
+
+class Tried(NamedTuple):
+    """A candidate, what its check found, and its time in seconds if it was timed."""
+
+    candidate: Candidate
+    verdict: check.Verdict
+    time: float | None = None
+
+
+class Arrays(NamedTuple):
+    """A product on the device. words: copies to take in turn. arranged: the same as stock MLX reads them."""
+
+    words: list[mx.array]
+    arranged: list[mx.array]
+    scale: mx.array
+    s: mx.array
+    residual: mx.array
+    q: mx.array
+
+
+class Tuner:
+    """Answers which kernel multiplies a shape best. runner: runs a launch. timer: seconds of a call."""
+
+    def __init__(
+        self, platform: Platform, runner: Runner, timer: Timer = seconds, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.platform: Platform = platform
+        self.runner, self.timer, self.clock = runner, timer, clock
+        self.stock = StockOps()
+
+    def product(self, product: Product) -> Choice:
+        """The fastest sound kernel, if it is faster than stock MLX in float32, which is as exact."""
+        options = candidates(self.platform, product.n, product.k, product.m)
+        if not options:
+            return Choice(None, "there is no kernel for this shape")
+        data = product_data(product)
+        small = data if product.m <= _CHECKED_ROWS else product_data(replace(product, m=_CHECKED_ROWS))
+        arrays = on_device(product, data)
+        stock = self.timer("stock float32", lambda calls: stock_chain(self.stock, arrays, product, calls))
+        record = self.timer("stock bfloat16", lambda calls: bfloat16_chain(arrays, product, calls))
+        tried = self._tried(product, options, data, small, arrays)
+        return _chosen(tried, stock, record)
+
+    def checked(self, product: Product, candidate: Candidate) -> Choice:
+        """A candidate that won for another number of rows, checked for this one."""
+        verdict = check.product(candidate, product_data(product), product.dtype, self.runner, _EXTRAS)
+        if not verdict.sound:
+            return Choice(None, f"{candidate.label}: {verdict.text}", fault=True)
+        return Choice(candidate.label)
+
+    def row_kernel(self, kernel: RowKernel) -> Choice:
+        """Whether a kernel is right, and faster than stock MLX."""
+        verdict = kernel.check(self.runner)
+        if not verdict.sound:
+            return Choice(None, verdict.text, fault=True)
+        ours = self.timer(kernel.question, lambda calls: kernel.chain(self.runner, calls)) * 1e6
+        stock = self.timer("stock", lambda calls: kernel.chain(None, calls)) * 1e6
+        if ours >= stock:
+            return Choice(None, f"it takes {ours:.1f} us, stock MLX {stock:.1f} us", time=ours, stock=stock)
+        return Choice("on", time=ours, stock=stock, ties=verdict.ties)
+
+    def _tried(
+        self, product: Product, options: list[Candidate], data: ProductData, small: ProductData, arrays: Arrays
+    ) -> list[Tried]:
+        started = self.clock()
+        tried: list[Tried] = []
+        expected = stock_chain(self.stock, arrays, product, 1)
+        for candidate in options:
+            if len(tried) >= _LEAST and self.clock() - started > _PATIENCE:
+                break
+            verdict = check.product(candidate, small, product.dtype, self.runner, _EXTRAS)
+            if not verdict.sound:
+                tried.append(Tried(candidate, verdict))
+                continue
+            codes = tuple(mx.array(a) for a in (*prepare(data.q, candidate.layout), data.s))
+            chain = kernel_chain(candidate, codes, arrays, product, self.runner)
+            verdict = check.guarded(lambda chain=chain: _same(chain(1), expected))
+            tried.append(Tried(candidate, verdict, self.timer(candidate.label, chain) if verdict.sound else None))
+        return tried
+
+
+def _same(found: mx.array, expected: mx.array) -> check.Verdict:
+    return check.Verdict(expected.size, int(np.array((found != expected).sum())))
+
+
+def _chosen(tried: list[Tried], stock: float, record: float) -> Choice:
+    best = min((t for t in tried if t.time is not None), key=lambda t: t.time or 0.0, default=None)
+    bad = [t for t in tried if not t.verdict.sound]
+    stock_us, record_us = stock * 1e6, record * 1e6
+    reason = "; ".join(f"{t.candidate.label}: {t.verdict.text}" for t in bad[:3])
+    if best is None or best.time is None:
+        return Choice(None, reason, True, None, stock_us, record_us)
+    if best.time >= stock:
+        slow = f"{best.candidate.label} takes {best.time * 1e6:.1f} us, stock MLX in float32 {stock * 1e6:.1f} us"
+        return Choice(None, f"{slow}; {reason}" if bad else slow, bool(bad), best.time * 1e6, stock_us, record_us)
+    return Choice(best.candidate.label, reason, bool(bad), best.time * 1e6, stock_us, record_us)
+
+
+def on_device(product: Product, data: ProductData) -> Arrays:
+    """The arrays that every way to compute a product shares, evaluated."""
+    words = mx.array(data.weight.words)
+    copies = max(1, min(_COPIES, _ROTATED // words.nbytes))
+    rolled = [mx.contiguous(mx.roll(words, i, 0)) for i in range(copies)]
+    scale = mx.array(data.weight.scale)
+    found = Arrays(
+        rolled,
+        [StockOps().arrange(w, scale) for w in rolled],
+        scale,
+        mx.array(data.s),
+        mx.array(data.residual).astype(DTYPES[product.dtype]),
+        mx.array(data.q.astype("float32")),
+    )
+    mx.eval(*found)
+    return found
+
+
+def kernel_chain(
+    candidate: Candidate, codes: tuple[mx.array, ...], arrays: Arrays, product: Product, runner: Runner
+) -> Chain:
+    """Calls in a row, each added to the result of the one before, as a residual is."""
+
+    def chain(calls: int) -> mx.array:
+        y = arrays.residual
+        for i in range(calls):
+            w = arrays.words[i % len(arrays.words)]
+            y = candidate.run(runner, codes, w, arrays.scale, None, y, dtype=product.dtype)  # type: ignore[arg-type]
+        return y
+
+    return chain
+
+
+def stock_chain(stock: StockOps, arrays: Arrays, product: Product, calls: int) -> mx.array:
+    """The same by stock MLX in float32: what takes a kernel's place when it is off."""
+    codes = Codes(arrays.q, arrays.s[:, None], DTYPES[product.dtype])
+    y = arrays.residual
+    for i in range(calls):
+        y = stock.linear(codes, arrays.arranged[i % len(arrays.arranged)], arrays.scale, None, y)
+    return y
+
+
+def bfloat16_chain(arrays: Arrays, product: Product, calls: int) -> mx.array:
+    """Stock MLX as a user of plain MLX runs it: bfloat16 through and through, which rounds sums. For the record."""
+    n, k = product.n, product.k
+    width = arrays.words[0].shape[1] * 16
+    x = mx.pad(arrays.q.astype(mx.bfloat16), [(0, 0), (0, width - k)])
+    unit = mx.ones((n, width // GROUP), mx.bfloat16)
+    y = arrays.residual.astype(mx.bfloat16)
+    for i in range(calls):
+        w = arrays.words[i % len(arrays.words)]
+        y = y + mx.quantized_matmul(x, w, unit, -unit, transpose=True, group_size=GROUP, bits=2)
+    return y

@@ -1,0 +1,118 @@
+"""A place in a layer where one input goes through one or several linears: normed, quantised, multiplied, added.
+
+`PackedSite` does it by the fused operations, `ModuleSite` module by module; both give the same bits. Which of the two
+stands at a place is decided for each step, since a layer may have been replaced or its weights changed meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from bitnet_mlx.backends.mlx_affine import Codes, StockOps, gated
+from bitnet_mlx.backends.mlx_import import mx, nn
+from bitnet_mlx.nn.bitlinear import BitLinear
+from bitnet_mlx.nn.joined import Joined, Packed
+from bitnet_mlx.nn.norm import RMSNorm, rms_norm
+
+
+class Arrays(NamedTuple):
+    """A packed site's arrays: its product, and the weight float32 [K] of the norm before it, if there is one."""
+
+    packed: Packed
+    norm: mx.array | None
+
+
+class Static(NamedTuple):
+    """A packed site's numbers: bits of activations (8 or 16), K, and the eps of the norm before it."""
+
+    bits: int
+    k: int
+    eps: float
+
+
+class PackedSite:
+    """One packed product."""
+
+    def __init__(self, ops: StockOps, static: Static, arrays: Arrays) -> None:
+        self.ops = ops
+        self.static, self.arrays = Static(*static), Arrays(*arrays)  # a compiled function is given plain tuples
+
+    def __call__(self, x: mx.array, residual: mx.array | None = None) -> mx.array:
+        """x [B, L, K] -> [B, L, N] in the dtype of x, plus the residual."""
+        (words, scale, bias), norm = self.arrays
+        bits, k, eps = self.static
+        if bits == 16:
+            return self._float(x if norm is None else rms_norm(x, norm, eps), residual)
+        to = self.ops.target(words, scale, x.shape[0] * x.shape[1], k)
+        codes = self.ops.quantize(x, to) if norm is None else self.ops.norm_quantize(x, norm, eps, to)
+        return self.ops.linear(codes, words, scale, bias, residual)
+
+    def gated(self, gate_up: mx.array, act: str, residual: mx.array) -> mx.array:
+        """The same of act(gate) * up. gate_up: [B, L, 2 K], gate first."""
+        (words, scale, bias), norm = self.arrays
+        bits, k, eps = self.static
+        if bits == 16:
+            hidden = gated(gate_up, act)
+            hidden = hidden if norm is None else rms_norm(hidden, norm, eps)
+            return self._float(hidden.astype(gate_up.dtype), residual)
+        to = self.ops.target(words, scale, gate_up.shape[0] * gate_up.shape[1], k)
+        return self.ops.linear(self.ops.gated_quantize(gate_up, act, norm, eps, to), words, scale, bias, residual)
+
+    def _float(self, x: mx.array, residual: mx.array | None) -> mx.array:
+        words, scale, bias = self.arrays.packed
+        return self.ops.float_linear(x, words, scale, bias, residual)
+
+
+class ModuleSite:
+    """The same, one module at a time, whatever the modules are; in training with gradients at every step."""
+
+    def __init__(self, layers: Sequence[nn.Module], norm: nn.Module | None, training: bool) -> None:
+        self.layers, self.norm, self.training = layers, norm, training
+
+    def __call__(self, x: mx.array, residual: mx.array | None = None) -> mx.array:
+        """x [B, L, K] -> [B, L, N], the layers' outputs side by side, plus the residual."""
+        return self._run(x, x.dtype, residual)
+
+    def gated(self, gate_up: mx.array, act: str, residual: mx.array) -> mx.array:
+        """The same of act(gate) * up. gate_up: [B, L, 2 K], gate first."""
+        return self._run(gated(gate_up, act), gate_up.dtype, residual)
+
+    def _run(self, x: mx.array, dtype: mx.Dtype, residual: mx.array | None) -> mx.array:
+        outputs = self._outputs(x, dtype)
+        y = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=-1)
+        return y if residual is None else residual + y
+
+    def _outputs(self, x: mx.array, dtype: mx.Dtype) -> list[mx.array]:
+        """x may be wider than `dtype`, the model's, which the outputs have. It is quantised once for a form of codes."""
+        codes: dict[object, Codes] = {}
+        plain = None
+        outputs = []
+        for layer in self.layers:
+            if isinstance(layer, BitLinear) and layer.activation_bits == 8 and not self.training:
+                to = layer.ops.target(layer.weight, layer.scale, x.shape[0] * x.shape[1], layer.input_dims)
+                if to not in codes:
+                    codes[to] = self._codes(x, layer.ops, to)._replace(dtype=dtype)
+                outputs.append(layer(codes[to]))
+            else:
+                if plain is None:
+                    plain = (x if self.norm is None else self.norm(x)).astype(dtype)
+                outputs.append(layer(plain))
+        return outputs
+
+    def _codes(self, x: mx.array, ops: StockOps, to: object) -> Codes:
+        if isinstance(self.norm, RMSNorm):
+            return self.norm.quantize(x, to)
+        return ops.quantize(x if self.norm is None else self.norm(x), to)
+
+
+def site(
+    joined: Joined, layers: Sequence[nn.Module], norm: nn.Module | None, training: bool
+) -> PackedSite | ModuleSite:
+    """What stands at a place now. joined: made of the layers that the model was built with."""
+    packed = None if training else joined.packed(layers)
+    if packed is None or not (norm is None or type(norm) is RMSNorm):
+        return ModuleSite(layers, norm, training)
+    weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
+    first = layers[0]
+    return PackedSite(first.ops, Static(first.activation_bits, first.input_dims, eps), Arrays(packed, weight))

@@ -1,0 +1,170 @@
+"""clang, and the libraries it makes: the runtime once, each kernel's text once, kept by content in the user's cache folder."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.emulator import instrument
+from tests.emulator.instrument import RefusedError
+from tests.emulator.text import check_qualifiers, rewritten
+from tests.emulator.trace import mlx_headers
+
+_HERE = Path(__file__).parent
+_RUNTIME = ("grid.cpp", "memory.cpp", "collectives.cpp", "bfloat.cpp")
+_PRELUDE = '#include <metal_stdlib>\n#include "mlx/backend/metal/kernels/utils.h"\n'
+_LANGUAGE = (
+    "-x clcpp -cl-std=clc++2021 -cl-no-stdinc -Xclang -cl-ext=-all,+cl_khr_fp16,+__opencl_c_generic_address_space "
+    "-Xclang -cl-single-precision-constant -Xclang -ffake-address-space-map -Xclang -fnative-half-type "
+    "-Xclang -ffloat16-excess-precision=none "
+    "-fno-math-errno -Wimplicit-float-conversion -Wno-implicit-int-float-conversion -Wno-unknown-attributes"
+).split()
+_TO_BFLOAT = re.compile(r"implicit conversion .* to '[^']*(?:__bf16|bfloat)[^']*'")
+FLAGS = ("fast_math", "split_fma", "contract", "flush_half")
+made = 0  # kernels compiled by this process
+
+
+@functools.lru_cache(maxsize=1)
+def compiler() -> tuple[str, ...] | None:
+    """The command of a clang of version 18 or newer, or None."""
+    names = [("clang++-" + str(n),) for n in range(30, 17, -1)] + [
+        ("clang++",),
+        (sys.executable, "-m", "ziglang", "c++"),
+    ]
+    return next((name for name in names if (shutil.which(name[0]) and _version(name) >= 18)), None)
+
+
+def _version(command: tuple[str, ...]) -> int:
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+    match = re.search(r"clang version (\d+)", done.stdout)
+    return int(match[1]) if match and "Apple" not in done.stdout else 0
+
+
+def why_not() -> str:
+    """Why no kernel can be emulated here, in one line; empty if it can."""
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
+        return "the emulator of Metal runs on Linux, on x86-64 and ARM64 processors"
+    return "" if compiler() else "the emulator of Metal needs clang 18 or newer (Debian: apt-get install clang-19)"
+
+
+@functools.lru_cache(maxsize=1)
+def _processor() -> list[str]:
+    if platform.machine() != "x86_64":
+        return []
+    have = set(re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[0].split())
+    return ["-march=x86-64-v3"] if {"avx2", "fma", "f16c", "bmi2"} <= have else []
+
+
+def _folder() -> Path:
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitnet-mlx" / "emulator"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        root = Path(tempfile.gettempdir()) / f"bitnet-mlx-emulator-{os.getuid()}"
+        root.mkdir(mode=0o700, exist_ok=True)
+    return root
+
+
+@functools.lru_cache(maxsize=1)
+def _base() -> str:
+    """A hash of everything that every library depends on."""
+    digest = hashlib.sha256(" ".join([*(compiler() or ()), *_LANGUAGE, *_processor()]).encode())
+    digest.update(subprocess.run([*(compiler() or ()), "--version"], capture_output=True, check=True).stdout)
+    own = [_HERE / name for name in ("compiler.py", "instrument.py", "text.py")]
+    own += [p for folder in ("metal", "runtime") for p in sorted((_HERE / folder).rglob("*")) if p.is_file()]
+    for file in [*own, *sorted((mlx_headers() / "mlx/backend/metal/kernels").rglob("*.h"))]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _run(arguments: list[str], text: str | None = None) -> str:
+    command = [*(compiler() or ()), *arguments]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if "error" in line][:4]
+        raise RefusedError("the compiler refuses the text: " + ("\n".join(errors) or done.stderr[-2000:]))
+    if narrowed := [line for line in done.stderr.splitlines() if _TO_BFLOAT.search(line)]:
+        raise RefusedError("Metal converts nothing to bfloat by itself: " + "\n".join(narrowed[:4]))
+    return done.stdout
+
+
+@functools.lru_cache(maxsize=1)
+def runtime() -> ctypes.CDLL:
+    """The runtime's library, loaded for the kernels' libraries to find."""
+    path = _folder() / f"runtime-{_base()[:24]}.so"
+    if not path.exists():
+        flags = [
+            "-std=c++17",
+            "-O2",
+            "-fPIC",
+            "-shared",
+            "-fno-exceptions",
+            "-fno-rtti",
+            "-Wall",
+            "-Werror",
+            *_processor(),
+        ]
+        _made(
+            path,
+            lambda out: _run([*flags, *(str(_HERE / "runtime" / name) for name in _RUNTIME), "-ldl", "-lm", "-o", out]),
+        )
+    return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+
+
+def kernel(text: str, flags: tuple[str, ...]) -> ctypes.CDLL:
+    """The library of a text that has `emulator_entry`. Raises RefusedError, with the compiler's first errors."""
+    unknown = set(flags) - set(FLAGS)
+    assert not unknown, f"no such flag: {', '.join(sorted(unknown))}; there are {', '.join(FLAGS)}"
+    check_qualifiers(text)
+    return _kernel(text, tuple(sorted(flags)))
+
+
+@functools.lru_cache(maxsize=512)
+def _kernel(text: str, flags: tuple[str, ...]) -> ctypes.CDLL:
+    global made
+    runtime()
+    key = hashlib.sha256("\0".join([_base(), text, *flags]).encode()).hexdigest()[:32]
+    path = _folder() / f"kernel-{key}.so"
+    if not path.exists():
+        _made(path, lambda out: _build(text, flags, out))
+    made += 1
+    return ctypes.CDLL(str(path))
+
+
+def ir(text: str, options: Sequence[str]) -> str:
+    """LLVM IR of a text, address spaces and all, made with more of clang's options: for counting instructions."""
+    language = [*_LANGUAGE, *_processor(), "-I", str(_HERE / "metal"), "-I", str(mlx_headers()), *options]
+    whole = _run([*language, "-E", "-", "-o", "-"], _PRELUDE + text)
+    return _run([*language, "-w", "-S", "-emit-llvm", "-", "-o", "-"], rewritten(whole))
+
+
+def _build(text: str, flags: tuple[str, ...], out: str) -> None:
+    language = [*_LANGUAGE, *_processor(), "-I", str(_HERE / "metal"), "-I", str(mlx_headers()), "-fPIC"]
+    language += {"fast_math": ["-ffast-math"], "contract": ["-ffp-contract=fast"]}.get(
+        next((f for f in flags if f in ("fast_math", "contract")), ""), ["-ffp-contract=off"]
+    )
+    language += [f"-DEMULATOR_{flag.upper()}" for flag in flags]
+    whole = _run([*language, "-E", "-", "-o", "-"], _PRELUDE + '#line 1 "kernel"\n' + text)
+    ir = _run(
+        [*language, "-O2", "-Xclang", "-disable-llvm-passes", "-S", "-emit-llvm", "-", "-o", "-"], rewritten(whole)
+    )
+    ready = instrument.instrument(ir, flags)
+    contract = "-ffp-contract=fast" if "contract" in flags else "-ffp-contract=off"
+    _run(["-x", "ir", "-O1", "-fPIC", "-shared", "-w", contract, *_processor(), "-", "-lm", "-o", out], ready)
+
+
+def _made(path: Path, build: object) -> None:
+    """Build under another name and rename: two test runs may build the same library at once."""
+    scratch = path.with_suffix(f".{os.getpid()}.tmp")
+    build(str(scratch))  # type: ignore[operator]
+    scratch.replace(path)

@@ -1,0 +1,88 @@
+"""A runner for machines without a GPU: what each launch asks for, computed by the reference in numpy.
+
+It stands in for the device where a test is about choices and launches; the emulator's tests run the kernels' own text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bitnet_mlx.backends import numpy_ref
+from bitnet_mlx.backends.kernels.check import codes_of
+from bitnet_mlx.backends.kernels.launch import Launch
+from bitnet_mlx.backends.kernels.layout import KINDS, Layout, prepare
+from bitnet_mlx.backends.kernels.problem import rounded
+from bitnet_mlx.backends.kernels.run import DTYPES
+from bitnet_mlx.backends.mlx_import import mx
+from bitnet_mlx.formats import words2
+from bitnet_mlx.ternary import TernaryTensor, quantize_activations
+
+
+def twin(launch: Launch) -> list[mx.array]:
+    """The outputs of a launch, evaluated."""
+    template = dict(launch.template)
+    arrays = [np.array(mx.array(a).astype(mx.float32) if a.dtype == mx.bfloat16 else a) for a in launch.inputs]
+    name = launch.source.name
+    if name == "quantize":
+        outputs = _quantized(arrays, template)
+    elif name == "rope_kv":
+        outputs = _rotated(arrays, template, launch)
+    elif "float" in name:
+        outputs = [_product(arrays[0], None, *arrays[1:], template)]
+    else:
+        layout = Layout("halves", template["W"]) if "ternary_matvec" in name and "dp4a" not in name else None
+        layout = layout or Layout("bytes" if arrays[0].dtype == np.int8 else "plain")
+        k = arrays[3].shape[1] * 16
+        q = codes_of(arrays[0].astype(np.float32), layout, k)
+        outputs = [_product(q, arrays[2], *arrays[3:], template)]
+    found = []
+    for y, (shape, dtype) in zip(outputs, launch.outputs, strict=True):
+        assert y.shape == shape, f"{name}: shape {y.shape}, the launch says {shape}"
+        found.append(mx.array(y).astype(DTYPES[dtype]))
+    mx.eval(found)
+    return found
+
+
+def _product(
+    q: np.ndarray, s: Any, w: Any, scale: Any, bias: Any, residual: Any, template: dict[str, Any]
+) -> np.ndarray:
+    k = w.shape[1] * 16
+    q = np.pad(q, [(0, 0), (0, k - q.shape[1])])
+    if scale.size == 1 and scale.ndim < 2:
+        scale = scale.reshape(())
+    if np.all(q == np.rint(q)):
+        weight = TernaryTensor(w, scale, (w.shape[0], k))
+        y = numpy_ref.quantized_linear(q, np.ones(len(q), np.float32) if s is None else s, weight)
+    else:
+        y = (q.astype(np.float64) @ (words2.unpack(w, k) * (scale[:, None] if scale.ndim == 1 else scale)).T).astype(
+            np.float32
+        )
+    if template["BIAS"]:
+        y = y + bias
+    y = rounded(y, template["T"])
+    return rounded(residual + y, template["T"]) if template["RESIDUAL"] else y
+
+
+def _quantized(arrays: list[np.ndarray], template: dict[str, Any]) -> list[np.ndarray]:
+    x, weight = arrays[0].astype(np.float32), arrays[1]
+    if template["ACT"]:
+        x = numpy_ref.gated(*np.split(x, 2, axis=1), ["", "relu2", "silu"][template["ACT"]])
+    if template["NORM"]:
+        q, s = numpy_ref.norm_quantize(x, weight, float(np.int32(template["EPS"]).view(np.float32)))
+    else:
+        q, s = quantize_activations(x)
+    layout = Layout(KINDS[template["LAYOUT"]], template["W"])
+    return [*prepare(q, layout), s]
+
+
+def _rotated(arrays: list[np.ndarray], template: dict[str, Any], launch: Launch) -> list[np.ndarray]:
+    qkv, cos, sin = (a.astype(np.float32) for a in arrays)
+    (b, heads, length, dim), _ = launch.outputs[0]
+    x = qkv.reshape(b, length, -1, dim)
+    kv_heads = (x.shape[2] - heads) // 2
+    cos, sin = (np.broadcast_to(a, (b, *a.shape[1:])) for a in (cos, sin))
+    turned = np.stack([numpy_ref.rope(x[i, :, : heads + kv_heads], cos[i], sin[i]) for i in range(b)])
+    turned = rounded(turned, template["T"]).swapaxes(1, 2)
+    return [turned[:, :heads], np.stack([turned[:, heads:], x[:, :, heads + kv_heads :].swapaxes(1, 2)])]
