@@ -30,20 +30,22 @@ def check(case: Case, k: int, rows: int = 17, **options: object) -> None:
         same(output, expected, f"{name} of {case}, K {k}, M {rows}")
 
 
-def check_bits(case: Case, **options: object) -> None:
-    """Many rows of few values, whose scales show every bit of the largest or of the sum of squares."""
-    rng = np.random.default_rng(1)
-    x = rng.uniform(-20, 20, (300, 40 if case.act is None else 80)).astype(DTYPES[case.dtype])
+def check_bits(case: Case, k: int = 40, rows: int = 1500, **options: object) -> None:
+    """Many rows, whose scales show every bit of the largest value, or of the sum of squares."""
+    rng = np.random.default_rng(k)
+    x = rng.uniform(-4, 0 if case.act == "silu" else 4, (rows, k)).astype(DTYPES[case.dtype])
     v = x.astype(np.float32)
     if case.act is not None:
-        v = numpy_ref.gated(v[:, :40], v[:, 40:], case.act)
-    weight = rng.uniform(-2, 2, 40).astype(np.float32)
+        up = rng.uniform(-4, 4, (rows, k)).astype(DTYPES[case.dtype])
+        v = numpy_ref.gated(v, up.astype(np.float32), case.act)
+        x = np.concatenate([x, up], axis=1)
+    weight = rng.uniform(-2, 2, k).astype(np.float32)
     q, s = numpy_ref.norm_quantize(v, weight, case.eps) if case.norm else quantize_activations(v)
     norm = weight if case.norm else None
     launch = quantize(x, layout=case.layout, dtype=case.dtype, norm=norm, eps=case.eps, act=case.act)
     found = emulate(launch, **options)  # type: ignore[arg-type]
     for name, output, expected in zip(("codes", "biases", "scales"), found, (*prepare(q, case.layout), s), strict=True):
-        same(output, expected, f"{name} of 300 rows, {case}")
+        same(output, expected, f"{name} of {rows} rows of {k}, {case}")
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -77,7 +79,9 @@ def test_no_order_changes_a_bit(case: Case) -> None:
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("norm", [False, True])
 def test_every_bit_of_a_value_shows_in_a_scale(norm: bool, act: str | None) -> None:
-    check_bits(Case("float32", Layout("bytes"), norm, act))
+    case = Case("float32", Layout("bytes"), norm, act)
+    check_bits(case)
+    check_bits(case, k=1000, rows=200)
 
 
 def test_halves_are_no_denormals() -> None:
