@@ -45,13 +45,9 @@ def built(source: KernelSource, platform: Platform) -> Callable[..., list[mx.arr
         raise BackendError(
             f"[kernels] {source.name} has no form for {platform}; it has one for {', '.join(source.platforms)}"
         )
-    arguments = {
-        "name": f"{source.name}_{source.digest(platform)}",
-        "input_names": list(source.inputs),
-        "output_names": list(source.outputs),
-        "source": source.body_text(),
-        "header": source.header_text(platform),
-    }
+    name = f"{source.name}_{source.digest(platform)}"
+    names = {"input_names": list(source.inputs), "output_names": list(source.outputs)}
     if platform == "metal":
-        return mx.fast.metal_kernel(**arguments)  # type: ignore[return-value]
-    return mx.fast.cuda_kernel(**arguments, shared_memory=source.shared_memory)  # type: ignore[return-value]
+        return mx.fast.metal_kernel(name, header=source.header_text(platform), source=source.body_text(), **names)
+    header, body = source.included(platform)
+    return mx.fast.cuda_kernel(name, header=header, source=body, shared_memory=source.shared_memory, **names)

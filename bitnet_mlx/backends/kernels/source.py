@@ -37,15 +37,34 @@ class KernelSource:
     compat: bool = True
     absent: tuple[str, ...] = ()
 
+    def header_files(self, platform: Platform) -> tuple[str, ...]:
+        """The headers for `platform`, in order."""
+        return (_COMPAT, *self.headers) if platform == "cuda" and self.compat else self.headers
+
     def header_text(self, platform: Platform) -> str:
         """The headers for `platform`, without comments."""
-        names = (_COMPAT, *self.headers) if platform == "cuda" and self.compat else self.headers
-        return "".join(read(name) for name in names)
+        return "".join(read(name) for name in self.header_files(platform))
 
     def body_text(self) -> str:
         """The body, without comments; inputs that are absent are null pointers there, which a template switches off."""
+        return self._nothing() + read(self.body)
+
+    def included(self, platform: Platform) -> tuple[str, str]:
+        """(header, body) as includes of the files, for a compiler that reads them: MLX hashes a kernel's whole text at
+        every launch, 0.3 us a thousand characters. Texts in full where a path cannot stand in an include.
+
+        The shapes that the body uses are named in a comment, where MLX finds them.
+        """
+        files = [path(name) for name in (*self.header_files(platform), self.body)]
+        if any(set('"\n\\') & set(str(file)) for file in files):
+            return self.header_text(platform), self.body_text()
+        lines = [f'#include "{file}"\n' for file in files]
+        shapes = " ".join(f"{name}_shape" for name in self.inputs if f"{name}_shape" in read(self.body))
+        return "".join(lines[:-1]), f"{self._nothing()}// {shapes}\n{lines[-1]}"
+
+    def _nothing(self) -> str:
         space = "device " if self.compat else ""
-        return "".join(f"const {space}float* {name} = nullptr;\n" for name in self.absent) + read(self.body)
+        return "".join(f"const {space}float* {name} = nullptr;\n" for name in self.absent)
 
     def given(self, *inputs: Any | None) -> tuple[KernelSource, tuple[Any, ...]]:
         """The kernel and its inputs without those that are None: an argument less is a cheaper launch."""
@@ -69,7 +88,7 @@ def _without(source: KernelSource, absent: tuple[str, ...]) -> KernelSource:
 def read(name: str) -> str:
     """One file of metal_kernels, without comments, empty lines and indentation: MLX copies and hashes it at each call."""
     try:
-        text = _folder_text(name)
+        text = path(name).read_text(encoding="utf-8")
     except OSError as error:
         raise BackendError(
             f"[kernels] the file {name} of metal_kernels cannot be read ({error}); install the package again"
@@ -78,9 +97,7 @@ def read(name: str) -> str:
     return "".join(f"{line}\n" for line in lines if line)
 
 
-def _folder_text(name: str) -> str:
-    """From the installed package, or from the folder beside it in a checkout."""
+def path(name: str) -> Path:
+    """Where a file of metal_kernels lies: in the folder beside the package in a checkout, or in the installed package."""
     checkout = Path(__file__).resolve().parents[3] / "metal_kernels" / name
-    if checkout.is_file():
-        return checkout.read_text(encoding="utf-8")
-    return resources.files("bitnet_mlx.metal_kernels").joinpath(name).read_text(encoding="utf-8")
+    return checkout if checkout.is_file() else Path(str(resources.files("bitnet_mlx.metal_kernels").joinpath(name)))
