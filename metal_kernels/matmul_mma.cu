@@ -5,12 +5,12 @@
 // lie. The codes are 1 too large: the sum of the row's activations is subtracted at the end.
 // Template: T output; WM, WN, WK warps along M, N and K; MT, NT tiles of 8 rows and 16 columns a warp; CHUNKS of 64
 // codes a stage; STAGES in flight; SCALES 0 tensor, 1 row, 2 group of 128 (WK 1, CHUNKS even); BIAS, RESIDUAL.
-// xq: int8 [M, 16 words]; xb: float [M, 1]; s: float [M]; w: uint32 [N, words]; y: T [M, N].
+// x: uint32 [M, 4 words + 4], rows of layout bytes: the codes, as floats their sum and s; w: uint32 [N, words]; y: T [M, N].
 constexpr int BM = WM * MT * 8, BN = WN * NT * 16, THREADS = 32 * WM * WN * WK;
 // A stage in pieces of 16 bytes, chunk by chunk; four pieces more a chunk keep its neighbour in the other banks.
 constexpr int X_CHUNK = BM * 4 + 4, W_CHUNK = BN + 4, W_AT = CHUNKS * X_CHUNK, STAGE = W_AT + CHUNKS * W_CHUNK;
 SHARED_PIECES(pieces);
-const int rows = xq_shape[0], columns = w_shape[0], words = w_shape[1];
+const int rows = x_shape[0], columns = w_shape[0], words = w_shape[1];
 const int lane = threadIdx.x, id = lane + 32 * threadIdx.y, g = lane >> 2, t = lane & 3;
 const int wk = threadIdx.y / (WM * WN), wn = threadIdx.y / WM % WN, wm = threadIdx.y % WM;
 const int row0 = blockIdx.x * BM, column0 = blockIdx.y * BN;
@@ -20,16 +20,16 @@ constexpr int X_ROWS = THREADS / (CHUNKS * 4), W_ROWS = THREADS / CHUNKS;
 static_assert(THREADS % (CHUNKS * 4) == 0 && W_ROWS % 16 == 0, "a block has too few threads for its chunks");
 const int x_row = id / (CHUNKS * 4), x_piece = id % (CHUNKS * 4), w_row = id / CHUNKS, w_piece = id % CHUNKS;
 const int x_left = rows - row0 - x_row, w_left = columns - column0 - w_row;
-const int8_t* x_from = xq + (size_t(row0 + x_row) * words + x_piece) * 16;
+const uint32_t* x_from = x + (size_t(row0 + x_row) * (words + 1) + x_piece) * 4;
 const uint32_t* w_from = w + size_t(column0 + w_row) * words + w_piece * 4;
-const size_t x_stride = size_t(X_ROWS) * words * 16, w_stride = size_t(W_ROWS) * words;
+const size_t x_stride = size_t(X_ROWS) * (words + 1) * 4, w_stride = size_t(W_ROWS) * words;
 // Row 2 g + h of sixteen becomes row 8 h + g of a tile: a lane then has neighbours, and stores them together.
 const int x_to = x_piece / 4 * X_CHUNK + x_row * 4 + x_piece % 4;
 const int w_to = W_AT + w_piece * W_CHUNK + w_row / 16 * 16 + w_row % 2 * 8 + w_row % 16 / 2;
 auto load = [&](int step, uint4* to) {
   const bool x_along = CHUNKS == 2 || step * CHUNKS * 4 + x_piece < words;
   const bool w_along = CHUNKS == 2 || (step * CHUNKS + w_piece) * 4 < words;
-  const int8_t* x_at = x_from;
+  const uint32_t* x_at = x_from;
   const uint32_t* w_at = w_from;
 #pragma unroll
   for (int i = 0; i < BM; i += X_ROWS, x_at += x_stride)
@@ -37,7 +37,7 @@ auto load = [&](int step, uint4* to) {
 #pragma unroll
   for (int i = 0; i < BN; i += W_ROWS, w_at += w_stride)
     if (BN % W_ROWS == 0 || i + w_row < BN) copy_piece(to + w_to + i, w_at, i < w_left && w_along);
-  x_from += CHUNKS * 64, w_from += CHUNKS * 4;
+  x_from += CHUNKS * 16, w_from += CHUNKS * 4;
 };
 
 int acc[MT][NT][4], sums[MT][4];  // element 2 h + e: row 2 t + e, column 2 g + h of a tile
@@ -104,7 +104,7 @@ for (int step = 0; step < steps; step++) {
       for (int mt = 0; mt < MT; mt++)
 #pragma unroll
         for (int e = 0; e < 2; e++) {
-          const float my_s = s[min(my_row + mt * 8 + e, rows - 1)];
+          const float my_s = as_type<float>(x[(size_t(min(my_row + mt * 8 + e, rows - 1) + 1) * (words + 1) - 1) * 4 + 1]);
 #pragma unroll
           for (int i = 0; i < NT * 2; i++) {
             int& sum = acc[mt][i / 2][i % 2 * 2 + e];
@@ -141,8 +141,9 @@ if (wk == 0)
   for (int i = 0; i < MT * 2; i++) {
     const int mt = i / 2, e = i % 2, m = my_row + mt * 8 + e;
     if (m < rows) {
-      const float my_s = s[m];
-      const int sum = SCALES == 2 ? 0 : int(xb[m]);
+      const uint32_t* tail = x + (size_t(m) * (words + 1) + words) * 4;
+      const float my_s = as_type<float>(tail[1]);
+      const int sum = SCALES == 2 ? 0 : int(as_type<float>(tail[0]));
 #pragma unroll
       for (int nt = 0; nt < NT; nt++) {
         const size_t at = size_t(m) * columns + my_column + nt * 16;

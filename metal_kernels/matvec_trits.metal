@@ -1,11 +1,11 @@
 // Ternary mat-vec from trits5 words: M rows of int8 codes (as halves, layout "trits"), R rows of the weight a simdgroup.
 // Template: T output; M; R; SCALES 0 tensor, 1 row; BIAS; RESIDUAL. M R at most 32: lane m R + r finishes output m, r.
-// xq: half [M, 20 words]; xb: float [M, 1], the sum of a row's codes; s: float [M]; w: uint [N, words]; y: T [M, N].
+// x: uint [M, stride], rows of layout trits: 10 words of halves, the sum of the row's codes, s; w: uint [N, words]; y: T [M, N].
 // Every product and partial sum is a whole number of 2^-14 below 2^24 of them while K <= 65536: exact in any order.
 const uint lane = thread_index_in_simdgroup;
 const uint row0 = thread_position_in_grid.y * R;
-const uint rows = w_shape[0], words = w_shape[1];
-const device uint2* xp = (const device uint2*)xq + 5 * lane;  // never fewer than 20 values, so never in `constant`
+const uint rows = w_shape[0], words = w_shape[1], stride = x_shape[1];
+const device uint2* xp = (const device uint2*)x + 5 * lane;  // never fewer than 8 values, so never in `constant`
 decltype(w + 0) row[R];  // words may be: the pointer's address space is the input's own
 float acc[M][R];
 UNROLL for (uint r = 0; r < R; r++) {
@@ -21,7 +21,7 @@ for (uint i = lane; i < words; i += 32) {
   }
   UNROLL for (uint m = 0; m < M; m++) {
     UNROLL for (uint j = 0; j < 5; j++) {
-      const uint2 x = xp[5 * m * words + j];
+      const uint2 x = xp[m * (stride / 2) + j];
       UNROLL for (uint r = 0; r < R; r++) {
         acc[m][r] = trits_mac(c[r][2 * j], x.x, acc[m][r]);
         acc[m][r] = trits_mac(c[r][2 * j + 1], x.y, acc[m][r]);
@@ -39,7 +39,8 @@ UNROLL for (uint m = 0; m < M; m++) {
 }
 const uint m = lane / R, n = row0 + lane % R;
 if (m < M && n < rows) {
-  const float y1 = scaled(mine * 16384.0f - xb[m], s[m], scale_of<SCALES>(scale, n));
+  const uint tail = m * stride + 10 * words;
+  const float y1 = scaled(mine * 16384.0f - as_type<float>(x[tail]), as_type<float>(x[tail + 1]), scale_of<SCALES>(scale, n));
   const uint o = m * rows + n;
   y[o] = finish<T, BIAS, RESIDUAL>(y1, BIAS ? float(bias[n]) : 0.0f, RESIDUAL ? float(residual[o]) : 0.0f);
 }

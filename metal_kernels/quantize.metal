@@ -1,12 +1,12 @@
 // One threadgroup quantises one row of activations, normed first (NORM) and made from gate and up first (ACT 1, 2).
 // Template: T dtype of x. ACT. NORM. EPS: the bits of the norm's float. LAYOUT: layout.py's index, and W its words a load.
 // S: the most simdgroups that own words. Grid: (32 * rows, simdgroups, 1), a threadgroup (32, simdgroups, 1).
-// x: [M, K], or with ACT [M, gate K | up K]. weight: float32 [K]. Outputs xq, xb, s: as layout.prepare.
+// x: [M, K], or with ACT [M, gate K | up K]. weight: float32 [K]. codes: uint [M, stride], rows as layout.prepare.
 //
 // Simdgroups read words of V values, one a thread, as often as it takes. With a norm, simdgroup 0 owns no words: it adds
 // the squares in numpy_ref.lane_sum's order, out of threadgroup memory, while the others already write codes. They
 // do so as if the row were above the quantiser's floor; where it is not, the second turn writes them again.
-constexpr uint V = LAYOUT == 1 ? 20 : 16, PARTS = LAYOUT == 0 ? 64 : 1;
+constexpr uint V = LAYOUT == 1 ? 20 : 16, PARTS = LAYOUT == 0 ? 64 : 1, UINTS = LAYOUT == 2 ? V / 4 : V / 2;
 threadgroup float4 squares[NORM ? S * 8 * V : 1];
 threadgroup float tops[32];
 threadgroup float parts[S * PARTS];
@@ -22,7 +22,10 @@ const uint owners = NORM ? simdgroups - 1 : simdgroups;
 const uint step = owners * 32;
 const bool owner = !NORM || simdgroup > 0;
 const uint first = (NORM ? simdgroup - 1 : simdgroup) * 32 + lane;
+const uint stride = (words * UINTS + PARTS + 4) / 4 * 4;  // codes, biases and s, in whole pieces of 16 bytes
 const device T* values = x + size_t(row) * x_shape[1];
+device uint* to = codes + size_t(row) * stride;
+device float* tail = (device float*)(to + words * UINTS);
 const device float* weights = (const device float*)weight;
 
 float p[V], factors[V];
@@ -84,7 +87,7 @@ for (uint turn = 0; turn < 2; turn++) {
         }
       }
       if (word < words) {
-        store_word<LAYOUT, V>(p, factor, (device PieceOf<V>*)(xq + (size_t(row) * words + word) * V), bias);
+        store_word<LAYOUT, V>(p, factor, (device PieceOf<V>*)(to + word * UINTS), bias);
       }
     }
     if (LAYOUT == 0) {
@@ -100,7 +103,7 @@ for (uint turn = 0; turn < 2; turn++) {
       bias[0] = simd_sum(bias[0]);
       if (lane == 0) parts[first / 32 * PARTS] = bias[0];
     }
-    if (!NORM && first == 0) s[row] = factor;
+    if (!NORM && first == 0) tail[PARTS] = factor;
   } else if (turn == 0) {
     UNROLL
     for (uint half_of = 16; half_of > 0; half_of /= 2) sum = add_rn(sum, simd_shuffle_xor(sum, half_of));
@@ -109,7 +112,7 @@ for (uint turn = 0; turn < 2; turn++) {
     const float chosen = mul_rn(a, r) >= MIN_SCALE ? a : div_rn(MIN_SCALE, r);
     if (lane == 0) {
       divisor[0] = chosen;
-      s[row] = div_rn(127.0f, mul_rn(chosen, r));
+      tail[PARTS] = div_rn(127.0f, mul_rn(chosen, r));
     }
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -125,10 +128,11 @@ if (simdgroup == 0) {
       low += parts[g * PARTS + lane % in_group];
       high += parts[g * PARTS + 32 + lane % in_group];
     }
-    xb[size_t(row) * 64 + 2 * lane] = low * 0.001953125f;
-    xb[size_t(row) * 64 + 2 * lane + 1] = high * 0.001953125f;
+    tail[2 * lane] = low * 0.001953125f;
+    tail[2 * lane + 1] = high * 0.001953125f;
   } else {
     const float total = simd_sum(lane < owners ? parts[lane] : 0.0f);
-    if (lane == 0) xb[row] = total;
+    if (lane == 0) tail[0] = total;
   }
+  if (PARTS + 1 + lane < stride - words * UINTS) tail[PARTS + 1 + lane] = 0.0f;
 }

@@ -6,7 +6,9 @@
     bytes   int8, ordered so that four codes of a word2 word meet four neighbouring bytes (dp4a, mma)
     plain   float16 in their own order, for simdgroup matrices
 
-`prepare` is the definition, in numpy; rows past K hold 0.
+A row is one run of 32-bit words: the codes, then as float32 its biases and its scale s, then up to three words of 0, so
+that every row starts at a multiple of 16 bytes. One array for all of it: an array less is a cheaper launch.
+`prepare` is the definition, in numpy, and `parts` its inverse; codes past K are 0.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import numpy as np
 from bitnet_mlx.ternary import CODES_PER_WORD, padded
 
 LANES = 32
+ROW_WORDS = 4  # a row of activations is a multiple of so many 32-bit words
 TRITS_PER_WORD = 20
 Kind = Literal["halves", "trits", "bytes", "plain"]
 KINDS: tuple[Kind, ...] = ("halves", "trits", "bytes", "plain")  # the index is the kernels' LAYOUT
@@ -50,12 +53,20 @@ class Layout:
 
     @property
     def biases(self) -> int:
-        """float32 values beside each row: two for each lane (halves), else one, the sum of the row's codes."""
+        """float32 values after a row's codes: two for each lane (halves), else one, the sum of the row's codes."""
         return 2 * LANES if self.kind == "halves" else 1
 
     def width(self, k: int) -> int:
         """Prepared activations of a row of K."""
         return -(-k // TRITS_PER_WORD) * TRITS_PER_WORD if self.kind == "trits" else padded(k)
+
+    def code_words(self, k: int) -> int:
+        """32-bit words of a row's codes."""
+        return self.width(k) // (4 if self.kind == "bytes" else 2)
+
+    def stride(self, k: int) -> int:
+        """32-bit words of a row."""
+        return -(-(self.code_words(k) + self.biases + 1) // ROW_WORDS) * ROW_WORDS
 
 
 def halves(k: int) -> Layout:
@@ -68,8 +79,27 @@ def halves(k: int) -> Layout:
     return Layout("halves", min((4, 2, 1), key=idle))
 
 
-def prepare(q: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """int8 q [M, K] -> (prepared [M, width], biases float32 [M, layout.biases])."""
+def prepare(q: np.ndarray, s: np.ndarray, layout: Layout) -> np.ndarray:
+    """int8 q [M, K] and float32 s [M] -> uint32 [M, layout.stride(K)]."""
+    m, k = q.shape
+    codes, biases = _codes(q, layout)
+    words = layout.code_words(k)
+    x = np.zeros((m, layout.stride(k)), np.uint32)
+    x[:, :words] = codes.view(np.uint32)
+    x[:, words : words + layout.biases] = biases.view(np.uint32)
+    x[:, words + layout.biases] = np.asarray(s, np.float32).view(np.uint32)
+    return x
+
+
+def parts(x: np.ndarray, layout: Layout, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """uint32 [M, stride] -> (codes [M, width] in layout.dtype, biases float32 [M, layout.biases], s float32 [M])."""
+    words = layout.code_words(k)
+    codes, tail = np.ascontiguousarray(x[:, :words]), np.ascontiguousarray(x[:, words:]).view(np.float32)
+    return codes.view(layout.dtype), tail[:, : layout.biases], tail[:, layout.biases]
+
+
+def _codes(q: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """(codes [M, width], biases [M, layout.biases])."""
     m, k = q.shape
     x = np.zeros((m, layout.width(k)), np.float64)
     x[:, :k] = q

@@ -6,11 +6,25 @@ from bitnet_mlx.backends.kernels.layout import HALF_BIAS, HALF_SCALE, HALF_UNIT,
 from bitnet_mlx.backends.mlx_import import mx
 
 
-def prepare_mlx(q: mx.array, layout: Layout) -> tuple[mx.array, mx.array]:
-    """Codes as whole numbers, float32 [M, K] -> (prepared [M, layout.width(K)], biases float32 [M, layout.biases]).
+def prepare_mlx(q: mx.array, s: mx.array, layout: Layout) -> mx.array:
+    """Codes as whole numbers, float32 [M, K], and their scales [M] -> uint32 [M, layout.stride(K)].
 
     Equal to layout.prepare: every sum is a whole number below 2^24, so its order does not matter.
     """
+    m, k = q.shape
+    codes, biases = _codes(q, layout)
+    rest = layout.stride(k) - layout.code_words(k) - layout.biases - 1
+    tail = mx.concatenate([biases, s.reshape(m, 1), mx.zeros((m, rest), mx.float32)], axis=1)
+    return mx.concatenate([codes.view(mx.uint32), tail.view(mx.uint32)], axis=1)
+
+
+def scales_mlx(x: mx.array, layout: Layout, k: int) -> mx.array:
+    """The scales float32 [..., 1] of rows uint32 [..., layout.stride(K)]."""
+    at = layout.code_words(k) + layout.biases
+    return x[..., at : at + 1].view(mx.float32)
+
+
+def _codes(q: mx.array, layout: Layout) -> tuple[mx.array, mx.array]:
     m, k = q.shape
     x = mx.pad(q, [(0, 0), (0, layout.width(k) - k)])
     if layout.kind == "halves":

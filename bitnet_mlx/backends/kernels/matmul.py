@@ -21,9 +21,7 @@ def variants(n: int, k: int, m: int, platform: Platform) -> Sequence[MmaVariant]
 
 
 def matmul(
-    xq: Any,
-    xb: Any,
-    s: Any,
+    x: Any,
     w: Any,
     scale: Any,
     bias: Any | None = None,
@@ -35,12 +33,11 @@ def matmul(
 ) -> Launch:
     """y [M, N] of `dtype` = (acc / s) * scale (+ bias) (+ residual), acc the exact integer product; any M.
 
-    xq [M, padded K] and xb float32 [M, 1] in `layout`: int8 "bytes" on CUDA;
-    s float32 [M]; w uint32 [N, padded K / 16]; scale float32 [] or [1], [N], or [N, padded K / 128];
+    x uint32 [M, layout.stride(K)], rows in `layout`, "bytes" on CUDA; w uint32 [N, padded K / 16]; scale float32 [] or [1], [N], or [N, padded K / 128];
     bias float32 [N]; residual [M, N] of `dtype`. Raises ConfigError where the layout is not the variant's.
     """
     if layout.kind == "bytes" and isinstance(variant, MmaVariant):
-        return mma.mma_matmul(xq, xb, s, w, scale, bias, residual, variant=variant, dtype=dtype)
+        return mma.mma_matmul(x, w, scale, bias, residual, variant=variant, dtype=dtype)
     raise ConfigError(
         f"[matmul] activations in layout {layout.kind!r} and {variant} were given; "
         "bytes with an MmaVariant are allowed: take both from one platform's LAYOUTS and variants"

@@ -19,7 +19,7 @@ _FLOAT_OUTPUTS = 16  # in floating point an output takes four registers of a lan
 LANE_WORDS = HALF_LIMIT // CODES_PER_WORD // LANES  # 95: the most words of a row that one lane may sum without rounding
 
 _COMMON = ("common.h", "epilogue.h", "words.h")
-_QUANTISED = ("xq", "xb", "s", "w", "scale", "bias", "residual")
+_QUANTISED = ("x", "w", "scale", "bias", "residual")
 MATVEC = KernelSource("ternary_matvec", "matvec.metal", (*_COMMON, "half_mantissa.h"), _QUANTISED, ("y",))
 GROUPS = KernelSource(
     "ternary_matvec_groups", "matvec_groups.metal", (*_COMMON, "half_mantissa.h", "group_rows.h"), _QUANTISED, ("y",)
@@ -69,9 +69,7 @@ def halves_of(words: np.ndarray) -> np.ndarray:
 
 
 def matvec(
-    xq: Any,
-    xb: Any,
-    s: Any,
+    x: Any,
     w: Any,
     scale: Any,
     bias: Any | None = None,
@@ -83,12 +81,12 @@ def matvec(
 ) -> Launch:
     """y [M, N] of `dtype` = (acc / s) * scale (+ bias) (+ residual), acc the exact integer product; M from 1 to 8.
 
-    xq float16 [M, padded K] and xb float32 [M, 64], of layout "halves"; s float32 [M]; w uint32 [N, padded K / 16];
+    x uint32 [M, layout.stride(K)], rows of layout "halves"; w uint32 [N, padded K / 16];
     scale float32 [] or [1], [N], or [N, padded K / 128], groups added in ascending order; bias float32 [N];
     residual [M, N] of `dtype`. Raises ConfigError for another M or layout, and where a lane would sum too many words
     to be exact (K above 48,640, or a little less with several words a load).
     """
-    m, n, words = _rows("matvec", xq), w.shape[0], w.shape[1]
+    m, n, words = _rows("matvec", x), w.shape[0], w.shape[1]
     if layout.kind != "halves":
         raise ConfigError(f"[matvec] the activations are in layout {layout.kind!r}; halves is allowed")
     if -(-words // (layout.words * LANES)) * layout.words > LANE_WORDS:
@@ -99,7 +97,7 @@ def matvec(
     kind, scale = _scales(scale)
     return _launch(
         GROUPS if kind == 2 else MATVEC,
-        (xq, xb, s, w, scale),
+        (x, w, scale),
         bias,
         residual,
         (m, n),
@@ -162,10 +160,8 @@ def _launch(
     more: tuple[tuple[str, Value], ...] = (),
 ) -> Launch:
     m, n = shape
-    scale = inputs[-1]  # stands for what is absent, and is not read there
     return Launch(
-        source,
-        (*inputs, scale if bias is None else bias, scale if residual is None else residual),
+        *source.given(*inputs, bias, residual),
         (
             ("T", dtype),
             ("M", m),

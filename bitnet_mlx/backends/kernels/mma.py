@@ -112,7 +112,7 @@ def _source(shared_memory: int) -> KernelSource:
         name="ternary_matmul_mma",
         body="matmul_mma.cu",
         headers=("epilogue.h", "mma.h"),
-        inputs=("xq", "xb", "s", "w", "scale", "bias", "residual"),
+        inputs=("x", "w", "scale", "bias", "residual"),
         outputs=("y",),
         platforms=("cuda",),
         shared_memory=shared_memory,
@@ -120,17 +120,16 @@ def _source(shared_memory: int) -> KernelSource:
 
 
 def mma_matmul(
-    xq: Any, xb: Any, s: Any, w: Any, scale: Any, bias: Any, residual: Any, *, variant: MmaVariant, dtype: str
+    x: Any, w: Any, scale: Any, bias: Any, residual: Any, *, variant: MmaVariant, dtype: str
 ) -> Launch:
     """What `matmul.matmul` says, for layout "bytes"."""
-    m, n = xq.shape[0], w.shape[0]
+    m, n = x.shape[0], w.shape[0]
     kind = 2 if len(scale.shape) == 2 else int(len(scale.shape) == 1 and scale.shape[0] != 1)
     if kind == 2:
         variant = variant.grouped()
     tile_m, tile_n = variant.tile
     return Launch(
-        _source(variant.shared_memory),
-        (xq, xb, s, w, scale, scale if bias is None else bias, scale if residual is None else residual),
+        *_source(variant.shared_memory).given(x, w, scale, bias, residual),
         (
             ("T", dtype),
             ("WM", variant.down),

@@ -17,7 +17,7 @@ SOURCE = KernelSource(
     body="quantize.metal",
     headers=("common.h", "gated.h", "quantize.h"),
     inputs=("x", "weight"),
-    outputs=("xq", "xb", "s"),
+    outputs=("codes",),
 )
 ACTS = {None: 0, "relu2": 1, "silu": 2}
 # Simdgroups whose squares fit in 32 KB of threadgroup memory beside their biases: 14 of words of 16, 12 of 20.
@@ -40,7 +40,7 @@ def quantize(
     x: [M, K] of `dtype` ("float32", "bfloat16", "float16"), or with act "relu2" or "silu" [M, 2 K], gate first, whose
     rows are numpy_ref.gated(gate, up). Where K is a multiple of 8, x starts at a multiple of 16 bytes. norm: float32
     [K], the weight of an RMSNorm in front with eps, as numpy_ref.norm_quantize.
-    Outputs: prepared codes [M, layout.width(K)], biases float32 [M, layout.biases], scales float32 [M].
+    Output: uint32 [M, layout.stride(K)], rows of codes, biases and scale in `layout`.
     Raises BackendError for an unknown act, an empty x or one of fewer than 8 values, a norm of another width.
     """
     m, k = _sizes(x, norm, act)
@@ -57,12 +57,11 @@ def quantize(
         ("S", next(form for form in _FORMS[values] if form >= owners)),
     )
     return Launch(
-        source=SOURCE,
-        inputs=(x, x if norm is None else norm),
+        *SOURCE.given(x, norm),
         template=template,
         grid=(LANES * m, simdgroups, 1),
         threadgroup=(LANES, simdgroups, 1),
-        outputs=(((m, layout.width(k)), layout.dtype), ((m, layout.biases), "float32"), ((m,), "float32")),
+        outputs=(((m, layout.stride(k)), "uint32"),),
     )
 
 

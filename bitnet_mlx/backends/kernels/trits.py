@@ -17,7 +17,7 @@ SOURCE = KernelSource(
     name="ternary_matvec_trits",
     body="matvec_trits.metal",
     headers=("common.h", "epilogue.h", "trits5.h"),
-    inputs=("xq", "xb", "s", "w", "scale", "bias", "residual"),
+    inputs=("x", "w", "scale", "bias", "residual"),
     outputs=("y",),
 )
 
@@ -48,9 +48,7 @@ def variants(n: int, k: int, m: int) -> list[TritsVariant]:
 
 
 def trits_matvec(
-    xq: Any,
-    xb: Any,
-    s: Any,
+    x: Any,
     w: Any,
     scale: Any,
     bias: Any | None = None,
@@ -62,17 +60,17 @@ def trits_matvec(
 ) -> Launch:
     """y [M, N] of `dtype` = (acc / s) * scale (+ bias) (+ residual), acc the exact integer product; M from 1 to 8.
 
-    xq float16 [M, 20 W] and xb float32 [M, 1] in layout "trits"; s float32 [M]; w uint32 [N, W], W = ceil(K / 20);
+    x uint32 [M, layout.stride(K)], rows of layout "trits"; w uint32 [N, W], W = ceil(K / 20);
     scale float32 [] or [1], or [N]; bias float32 [N]; residual [M, N] of `dtype`.
     Raises ConfigError for another M, another layout, scales in groups (128 is no multiple of 20), or K above 65,536.
     """
-    m, (n, words) = xq.shape[0], w.shape
+    m, (n, words) = x.shape[0], w.shape
     if not 1 <= m <= MOST_ROWS:
         raise ConfigError(f"[trits] {m} rows of activations were given; 1 to {MOST_ROWS} are allowed")
-    if layout != TRITS or tuple(xq.shape) != (m, words * TRITS_PER_WORD):
+    if layout != TRITS or x.shape[1] != TRITS.stride(words * TRITS_PER_WORD):
         raise ConfigError(
-            f"[trits] activations {tuple(xq.shape)} in layout {layout.kind} were given; "
-            f'[M, {words * TRITS_PER_WORD}] in layout "trits" is what these words need'
+            f"[trits] activations {tuple(x.shape)} in layout {layout.kind} were given; "
+            f'[M, {TRITS.stride(words * TRITS_PER_WORD)}] in layout "trits" is what these words need'
         )
     if len(scale.shape) == 2:
         raise ConfigError(
@@ -84,8 +82,7 @@ def trits_matvec(
     if len(scale.shape) == 0:
         scale = scale.reshape(1)  # kernels index it
     return Launch(
-        SOURCE,
-        (xq, xb, s, w, scale, scale if bias is None else bias, scale if residual is None else residual),
+        *SOURCE.given(x, w, scale, bias, residual),
         (
             ("T", dtype),
             ("M", m),
