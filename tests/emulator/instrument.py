@@ -7,10 +7,10 @@ import re
 
 _BYTES = {"i1": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8, "half": 2, "bfloat": 2, "float": 4, "double": 8, "ptr": 8}
 _TYPE = r"(?:<\d+ x \w+>|\[[^\]]*\]|ptr(?: addrspace\(\d\))?|[%\w.\"]+)"
-_LOAD = re.compile(rf"^  (%\S+) = load (?:volatile )?({_TYPE}), ptr addrspace\((\d)\) (.+), align (\d+)")
-_STORE = re.compile(rf"^  store (?:volatile )?({_TYPE}) .+, ptr addrspace\((\d)\) (.+), align (\d+)")
+_LOAD = re.compile(rf"^  (%\S+) = load (?:volatile )?({_TYPE}), ptr addrspace\(([123])\) (.+), align (\d+)")
+_STORE = re.compile(rf"^  store (?:volatile )?({_TYPE}) .+, ptr addrspace\(([123])\) (.+), align (\d+)")
 _COPY = re.compile(r"^  (?:tail )?call void @llvm\.mem(cpy|move|set)\.[^(]*\((.*)\)")
-_POINTER = re.compile(r"ptr addrspace\((\d)\) (?:\w+ )*?align (\d+) (\S+),")
+_POINTER = re.compile(r"ptr addrspace\(([123])\) (?:\w+ )*?align (\d+) (\S+),")
 _ARITHMETIC = re.compile(
     r"= (?:fpext .* to double|f(?:add|sub|mul|div|rem|neg|cmp)\b[^,]*\bdouble |[us]itofp .* to double)"
 )
@@ -33,9 +33,9 @@ def instrument(ir: str, flags: tuple[str, ...]) -> str:
     """The IR to optimise and link. Raises RefusedError for double arithmetic and for a pointer that loses its address space."""
     out: list[str] = []
     flush = "flush_half" in flags
+    casts: dict[str, str] = {}
     for line in ir.splitlines():
-        if "addrspacecast" in line:
-            raise RefusedError(f"a pointer loses its address space: {line.strip()}")
+        line = _without_cast(line, casts)
         if _ARITHMETIC.search(line):
             raise RefusedError(f"double arithmetic: {line.strip()}")
         if "atomicrmw" in line or "cmpxchg" in line:
@@ -44,8 +44,42 @@ def instrument(ir: str, flags: tuple[str, ...]) -> str:
         match = _HALF.match(line) if flush else None
         out += _flushed(match) if match else [line]
     text = "\n".join(out) + DECLARATIONS
-    text = re.sub(r" addrspace\([123]\)", "", text)
-    return re.sub(r"(@llvm\.[\w.]+)", lambda m: re.sub(r"\.p[123]\b", ".p0", m[1]), text)
+    text = re.sub(r"\baddrspacecast\b", "bitcast", text)
+    text = re.sub(r" addrspace\([1234]\)", "", text)
+    return re.sub(r"(@llvm\.[\w.]+)", lambda m: re.sub(r"\.p[1234]\b", ".p0", m[1]), text)
+
+
+_CAST = re.compile(r"^  (%\S+) = addrspacecast ptr( addrspace\(\d\))? (\S+) to ptr addrspace\(4\)$")
+
+
+def _without_cast(line: str, casts: dict[str, str]) -> str:
+    """The line with casts to clang's generic space (4) looked through, where Metal has none to make.
+
+    A method without a qualifier takes its object through a generic pointer: from thread memory (0) only. A struct copied
+    from or to another space is a memcpy of generic pointers: the real ones take their place. All else is a lost space.
+    """
+    if line.startswith("define"):
+        casts.clear()
+    if match := _CAST.match(line):
+        if match[2]:
+            casts[match[1]] = f"ptr{match[2]} align 1 {match[3]}"
+        return line
+    if "addrspacecast" in line:
+        raise RefusedError(f"a pointer loses its address space: {line.strip()}")
+    for name, real in casts.items():
+        if re.search(rf"{re.escape(name)}(?![\w.])", line):
+            if "@llvm.memcpy" not in line:
+                raise RefusedError(f"a pointer loses its address space: {real} in {line.strip()}")
+            line = re.sub(
+                rf"ptr addrspace\(4\) (align \d+ )?(\w+ )*{re.escape(name)}(?![\w.])",
+                lambda m, r=real: _aligned(r, m[1]),
+                line,
+            )
+    return line
+
+
+def _aligned(pointer: str, align: str | None) -> str:
+    return pointer.replace("align 1 ", align or "align 1 ")
 
 
 def _checks(line: str) -> list[str]:

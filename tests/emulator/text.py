@@ -68,8 +68,27 @@ def rewritten(preprocessed: str) -> str:
         r"\bconstant bool (\w+) \[\[function_constant\(\d+\)\]\];", r"constant bool \1 = false;", preprocessed
     )
     text = re.sub(r"(__constant bool \w+) \[\[function_constant\(\d+\)\]\];", r"\1 = false;", text)
+    text = _plain_constructors(text)
     lines = [line if line.startswith("#") else _literals(line) for line in text.splitlines()]
     return threadgroup_memory("\n".join(lines) + "\n")
+
+
+def _plain_constructors(text: str) -> str:
+    """Constructors without their `thread`: clang makes no temporary of a class whose constructor names it."""
+    classes = set(re.findall(r"\b(?:struct|class)\s+(\w+)", text))
+    out, last = [], 0
+    for match in re.finditer(r"\)\s*__private(?=\s*[:{])", text):
+        depth, at = 0, match.start()
+        while at >= 0:
+            depth += (text[at] == ")") - (text[at] == "(")
+            if depth == 0:
+                break
+            at -= 1
+        name = re.search(r"(\w+)\s*$", text[max(0, at - 80) : at])
+        if name and name[1] in classes:
+            out.append(text[last : match.start() + 1])
+            last = match.end()
+    return "".join([*out, text[last:]])
 
 
 def _literals(line: str) -> str:

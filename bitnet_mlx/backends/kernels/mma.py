@@ -51,7 +51,7 @@ class MmaVariant:
     @property
     def blocks_at_once(self) -> int:
         """Blocks that a processor holds, by shared memory and (estimated) registers; 0 if none."""
-        registers = 4 * self.rows * self.columns + 8 * self.columns + 56
+        registers = 4 * self.rows * self.columns + 8 * self.columns + 50
         if registers > 255:
             return 0
         return min(_SHARED // (self.shared_memory + 1024), _REGISTERS // (registers * _LANES * self.warps))
@@ -68,11 +68,11 @@ _SHAPES = (  # warps along M, N, K; tiles of a warp along M, N; chunks
     (2, 4, 1, 8, 4, 2),  # 128 x 256
     (2, 2, 1, 8, 5, 2),  # 128 x 160
     (1, 4, 1, 8, 4, 2),  # 64 x 256
-    (1, 2, 1, 8, 5, 2),  # 64 x 160
-    (1, 4, 1, 8, 3, 2),  # 64 x 192
-    (2, 4, 1, 8, 2, 2),  # 128 x 128, smaller warps' tiles
+    (1, 2, 4, 8, 5, 4),  # 64 x 160
+    (2, 2, 1, 4, 5, 2),
     (1, 4, 1, 8, 2, 2),  # 64 x 128
-    (1, 4, 2, 4, 2, 4),  # 32 x 128
+    (1, 2, 4, 8, 4, 4),
+    (1, 2, 4, 4, 4, 4),  # 32 x 128
     (1, 2, 2, 8, 2, 4),  # 64 x 64
     (1, 2, 4, 4, 2, 4),  # 32 x 64
     (1, 1, 4, 4, 2, 4),  # 32 x 32
@@ -88,17 +88,22 @@ def variants(n: int, k: int, m: int) -> list[MmaVariant]:
     """The forms worth trying for M rows times a weight [N, K], the likely best first. Every one is exact."""
     forms = [MmaVariant(*shape, stages) for shape in _SHAPES for stages in (4, 3)]
     useful = [form for form in forms if form.blocks_at_once and form.tile[0] < m + 64 and form.chunks * 64 < k + 128]
-    return sorted(useful, key=lambda form: _cost(form, n, m))
+    return sorted(useful, key=lambda form: _clocks(form, n, k, m))
 
 
-def _cost(form: MmaVariant, n: int, m: int) -> float:
-    """A rough time: the busiest processor's outputs, dearer where few warps hide each other's waits and where tiles are small."""
+def _clocks(form: MmaVariant, n: int, k: int, m: int) -> float:
+    """A guess at the busiest processor's clock cycles, from an H100's published and reported rates."""
     tile_m, tile_n = form.tile
-    blocks = math.ceil(m / tile_m) * math.ceil(n / tile_n)
-    most = math.ceil(blocks / _PROCESSORS)
-    warps = min(most, form.blocks_at_once) * form.warps
-    loads = 1 + 24 / tile_n + 8 / tile_m  # bytes that a tile brings in, in units of its products
-    return most * tile_m * tile_n / form.along**0.5 * loads / min(1.0, warps / 8) ** 0.5
+    blocks = math.ceil(math.ceil(m / tile_m) * math.ceil(n / tile_n) / _PROCESSORS)
+    warps = min(blocks, form.blocks_at_once) * form.warps
+    busy = min(0.95, 0.75 + (warps - 4) / 20) if warps >= 4 else warps / 5  # few warps do not hide each other's waits
+    # For 64 codes along K: products, 16 x 8 x 32 in 6.2 cycles on each of four units; shared memory, 128 bytes a cycle;
+    # the second-level cache, about 24 bytes a cycle for each processor.
+    products = tile_m / 8 * tile_n / 16 * 2 * 6.2 / 4
+    brought = tile_m * 64 + tile_n * 16
+    shared = form.down * form.across * (form.rows * 4 + form.columns * 2) + brought / 128
+    chunk = max(products / busy, shared, brought / 24)
+    return blocks * (chunk * math.ceil(k / 64) + 2000 / min(blocks, form.blocks_at_once) + 500 * form.along)
 
 
 @lru_cache(maxsize=64)

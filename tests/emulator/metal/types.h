@@ -79,7 +79,12 @@ template <typename T> struct is_signed : bool_constant<__is_signed(T)> {};
 template <typename T> constexpr constant bool is_signed_v = __is_signed(T);
 template <typename T> struct is_unsigned : bool_constant<__is_unsigned(T)> {};
 template <typename T> constexpr constant bool is_unsigned_v = __is_unsigned(T);
-template <typename T> struct is_empty : bool_constant<__is_empty(T)> {};
+template <typename T> struct remove_addrspace { typedef T type; };
+template <typename T> struct remove_addrspace<thread T> { typedef T type; };
+template <typename T> struct remove_addrspace<device T> { typedef T type; };
+template <typename T> struct remove_addrspace<constant T> { typedef T type; };
+template <typename T> struct remove_addrspace<threadgroup T> { typedef T type; };
+template <typename T> using remove_addrspace_t = typename remove_addrspace<T>::type;
 template <typename T> struct is_arithmetic : bool_constant<is_integral<T>::value || is_floating_point<T>::value> {};
 
 // The element of a scalar or vector, and how many there are.
