@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from bitnet_mlx import __version__
 from bitnet_mlx.backends import choose, missing
+from bitnet_mlx.backends.kernels.source import PLATFORMS, Platform
 from bitnet_mlx.doctor import machine, products
 from bitnet_mlx.doctor.engines import engines
 from bitnet_mlx.doctor.products import Shape
@@ -20,7 +21,7 @@ def examine(progress: Callable[[str], None] = lambda text: None, shapes: Sequenc
     """
     shapes = products.SHAPES if shapes is None else shapes
     choice = choose("auto")
-    gpu = next((name for name in ("metal", "cuda") if not missing(name)), None)
+    gpu = next((name for name in PLATFORMS if not missing(name)), None)
     progress("machine")
     here = machine.machine(gpu)
     report = Report(
@@ -33,7 +34,9 @@ def examine(progress: Callable[[str], None] = lambda text: None, shapes: Sequenc
     return report
 
 
-def _kernels(report: Report, here: Machine, gpu: str, shapes: Sequence[Shape], progress: Callable[[str], None]) -> None:
+def _kernels(
+    report: Report, here: Machine, gpu: Platform, shapes: Sequence[Shape], progress: Callable[[str], None]
+) -> None:
     from bitnet_mlx.backends.mlx_device import measured
     from bitnet_mlx.doctor.kernels_mlx import KernelDoctor
 

@@ -12,6 +12,7 @@ from bitnet_mlx.backends.kernels.problem import Product, product_data
 from bitnet_mlx.backends.kernels.products import ROWS as MOST_ROWS
 from bitnet_mlx.backends.kernels.products import layouts
 from bitnet_mlx.backends.kernels.row_kernels import FloatProduct, Quantiser, RopeKv, RowKernel
+from bitnet_mlx.backends.kernels.source import Platform
 from bitnet_mlx.backends.mlx_import import mx
 from bitnet_mlx.doctor.products import MANY_ROWS, ROWS, Shape, share
 from bitnet_mlx.doctor.report import KernelReport, Machine, ProductReport, SwitchedOff
@@ -27,7 +28,7 @@ class KernelDoctor:
     def __init__(self, chooser: Measured, machine: Machine, progress: Callable[[str], None]) -> None:
         self.chooser, self.machine, self.progress = chooser, machine, progress
         self.tuner = chooser.tuner
-        self.platform = chooser.platform
+        self.platform: Platform = chooser.platform
 
     def products(self, shapes: Sequence[Shape], rows: Sequence[int] = (*ROWS, MANY_ROWS)) -> list[ProductReport]:
         """Each shape with each number of rows; where our kernel is off, stock MLX in float32, which takes its place."""
