@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.cost import texts
 from bitnet_mlx.backends.kernels import matvec, trits
 from bitnet_mlx.backends.kernels.launch import Launch
-from bitnet_mlx.backends.kernels.layout import LANES, Layout, halves
+from bitnet_mlx.backends.kernels.layout import Layout, halves
 
 N, K = 2560, 2560  # of the launches: sizes come at run time, so the text does not depend on them
 GROUP_SCALES = 4 / 128  # bytes a weight of float32 scales in groups of 128
@@ -63,10 +63,10 @@ def words2(rows: int, m: int = 1, words: int = 1, grouped: bool = False) -> Subj
     def text() -> texts.Text:
         w = np.zeros((N, K // 16), np.uint32)
         scale = np.zeros((N, K // 128) if grouped else N, np.float32)
-        xq, xb, s = np.zeros((m, K), np.float16), np.zeros((m, 2 * LANES), np.float32), np.zeros(m, np.float32)
         variant = matvec.MatvecVariant(rows, 2)
         layout = Layout("halves", words)
-        return texts.ours(matvec.matvec(xq, xb, s, w, scale, layout=layout, variant=variant, dtype="bfloat16"))
+        x = np.zeros((m, layout.stride(K)), np.uint32)
+        return texts.ours(matvec.matvec(x, w, scale, layout=layout, variant=variant, dtype="bfloat16"))
 
     name = f"words2 R={rows}" + (f" W={words}" if words > 1 else "") + (" groups" if grouped else "")
     return Subject(name, text, m, rows, 16 * words, 0.25 + (GROUP_SCALES if grouped else 0))
@@ -77,8 +77,8 @@ def trits5(rows: int, m: int = 1) -> Subject:
 
     def text() -> texts.Text:
         w, scale = np.zeros((N, K // 20), np.uint32), np.zeros(N, np.float32)
-        xq, xb, s = np.zeros((m, K), np.float16), np.zeros((m, 1), np.float32), np.zeros(m, np.float32)
-        launch: Launch = trits.trits_matvec(xq, xb, s, w, scale, variant=trits.TritsVariant(rows, 2), dtype="bfloat16")
+        x = np.zeros((m, Layout("trits").stride(K)), np.uint32)
+        launch: Launch = trits.trits_matvec(x, w, scale, variant=trits.TritsVariant(rows, 2), dtype="bfloat16")
         return texts.ours(launch)
 
     return Subject(f"trits5 R={rows}", text, m, rows, 20, 0.2)

@@ -28,16 +28,26 @@ _CUDA_ROWS = 32
 class Codes(NamedTuple):
     """Quantised activations, x close to q / s.
 
-    q: [..., K], whole numbers from -128 to 127 in float32; or, where `layout` is given, [..., layout.width(k)] in that
-    form, with bias float32 [..., layout.biases] beside it. s: float32 [..., 1]. dtype: that of outputs. k: K.
+    q: [..., K], whole numbers from -128 to 127 in float32, and s: float32 [..., 1]; or, where `layout` is given, q is
+    uint32 [..., layout.stride(k)], rows that hold their scale too, and s is None. dtype: that of outputs. k: K.
     """
 
     q: mx.array
-    s: mx.array
+    s: mx.array | None
     dtype: mx.Dtype
-    bias: mx.array | None = None
     layout: Layout | None = None
     k: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many there are, over all leading dimensions."""
+        return self.q.size // self.q.shape[-1]
+
+    @property
+    def scales(self) -> mx.array:
+        """s of codes without a layout."""
+        assert self.s is not None
+        return self.s
 
     @property
     def columns(self) -> int:
@@ -102,7 +112,7 @@ class StockOps:
 
         With a residual [..., N] of T: T(float32(residual) + float32(T(y))).
         """
-        y = scale_output(accumulate(codes.q, words), codes.s, scale)
+        y = scale_output(accumulate(codes.q, words), codes.scales, scale)
         return _finished(y, bias, residual, codes.dtype)
 
     def float_linear(

@@ -78,12 +78,10 @@ def _measure(product: Product, chooser: Chooser, runner: Runner, bytes_a_second:
 
 
 def _ours(candidate: Candidate, data: ProductData, weights: list[mx.array], runner: Runner) -> Call:
-    xq, xb = (mx.array(a) for a in prepare(data.q, candidate.layout))
-    s, scale = mx.array(data.s), mx.array(data.weight.scale)
+    rows, scale = mx.array(prepare(data.q, data.s, candidate.layout)), mx.array(data.weight.scale)
 
     def call(i: int, before: mx.array | None) -> mx.array:
-        codes = (xq, xb, after(s, before))
-        return candidate.run(runner, codes, weights[i % len(weights)], scale, dtype="bfloat16")
+        return candidate.run(runner, after(rows, before), weights[i % len(weights)], scale, dtype="bfloat16")
 
     return call
 

@@ -8,6 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from bitnet_mlx.backends.kernels.layout import Layout, prepare
 from bitnet_mlx.formats import words2
 from tests.backend import shapes
 
@@ -26,6 +27,10 @@ class Product:
     bias: np.ndarray | None
     residual: np.ndarray | None
     y: np.ndarray
+
+    def rows(self, layout: Layout) -> np.ndarray:
+        """The activations as a kernel reads them."""
+        return prepare(self.q, self.s, layout)
 
 
 def product(

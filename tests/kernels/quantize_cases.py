@@ -14,9 +14,9 @@ import numpy as np
 
 from bitnet_mlx.backends import numpy_ref
 from bitnet_mlx.backends.kernels.launch import Launch
-from bitnet_mlx.backends.kernels.layout import Layout, prepare
+from bitnet_mlx.backends.kernels.layout import Layout, parts, prepare
 from bitnet_mlx.backends.kernels.quantize import quantize
-from tests.backend.shapes import expected_codes, f32, half_even, inputs
+from tests.backend.shapes import expected_codes, f32, half_even, inputs, same
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 LAYOUTS = [
@@ -48,10 +48,19 @@ class Case:
         norm = weight if self.norm else None
         return quantize(x[:rows], layout=self.layout, dtype=self.dtype, norm=norm, eps=self.eps, act=self.act)
 
-    def expected(self, k: int, rows: int = 17) -> list[np.ndarray]:
-        """The launch's outputs."""
+    def expected(self, k: int, rows: int = 17) -> np.ndarray:
+        """The launch's output."""
         q, s = codes(self.dtype, self.act, self.norm, self.eps, k)
-        return [*prepare(q[:rows], self.layout), s[:rows]]
+        return prepare(q[:rows], s[:rows], self.layout)
+
+
+def same_rows(found: np.ndarray, expected: np.ndarray, layout: Layout, k: int, label: str) -> None:
+    """Fail, naming what differs first, unless two arrays of rows in a layout are the same bits."""
+    assert found.dtype == expected.dtype
+    both = zip(("codes", "biases", "scales"), parts(found, layout, k), parts(expected, layout, k), strict=True)
+    for name, values, wanted in both:
+        same(values, wanted, f"{name} of {label}")
+    same(found, expected, f"bits of {label}")
 
 
 @lru_cache(maxsize=32)

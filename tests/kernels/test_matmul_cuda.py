@@ -9,7 +9,7 @@ import pytest
 
 from bitnet_mlx.backends.kernels import dp4a, matmul
 from bitnet_mlx.backends.kernels.launch import Launch
-from bitnet_mlx.backends.kernels.layout import Layout, prepare
+from bitnet_mlx.backends.kernels.layout import Layout
 from bitnet_mlx.backends.kernels.mma import MmaVariant
 from bitnet_mlx.backends.kernels.source import read
 from tests.backend.shapes import same
@@ -25,17 +25,13 @@ SHAPES = [(9, 1, 8), (17, 3, 100), (33, 129, 2560), (100, 33, 128), (17, 64, 691
 
 
 def launch(case: Product, variant: MmaVariant, dtype: str = "float32") -> Launch:
-    x, b = prepare(case.q, BYTES)
-    return matmul.matmul(
-        x, b, case.s, case.words, case.scale, case.bias, case.residual, layout=BYTES, variant=variant, dtype=dtype
-    )
+    arrays = case.rows(BYTES), case.words, case.scale, case.bias, case.residual
+    return matmul.matmul(*arrays, layout=BYTES, variant=variant, dtype=dtype)
 
 
 def dp4a_launch(case: Product, variant: dp4a.Dp4aVariant, dtype: str = "float32") -> Launch:
-    x, b = prepare(case.q, BYTES)
-    return dp4a.dp4a_matvec(
-        x, b, case.s, case.words, case.scale, case.bias, case.residual, variant=variant, dtype=dtype
-    )
+    arrays = case.rows(BYTES), case.words, case.scale, case.bias, case.residual
+    return dp4a.dp4a_matvec(*arrays, variant=variant, dtype=dtype)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -84,7 +80,7 @@ def test_dp4a_outputs(scale: str) -> None:
 FAULTS = {  # what a line of the body becomes, and what the run must say or get wrong
     "lost barrier": ("wait_batches<STAGES - 2>();\n__syncthreads();", "wait_batches<STAGES - 2>();"),
     "lost wait": ("wait_batches<STAGES - 2>();", ""),
-    "lost bias": ("const int sum = SCALES == 2 ? 0 : int(xb[m]);", "const int sum = 0;"),
+    "lost bias": ("const int sum = SCALES == 2 ? 0 : int(as_type<float>(tail[0]));", "const int sum = 0;"),
     "wrong mask": ("word >> 2 * j & 0x03030303u", "word >> 2 * j & 0x03030301u"),
     "wrong slot": ("w_row % 2 * 8 + w_row % 16 / 2", "w_row % 16"),
     "lost guard of the store": ("if (n < columns) {", "{"),

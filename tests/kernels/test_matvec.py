@@ -27,11 +27,8 @@ WIDEST = {1: HALF_LIMIT, 2: 94 * 512, 4: 92 * 512}  # 95, 94 and 92 words a lane
 def launch_of(case: Product, words: int, rows: int, dtype: str = "float32") -> Launch:
     """A launch of a case of tests/kernels/products.py."""
     layout = Layout("halves", words)
-    xq, xb = prepare(case.q, layout)
-    variant = MatvecVariant(rows, 2)
-    return matvec(
-        xq, xb, case.s, case.words, case.scale, case.bias, case.residual, layout=layout, variant=variant, dtype=dtype
-    )
+    arrays = case.rows(layout), case.words, case.scale, case.bias, case.residual
+    return matvec(*arrays, layout=layout, variant=MatvecVariant(rows, 2), dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -47,10 +44,10 @@ class Emulated:
         return self.linear(q, np.ones(len(q), np.float32), ones, None)
 
     def linear(self, q: np.ndarray, s: np.ndarray, weight: TernaryTensor, bias: np.ndarray | None) -> np.ndarray:
-        xq, xb = prepare(q, self.layout)
         added = np.zeros(weight.shape[0], np.float32) if bias is None else bias
         options = {"layout": self.layout, "variant": self.variant, "dtype": "float32"}
-        return emulate(matvec(xq, xb, s, weight.words, weight.scale, added, **options), **dict(self.options))[0]
+        arrays = prepare(q, s, self.layout), weight.words, weight.scale, added
+        return emulate(matvec(*arrays, **options), **dict(self.options))[0]
 
 
 @pytest.mark.parametrize(("n", "k"), shapes.PAIRS)
@@ -91,9 +88,9 @@ def test_extremes(words: int) -> None:
         t[0], t[1] = 1, -1
         t[2:10] = np.sign(q)  # the largest sums
         layout = Layout("halves", words)
-        xq, xb = prepare(q, layout)
         one = np.ones(8, np.float32)
-        call = matvec(xq, xb, one, words2.pack(t), one[:1], layout=layout, variant=MatvecVariant(4), dtype="float32")
+        arrays = prepare(q, one, layout), words2.pack(t), one[:1]
+        call = matvec(*arrays, layout=layout, variant=MatvecVariant(4), dtype="float32")
         shapes.same(emulate(call)[0], q.astype(np.int64) @ t.T.astype(np.int64), f"K {k}, {words} words a load")
 
 
@@ -138,9 +135,8 @@ def test_the_widest_lane_stays_whole() -> None:
 def test_a_wider_weight_is_refused(words: int) -> None:
     def call(k: int) -> Launch:
         layout = Layout("halves", words)
-        xq, xb = np.zeros((1, k), np.float16), np.zeros((1, 64), np.float32)
-        w, one = np.zeros((4, k // 16), np.uint32), np.ones(1, np.float32)
-        return matvec(xq, xb, one, w, one, layout=layout, variant=MatvecVariant(), dtype="float32")
+        x, w = np.zeros((1, layout.stride(k)), np.uint32), np.zeros((4, k // 16), np.uint32)
+        return matvec(x, w, np.ones(1, np.float32), layout=layout, variant=MatvecVariant(), dtype="float32")
 
     call(WIDEST[words])
     with pytest.raises(ConfigError, match="48640 with one word"):
@@ -153,12 +149,12 @@ def test_the_layout_chosen_for_a_width_is_never_refused_below_the_limit() -> Non
 
 
 def test_bad_arguments_are_refused() -> None:
-    one, w = np.ones(9, np.float32), np.zeros((4, 8), np.uint32)
-    xq, xb = np.zeros((9, 128), np.float16), np.zeros((9, 64), np.float32)
+    one, w = np.ones(1, np.float32), np.zeros((4, 8), np.uint32)
+    x = np.zeros((9, Layout("halves").stride(128)), np.uint32)
     with pytest.raises(ConfigError, match="9 rows"):
-        matvec(xq, xb, one, w, one[:1], layout=Layout("halves"), variant=MatvecVariant(), dtype="float32")
+        matvec(x, w, one, layout=Layout("halves"), variant=MatvecVariant(), dtype="float32")
     with pytest.raises(ConfigError, match="'plain'"):
-        matvec(xq[:1], xb[:1], one[:1], w, one[:1], layout=Layout("plain"), variant=MatvecVariant(), dtype="float32")
+        matvec(x[:1], w, one, layout=Layout("plain"), variant=MatvecVariant(), dtype="float32")
 
 
 @pytest.mark.parametrize("m", range(1, 9))

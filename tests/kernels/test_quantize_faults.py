@@ -33,7 +33,7 @@ def test_a_lost_barrier(k: int, edit: tuple[str, str]) -> None:
 
 
 def test_padding_that_is_not_written() -> None:
-    with pytest.raises(FaultError, match="xq"):
+    with pytest.raises(FaultError, match="codes"):
         check(_NORM, 10, edit=("if (word < words)", "if (word * V < k)"))
 
 

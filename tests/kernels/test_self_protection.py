@@ -14,7 +14,7 @@ from bitnet_mlx.backends.kernels import check, tune
 from bitnet_mlx.backends.kernels.choices import Choices
 from bitnet_mlx.backends.kernels.chooser import Measured
 from bitnet_mlx.backends.kernels.launch import Launch
-from bitnet_mlx.backends.kernels.layout import Layout, halves, prepare
+from bitnet_mlx.backends.kernels.layout import Layout, halves, parts, prepare
 from bitnet_mlx.backends.kernels.ops import KernelOps
 from bitnet_mlx.backends.kernels.problem import Product
 from bitnet_mlx.backends.kernels.row_kernels import FloatProduct, Quantiser, RopeKv
@@ -249,12 +249,12 @@ def test_ties_that_a_chip_rounds_otherwise_are_counted_apart() -> None:
 
     def flipping(by: int) -> Callable[[Launch], list[mx.array]]:
         def run(launch: Launch) -> list[mx.array]:
-            _, _, s = twin(launch)
+            s = parts(np.array(twin(launch)[0]), Layout("plain"), 136)[2]
             x = np.array(launch.inputs[0])
-            values = x * np.array(s)[:, None]
+            values = x * s[:, None]
             tie = np.abs(values - np.trunc(values)) == 0.5
             q = np.clip(np.where(tie, np.trunc(values) + by * np.sign(values), np.rint(values)), -128, 127)
-            return [*map(mx.array, prepare(q.astype(np.int8), Layout("plain"))), s]
+            return [mx.array(prepare(q.astype(np.int8), s, Layout("plain")))]
 
         return run
 

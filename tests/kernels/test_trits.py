@@ -40,9 +40,10 @@ def problem(n, k, m):
 
 
 def launch(t, q, s, scale, bias=None, residual=None, *, rows=4, simdgroups=2, dtype="float32"):
-    xq, xb = prepare(q, Layout("trits"))
     variant = trits.TritsVariant(rows, simdgroups)
-    return trits.trits_matvec(xq, xb, s, trits5.pack(t), scale, bias, residual, variant=variant, dtype=dtype)
+    return trits.trits_matvec(
+        prepare(q, s, Layout("trits")), trits5.pack(t), scale, bias, residual, variant=variant, dtype=dtype
+    )
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(map(str, form)))
@@ -114,7 +115,7 @@ FAULTS = [
     ("a mask one bit short", "REST = 0x03FC03FCu", "REST = 0x03F803FCu"),
     ("a digit's mask moved", "DIGIT = 0x0C000C00u", "DIGIT = 0x0C001800u"),
     ("a byte in the wrong place", "& 0x00FF00FFu) << 2", "& 0x00FF00FFu) << 1"),
-    ("bias forgotten", "- xb[m]", "- 0.0f * xb[m]"),
+    ("bias forgotten", "- as_type<float>(x[tail])", "- 0.0f * as_type<float>(x[tail])"),
     ("lanes that overlap", "i += 32", "i += 31"),
     ("activations that stand still", "xp += 160", "xp += 0"),
     ("a guard lost", "m < M && n < rows", "m < M"),
@@ -143,8 +144,6 @@ def test_refusals():
         launch(t, q, one, np.ones((4, 6), np.float32))
     with pytest.raises(ConfigError, match="exact up to 65536"):
         launch(np.zeros((1, 65_560), np.int8), np.zeros((1, 65_560), np.int8), one, one)
-    xq, xb = prepare(q, Layout("plain"))
     with pytest.raises(ConfigError, match="layout plain"):
-        trits.trits_matvec(
-            xq, xb, one, trits5.pack(t), one, layout=Layout("plain"), variant=trits.TritsVariant(), dtype="float32"
-        )
+        arrays = prepare(q, one, Layout("plain")), trits5.pack(t), one
+        trits.trits_matvec(*arrays, layout=Layout("plain"), variant=trits.TritsVariant(), dtype="float32")

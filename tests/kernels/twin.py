@@ -12,7 +12,7 @@ import numpy as np
 from bitnet_mlx.backends import numpy_ref
 from bitnet_mlx.backends.kernels.check import codes_of
 from bitnet_mlx.backends.kernels.launch import Launch
-from bitnet_mlx.backends.kernels.layout import KINDS, Layout, prepare
+from bitnet_mlx.backends.kernels.layout import KINDS, Layout, parts, prepare
 from bitnet_mlx.backends.kernels.problem import rounded
 from bitnet_mlx.backends.kernels.run import DTYPES
 from bitnet_mlx.backends.mlx_import import mx
@@ -23,20 +23,21 @@ from bitnet_mlx.ternary import TernaryTensor, quantize_activations
 def twin(launch: Launch) -> list[mx.array]:
     """The outputs of a launch, evaluated."""
     template = dict(launch.template)
-    arrays = [np.array(mx.array(a).astype(mx.float32) if a.dtype == mx.bfloat16 else a) for a in launch.inputs]
+    values = [np.array(mx.array(a).astype(mx.float32) if a.dtype == mx.bfloat16 else a) for a in launch.inputs]
+    arrays = dict(zip(launch.source.inputs, values, strict=True))
     name = launch.source.name
     if name == "quantize":
         outputs = _quantized(arrays, template)
     elif name == "rope_kv":
         outputs = _rotated(arrays, template, launch)
     elif "float" in name:
-        outputs = [_product(arrays[0], None, *arrays[1:], template)]
+        outputs = [_product(arrays["x"], None, arrays, template)]
     else:
         layout = Layout("halves", template["W"]) if "ternary_matvec" in name and "dp4a" not in name else None
-        layout = layout or Layout("bytes" if arrays[0].dtype == np.int8 else "plain")
-        k = arrays[3].shape[1] * 16
-        q = codes_of(arrays[0].astype(np.float32), layout, k)
-        outputs = [_product(q, arrays[2], *arrays[3:], template)]
+        layout = layout or Layout("bytes" if "cuda" in launch.source.platforms[:1] else "plain")
+        k = arrays["w"].shape[1] * 16
+        xq, _, s = parts(arrays["x"], layout, k)
+        outputs = [_product(codes_of(xq.astype(np.float32), layout, k), s, arrays, template)]
     found = []
     for y, (shape, dtype) in zip(outputs, launch.outputs, strict=True):
         assert y.shape == shape, f"{name}: shape {y.shape}, the launch says {shape}"
@@ -45,9 +46,8 @@ def twin(launch: Launch) -> list[mx.array]:
     return found
 
 
-def _product(
-    q: np.ndarray, s: Any, w: Any, scale: Any, bias: Any, residual: Any, template: dict[str, Any]
-) -> np.ndarray:
+def _product(q: np.ndarray, s: Any, arrays: dict[str, np.ndarray], template: dict[str, Any]) -> np.ndarray:
+    w, scale = arrays["w"], arrays["scale"]
     k = w.shape[1] * 16
     q = np.pad(q, [(0, 0), (0, k - q.shape[1])])
     if scale.size == 1 and scale.ndim < 2:
@@ -60,25 +60,25 @@ def _product(
             np.float32
         )
     if template["BIAS"]:
-        y = y + bias
+        y = y + arrays["bias"]
     y = rounded(y, template["T"])
-    return rounded(residual + y, template["T"]) if template["RESIDUAL"] else y
+    return rounded(arrays["residual"] + y, template["T"]) if template["RESIDUAL"] else y
 
 
-def _quantized(arrays: list[np.ndarray], template: dict[str, Any]) -> list[np.ndarray]:
-    x, weight = arrays[0].astype(np.float32), arrays[1]
+def _quantized(arrays: dict[str, np.ndarray], template: dict[str, Any]) -> list[np.ndarray]:
+    x = arrays["x"].astype(np.float32)
     if template["ACT"]:
         x = numpy_ref.gated(*np.split(x, 2, axis=1), ["", "relu2", "silu"][template["ACT"]])
     if template["NORM"]:
-        q, s = numpy_ref.norm_quantize(x, weight, float(np.int32(template["EPS"]).view(np.float32)))
+        q, s = numpy_ref.norm_quantize(x, arrays["weight"], float(np.int32(template["EPS"]).view(np.float32)))
     else:
         q, s = quantize_activations(x)
     layout = Layout(KINDS[template["LAYOUT"]], template["W"])
-    return [*prepare(q, layout), s]
+    return [prepare(q, s, layout)]
 
 
-def _rotated(arrays: list[np.ndarray], template: dict[str, Any], launch: Launch) -> list[np.ndarray]:
-    qkv, cos, sin = (a.astype(np.float32) for a in arrays)
+def _rotated(arrays: dict[str, np.ndarray], template: dict[str, Any], launch: Launch) -> list[np.ndarray]:
+    qkv, cos, sin = (arrays[name].astype(np.float32) for name in ("qkv", "cos", "sin"))
     (b, heads, length, dim), _ = launch.outputs[0]
     x = qkv.reshape(b, length, -1, dim)
     kv_heads = (x.shape[2] - heads) // 2

@@ -11,7 +11,7 @@ import numpy as np
 from bitnet_mlx.backends import numpy_ref
 from bitnet_mlx.backends.kernels import problem
 from bitnet_mlx.backends.kernels.launch import Launch
-from bitnet_mlx.backends.kernels.layout import HALF_SCALE, Layout, prepare
+from bitnet_mlx.backends.kernels.layout import HALF_SCALE, Layout, parts, prepare
 from bitnet_mlx.backends.kernels.products import Candidate, Runner
 from bitnet_mlx.backends.kernels.run import DTYPES
 from bitnet_mlx.backends.mlx_import import mx
@@ -84,8 +84,7 @@ def product(
     extras: Sequence[tuple[bool, bool]] = EXTRAS,
 ) -> Verdict:
     """A product's kernel on `data`, once for each (bias, residual) of extras."""
-    xq, xb = prepare(data.q, candidate.layout)
-    codes = mx.array(xq), mx.array(xb), mx.array(data.s)
+    rows = mx.array(prepare(data.q, data.s, candidate.layout))
     words, scale, bias = mx.array(data.weight.words), mx.array(data.weight.scale), mx.array(data.bias)
     residual = mx.array(data.residual).astype(DTYPES[dtype])
 
@@ -93,7 +92,7 @@ def product(
         found = Verdict(0)
         for biased, added in extras:
             y = candidate.run(
-                runner, codes, words, scale, bias if biased else None, residual if added else None, dtype=dtype
+                runner, rows, words, scale, bias if biased else None, residual if added else None, dtype=dtype
             )
             values = np.array(y.astype(mx.float32))[:, data.columns]
             found += compared(values, data.expected(dtype, biased, added))
@@ -130,20 +129,18 @@ def quantiser(
 
     def check() -> Verdict:
         outputs = runner(make(mx.array(x).astype(DTYPES[dtype]), None if weight is None else mx.array(weight)))
-        xq, xb, found = (np.array(a.astype(mx.float32)) for a in outputs)
-        return _codes_compared(xq, xb, found.reshape(-1), q, s, p, layout)
+        return _codes_compared(np.array(outputs[0]), q, s, p, layout)
 
     return guarded(check)
 
 
-def _codes_compared(
-    xq: np.ndarray, xb: np.ndarray, found: np.ndarray, q: np.ndarray, s: np.ndarray, p: np.ndarray, layout: Layout
-) -> Verdict:
-    expected_q, expected_b = prepare(q, layout)
-    total = xq.size + xb.size + s.size
-    if xq.shape != expected_q.shape or xb.shape != expected_b.shape or found.shape != s.shape:
+def _codes_compared(rows: np.ndarray, q: np.ndarray, s: np.ndarray, p: np.ndarray, layout: Layout) -> Verdict:
+    m, k = q.shape
+    total = m * (layout.width(k) + layout.biases + 1)
+    if rows.dtype != np.uint32 or rows.shape != (m, layout.stride(k)):
         return Verdict(total, total)
-    codes = codes_of(xq, layout, q.shape[1])
+    xq, _, found = parts(rows, layout, k)
+    codes = codes_of(xq.astype(np.float32), layout, k)
     other = codes != q
     # A code that a rounding moved is off by one, and what was rounded lies beside a half.
     top = np.abs(p).max(axis=1, keepdims=True)
@@ -152,13 +149,13 @@ def _codes_compared(
     flips = other & (np.abs(codes - q) == 1) & beside
     ulps = np.abs(found.view(np.int32).astype(np.int64) - s.view(np.int32))
     rounded = (ulps > 0) & (ulps <= _ULPS)
-    own_q, own_b = prepare(codes.astype(np.int8), layout)  # what the kernel's own codes ask for beside them
-    wrong = int((other & ~flips).sum() + (ulps > _ULPS).sum() + (own_q != xq).sum() + (own_b != xb).sum())
+    own = prepare(codes.astype(np.int8), found, layout)  # what the kernel's own codes and scale ask for beside them
+    wrong = int((other & ~flips).sum() + (ulps > _ULPS).sum() + (own != rows).sum())
     return Verdict(total, wrong, int(flips.sum() + rounded.sum()))
 
 
 def codes_of(xq: Any, layout: Layout, k: int) -> Any:
-    """The inverse of layout.prepare: [M, width] -> the codes [M, K] in the dtype given. numpy or MLX arrays."""
+    """Codes in a layout's order, [M, width] -> in their own, [M, K], in the dtype given. numpy or MLX arrays."""
     m = xq.shape[0]
     if layout.kind == "bytes":
         xq = xq.reshape(m, -1, 4, 4).swapaxes(2, 3)

@@ -33,8 +33,9 @@ def matmul(
 ) -> Launch:
     """y [M, N] of `dtype` = (acc / s) * scale (+ bias) (+ residual), acc the exact integer product; any M.
 
-    x uint32 [M, layout.stride(K)], rows in `layout`, "bytes" on CUDA; w uint32 [N, padded K / 16]; scale float32 [] or [1], [N], or [N, padded K / 128];
-    bias float32 [N]; residual [M, N] of `dtype`. Raises ConfigError where the layout is not the variant's.
+    x uint32 [M, layout.stride(K)], rows in `layout`, "bytes" on CUDA; w uint32 [N, padded K / 16]; scale float32 [] or
+    [1], [N], or [N, padded K / 128]; bias float32 [N]; residual [M, N] of `dtype`.
+    Raises ConfigError where the layout is not the variant's.
     """
     if layout.kind == "bytes" and isinstance(variant, MmaVariant):
         return mma.mma_matmul(x, w, scale, bias, residual, variant=variant, dtype=dtype)

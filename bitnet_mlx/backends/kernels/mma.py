@@ -119,9 +119,7 @@ def _source(shared_memory: int) -> KernelSource:
     )
 
 
-def mma_matmul(
-    x: Any, w: Any, scale: Any, bias: Any, residual: Any, *, variant: MmaVariant, dtype: str
-) -> Launch:
+def mma_matmul(x: Any, w: Any, scale: Any, bias: Any, residual: Any, *, variant: MmaVariant, dtype: str) -> Launch:
     """What `matmul.matmul` says, for layout "bytes"."""
     m, n = x.shape[0], w.shape[0]
     kind = 2 if len(scale.shape) == 2 else int(len(scale.shape) == 1 and scale.shape[0] != 1)

@@ -8,7 +8,7 @@ from functools import partial
 from bitnet_mlx.backends.kernels import check, products
 from bitnet_mlx.backends.kernels.chooser import BestGuess, Chooser
 from bitnet_mlx.backends.kernels.layout import Layout
-from bitnet_mlx.backends.kernels.layout_mlx import prepare_mlx
+from bitnet_mlx.backends.kernels.layout_mlx import prepare_mlx, scales_mlx
 from bitnet_mlx.backends.kernels.problem import Product
 from bitnet_mlx.backends.kernels.products import ROWS, Runner
 from bitnet_mlx.backends.kernels.row_kernels import FloatProduct, Quantiser, RopeKv
@@ -74,14 +74,15 @@ class KernelOps(StockOps):
         residual: mx.array | None = None,
     ) -> mx.array:
         lead, n = codes.q.shape[:-1], words.shape[0]
-        m = codes.s.size
+        m = codes.rows
         dtype = _NAMES[codes.dtype]
         candidate = None if codes.layout is None else self._candidate(words, scale, m, codes.columns, dtype)
         if candidate is None or candidate.layout != codes.layout:
             return super().linear(plain(codes), super().arrange(words, scale), scale, bias, residual)
-        flat = (codes.q.reshape(m, -1), codes.bias.reshape(m, -1), codes.s.reshape(m))  # type: ignore[union-attr]
         added = None if residual is None else residual.reshape(m, n)
-        return candidate.run(self.runner, flat, words, scale, bias, added, dtype=dtype).reshape(*lead, n)
+        return candidate.run(self.runner, codes.q.reshape(m, -1), words, scale, bias, added, dtype=dtype).reshape(
+            *lead, n
+        )
 
     def float_linear(
         self,
@@ -119,23 +120,25 @@ class KernelOps(StockOps):
         kernel = Quantiser(width // (2 if act else 1), to, _NAMES[x.dtype], weight is not None, act, eps)
         if not kernel.possible or not self.chooser.allows(kernel):
             return None
-        q, bias, s = self.runner(kernel.launch(x.reshape(-1, width), weight))
-        return Codes(q.reshape(*lead, -1), s.reshape(*lead, 1), x.dtype, bias.reshape(*lead, -1), to, kernel.k)
+        q = self.runner(kernel.launch(x.reshape(-1, width), weight))[0]
+        return Codes(q.reshape(*lead, -1), None, x.dtype, to, kernel.k)
 
 
 def plain(codes: Codes) -> Codes:
     """Codes in float32 and in their own order, whatever layout they are in."""
     if codes.layout is None:
         return codes
-    lead = codes.q.shape[:-1]
-    q = check.codes_of(codes.q.reshape(-1, codes.q.shape[-1]).astype(mx.float32), codes.layout, codes.columns)
-    return Codes(q.reshape(*lead, -1), codes.s, codes.dtype)
+    lead, layout, k = codes.q.shape[:-1], codes.layout, codes.columns
+    x = codes.q.reshape(codes.rows, -1)
+    q = mx.contiguous(x[:, : layout.code_words(k)]).view(DTYPES[layout.dtype]).astype(mx.float32)
+    s = scales_mlx(x, layout, k).reshape(*lead, 1)
+    return Codes(check.codes_of(q, layout, k).reshape(*lead, -1), s, codes.dtype)
 
 
 def relaid(codes: Codes, to: Layout | None) -> Codes:
     """Stock codes in a layout where there are rows enough to pay for it: a product kernel may be on, a quantiser off."""
     lead, k = codes.q.shape[:-1], codes.q.shape[-1]
-    if to is None or codes.s.size <= ROWS:
+    if to is None or codes.rows <= ROWS:
         return codes
-    q, bias = prepare_mlx(codes.q.reshape(-1, k), to)
-    return Codes(q.reshape(*lead, -1), codes.s, codes.dtype, bias.reshape(*lead, -1), to, k)
+    x = prepare_mlx(codes.q.reshape(-1, k), codes.scales, to)
+    return Codes(x.reshape(*lead, -1), None, codes.dtype, to, k)

@@ -40,7 +40,7 @@ class Candidate:
     def run(
         self,
         runner: Runner,
-        codes: tuple[Any, Any, Any],
+        x: Any,
         words: Any,
         scale: Any,
         bias: Any | None = None,
@@ -48,14 +48,14 @@ class Candidate:
         *,
         dtype: str,
     ) -> mx.array:
-        """codes: (xq [M, width], xb [M, biases], s [M]) in this layout -> [M, N] of dtype; more rows go in pieces."""
-        m = codes[0].shape[0]
+        """x: rows of activations, uint32 [M, stride], in this layout -> [M, N] of dtype; more rows go in pieces."""
+        m = x.shape[0]
         step = self.rows or m
         parts = []
         for at in range(0, m, step):
-            piece = codes if m <= step else tuple(c[at : at + step] for c in codes)
+            piece = x if m <= step else x[at : at + step]
             added = residual if residual is None or m <= step else residual[at : at + step]
-            parts += runner(self.make(*piece, words, scale, bias, added, variant=self.variant, dtype=dtype))
+            parts += runner(self.make(piece, words, scale, bias, added, variant=self.variant, dtype=dtype))
         return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=0)
 
 

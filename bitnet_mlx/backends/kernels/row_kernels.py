@@ -13,6 +13,7 @@ import numpy as np
 from bitnet_mlx.backends.kernels import check, matvec, problem, quantize, rope
 from bitnet_mlx.backends.kernels.launch import Launch
 from bitnet_mlx.backends.kernels.layout import Layout
+from bitnet_mlx.backends.kernels.layout_mlx import scales_mlx
 from bitnet_mlx.backends.kernels.products import Runner
 from bitnet_mlx.backends.kernels.run import DTYPES
 from bitnet_mlx.backends.mlx_affine import StockOps
@@ -83,7 +84,8 @@ class Quantiser:
         weight = mx.ones(self.k) if self.norm else None
         for _ in range(calls):
             if runner is not None:
-                s = runner(self.launch(x, weight))[2]
+                rows = runner(self.launch(x, weight))[0]
+                s = scales_mlx(rows, self.layout, self.k)[:, 0]
             elif self.act:
                 s = _STOCK.gated_quantize(x, self.act, weight, self.eps).s
             else:

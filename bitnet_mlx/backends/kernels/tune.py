@@ -118,8 +118,8 @@ class Tuner:
     ) -> tuple[check.Verdict, float | None]:
         """All outputs compared with stock MLX's, and seconds of a call if they are equal."""
         expected = stock_chain(self.stock, arrays, product, 1)
-        codes = tuple(mx.array(a) for a in (*prepare(data.q, candidate.layout), data.s))
-        chain = kernel_chain(candidate, codes, arrays, product, self.runner)
+        rows = mx.array(prepare(data.q, data.s, candidate.layout))
+        chain = kernel_chain(candidate, rows, arrays, product, self.runner)
         verdict = check.guarded(lambda: _same(chain(1), expected))
         return verdict, self.timer(candidate.label, chain) if verdict.sound else None
 
@@ -192,16 +192,14 @@ def on_device(product: Product, data: ProductData) -> Arrays:
     return found
 
 
-def kernel_chain(
-    candidate: Candidate, codes: tuple[mx.array, ...], arrays: Arrays, product: Product, runner: Runner
-) -> Chain:
+def kernel_chain(candidate: Candidate, rows: mx.array, arrays: Arrays, product: Product, runner: Runner) -> Chain:
     """Calls in a row, each added to the result of the one before, as a residual is."""
 
     def chain(calls: int) -> mx.array:
         y = arrays.residual
         for i in range(calls):
             w = arrays.words[i % len(arrays.words)]
-            y = candidate.run(runner, codes, w, arrays.scale, None, y, dtype=product.dtype)  # type: ignore[arg-type]
+            y = candidate.run(runner, rows, w, arrays.scale, None, y, dtype=product.dtype)
         return y
 
     return chain
