@@ -60,15 +60,21 @@ class Device:
         return ops
 
 
-def corrupting(name: str, output: int = 0) -> Callable[[Launch], list[mx.array]]:
-    """A device on which one value of one output of the kernels of that name is off by one."""
+def corrupting(name: str, output: int = 0, word: int = 0) -> Callable[[Launch], list[mx.array]]:
+    """A device on which the last value of an output of the kernels of that name is off by one, or a word of quantised
+    activations is another.
+    """
 
     def run(launch: Launch) -> list[mx.array]:
         outputs = twin(launch)
         if name in launch.source.name:
-            wrong = np.array(outputs[output].astype(mx.float32))
-            wrong.flat[-1] += 1
-            outputs[output] = mx.array(wrong).astype(outputs[output].dtype)
+            right = outputs[output]
+            wrong = np.array(right if right.dtype == mx.uint32 else right.astype(mx.float32))
+            if right.dtype == mx.uint32:
+                wrong[0, word] ^= 1 << 20
+            else:
+                wrong.flat[-1] += 1
+            outputs[output] = mx.array(wrong).astype(right.dtype)
         return outputs
 
     return run
@@ -132,7 +138,9 @@ def test_a_wrong_or_failing_product_is_off_with_one_warning(device: Device) -> N
 
 
 @pytest.mark.parametrize(
-    "device", [Device(corrupting("quantize", i)) for i in range(3)] + [Device(failing("quantize"))]
+    "device",
+    # A code, a bias and the scale of a row of 150 in halves.
+    [Device(corrupting("quantize", word=word)) for word in (0, 130, 192)] + [Device(failing("quantize"))],
 )
 def test_a_wrong_or_failing_quantiser_is_off_with_one_warning(device: Device) -> None:
     with pytest.warns(KernelWarning, match="quantiser k150") as caught:
@@ -215,10 +223,11 @@ def test_every_row_kernel_is_checked_and_chained(dtype: str) -> None:
         assert kernel.check(device).exact, kernel.question  # type: ignore[attr-defined]
         tuner = Tuner("metal", device, device.timer)
         assert tuner.row_kernel(kernel).label == "on"  # type: ignore[arg-type]
-        for output in (0, 1):
-            broken = Tuner(
-                "metal", Device(corrupting("", output if not isinstance(kernel, FloatProduct) else 0)), device.timer
-            )
+        places = [(0, 0), (1, 0)] if isinstance(kernel, RopeKv) else [(0, 0)]
+        if isinstance(kernel, Quantiser):
+            places += [(0, kernel.layout.code_words(kernel.k))]
+        for output, word in places:
+            broken = Tuner("metal", Device(corrupting("", output, word)), device.timer)
             assert broken.row_kernel(kernel).fault, kernel.question  # type: ignore[arg-type]
 
 

@@ -78,7 +78,7 @@ def _quantized(arrays: dict[str, np.ndarray], template: dict[str, Any]) -> list[
 
 
 def _rotated(arrays: dict[str, np.ndarray], template: dict[str, Any], launch: Launch) -> list[np.ndarray]:
-    qkv, cos, sin = (arrays[name].astype(np.float32) for name in ("qkv", "cos", "sin"))
+    qkv, cos, sin = (arrays[name].astype(np.float32) for name in ("qkv", "cosines", "sines"))
     (b, heads, length, dim), _ = launch.outputs[0]
     x = qkv.reshape(b, length, -1, dim)
     kv_heads = (x.shape[2] - heads) // 2
