@@ -52,10 +52,24 @@ def instrument(ir: str, flags: tuple[str, ...]) -> str:
     text = text.replace("call void @llvm.ubsantrap(i8", "call void @emulator_trap(i8")
     text = re.sub(r"\baddrspacecast\b", "bitcast", text)
     text = re.sub(r" addrspace\([1234]\)", "", text)
-    return re.sub(r"(@llvm\.[\w.]+)", lambda m: re.sub(r"\.p[1234]\b", ".p0", m[1]), text)
+    text = re.sub(r"(@llvm\.[\w.]+)", lambda m: re.sub(r"\.p[1234]\b", ".p0", m[1]), text)
+    return _declared_once(text)
 
 
 _CAST = re.compile(r"^  (%\S+) = addrspacecast ptr( addrspace\(\d\))? (\S+) to ptr addrspace\(4\)$")
+
+
+def _declared_once(text: str) -> str:
+    """Without the second declaration of what differed in an address space only."""
+    seen: set[str] = set()
+    lines = []
+    for line in text.splitlines():
+        name = re.match(r"declare .*?(@[\w.]+)\(", line)
+        if name is None or name[1] not in seen:
+            lines.append(line)
+        if name:
+            seen.add(name[1])
+    return "\n".join(lines) + "\n"
 
 
 def _without_cast(line: str, casts: dict[str, str]) -> str:

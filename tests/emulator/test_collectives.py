@@ -14,7 +14,7 @@ RNG = np.random.default_rng(5)
 
 
 def outputs(*names, dtype="float32", shape=(32,)):
-    return {name: (shape, dtype) for name in names}
+    return dict.fromkeys(names, (shape, dtype))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int32", "uint32"])
