@@ -160,4 +160,8 @@ def chip_table(costs: Iterable[Cost]) -> list[str]:
             there = cost.on(chip)
             cells.append(f"  {there.share:6.0%} {there.bound:>10} {there.speed:8.0f}")
         lines.append(f"{chip.name:15} {chip.cores:2} cores" + "".join(cells))
+    lines += [
+        "From the inner loops alone, with M1's throughputs (128 lanes a cycle and core) on every chip: newer ones issue more",
+        "at once. Cores and bandwidths are Apple's, clocks those that benchmarks by others report; see kernels/chips.py.",
+    ]
     return lines
