@@ -55,13 +55,12 @@ for (uint start = 0; start < words; start += step) {
     float now[V / 2], next[V / 2];
     UNROLL
     for (uint i = 0; i < V / 2; i++) next[i] = line[square_line<V>(i, lane)];
-    for (uint at = V / 2; at <= owners * V; at += V / 2) {  // reads the next lines before it adds these
+    for (uint at = V / 2; at <= owners * V; at += V / 2) {
+      const uint ahead = at < owners * V ? at * 32 : 0;  // no branch, so that these loads start before the additions
       UNROLL
       for (uint i = 0; i < V / 2; i++) now[i] = next[i];
-      if (at < owners * V) {
-        UNROLL
-        for (uint i = 0; i < V / 2; i++) next[i] = line[at * 32 + square_line<V>(i, lane)];
-      }
+      UNROLL
+      for (uint i = 0; i < V / 2; i++) next[i] = line[ahead + square_line<V>(i, lane)];
       UNROLL
       for (uint i = 0; i < V / 2; i++) sum = add_rn(sum, now[i]);
     }
