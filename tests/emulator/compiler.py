@@ -24,8 +24,9 @@ _HERE = Path(__file__).parent
 _RUNTIME = ("grid.cpp", "memory.cpp", "collectives.cpp", "bfloat.cpp")
 _PRELUDE = '#include <metal_stdlib>\n#include "mlx/backend/metal/kernels/utils.h"\n'
 _LANGUAGE = (
-    "-x clcpp -cl-std=clc++2021 -cl-no-stdinc -Xclang -cl-ext=-all,+cl_khr_fp16,+__opencl_c_generic_address_space -Xclang -cl-single-precision-constant "
-    "-Xclang -ffake-address-space-map -Xclang -fnative-half-type -Xclang -ffloat16-excess-precision=none "
+    "-x clcpp -cl-std=clc++2021 -cl-no-stdinc -Xclang -cl-ext=-all,+cl_khr_fp16,+__opencl_c_generic_address_space "
+    "-Xclang -cl-single-precision-constant -Xclang -ffake-address-space-map -Xclang -fnative-half-type "
+    "-Xclang -ffloat16-excess-precision=none "
     "-fno-math-errno -Wimplicit-float-conversion -Wno-implicit-int-float-conversion -Wno-unknown-attributes"
 ).split()
 _TO_BFLOAT = re.compile(r"implicit conversion .* to '[^']*(?:__bf16|bfloat)[^']*'")
@@ -79,12 +80,9 @@ def _base() -> str:
     """A hash of everything that every library depends on."""
     digest = hashlib.sha256(" ".join([*(compiler() or ()), *_LANGUAGE, *_processor()]).encode())
     digest.update(subprocess.run([*(compiler() or ()), "--version"], capture_output=True, check=True).stdout)
-    files = [
-        p
-        for p in sorted(_HERE.rglob("*"))
-        if p.is_file() and "__pycache__" not in p.parts and not p.name.startswith("test_")
-    ]
-    for file in [*files, *sorted((mlx_headers() / "mlx/backend/metal/kernels").rglob("*.h"))]:
+    own = [_HERE / name for name in ("compiler.py", "instrument.py", "text.py")]
+    own += [p for folder in ("metal", "runtime") for p in sorted((_HERE / folder).rglob("*")) if p.is_file()]
+    for file in [*own, *sorted((mlx_headers() / "mlx/backend/metal/kernels").rglob("*.h"))]:
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
