@@ -26,9 +26,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from random_decoder import config_2b, random_decoder, ternary_weights  # noqa: E402
-
 from bitnet_mlx.backends.cpu_jit import isa, threads  # noqa: E402
+from bitnet_mlx.bench.random_decoder import config_2b, random_decoder, ternary_weights  # noqa: E402
 from bitnet_mlx.models.cache import KVCache  # noqa: E402
 from bitnet_mlx.models.config import DecoderConfig  # noqa: E402
 from bitnet_mlx.models.decoder_cpu import CpuDecoder  # noqa: E402

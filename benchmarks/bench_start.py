@@ -26,9 +26,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from bench_decode import machine  # noqa: E402
-from random_decoder import config_2b, random_decoder  # noqa: E402
 
 from bitnet_mlx.api import embedded_model  # noqa: E402
+from bitnet_mlx.bench.random_decoder import config_2b, random_decoder  # noqa: E402
 from bitnet_mlx.checkpoint.write import write_native  # noqa: E402
 
 COMMAND = [sys.executable, "-m", "bitnet_mlx"]

@@ -45,7 +45,7 @@ FN void places_dot(thread const uint (&h)[8], thread const float (&x)[16], threa
 FN float place5_bias(thread const float (&x)[16]) { return (x[2] + x[5]) + (x[10] + x[13]); }
 
 // The sum of t * x that the three sums stand for.
-FN float places_value(Places acc, float bias) {
+FN float places_value(thread const Places& acc, float bias) {
   return (16384.0f * acc.five - bias) - (2048.0f * acc.six + 0.5f * acc.seven);
 }
 

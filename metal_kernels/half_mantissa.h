@@ -25,7 +25,9 @@ FN void halves_of(uint w, thread uint (&h)[8]) {
   h[7] = (w ^ 0x40004000u) & 0xC000C000u;
 }
 
-FN void half_mac(uint h, uint x, thread float2& acc) {
+typedef float2 Sums;  // a lane's two sums: of codes p, and of codes p + 8
+
+FN void half_mac(uint h, uint x, thread Sums& acc) {
   const half2 c = as_type<half2>(h), a = as_type<half2>(x);
   acc.x = fma(float(c.x), float(a.x), acc.x);
   acc.y = fma(float(c.y), float(a.y), acc.y);
@@ -33,7 +35,7 @@ FN void half_mac(uint h, uint x, thread float2& acc) {
 
 // The first P of eight half2 against prepared activations.
 template <int P>
-FN void half_dot(thread const uint (&h)[8], uint4 lo, uint4 hi, thread float2& acc) {
+FN void half_dot(thread const uint (&h)[8], uint4 lo, uint4 hi, thread Sums& acc) {
   const uint x[8] = {lo.x, lo.y, lo.z, lo.w, hi.x, hi.y, hi.z, hi.w};
   UNROLL for (uint p = 0; p < P; p++) half_mac(h[p], x[p], acc);
 }
@@ -41,10 +43,10 @@ FN void half_dot(thread const uint (&h)[8], uint4 lo, uint4 hi, thread float2& a
 // One step of a lane: W words of R rows at wp + at[r] against the activations of M rows at xp + m * stride. A word is
 // decoded once for all M. BIAS: also what the masks add to each row of activations, which is the product with a word of
 // sixteen zeros, up to the position that has a bias.
-template <int M, int R, int W, bool BIAS>
-FN void half_step(const device typename Words<W>::type* wp, thread const uint (&at)[R], const device uint4* xp,
-                  uint stride, thread float2 (&acc)[M][R], thread float2 (&bias)[M]) {
-  typename Words<W>::type u[R];
+template <int M, int R, int W, bool BIAS, typename Load>
+FN void half_step(const device Load* wp, thread const uint (&at)[R], const device uint4* xp,
+                  uint stride, thread Sums (&acc)[M][R], thread Sums (&bias)[M]) {
+  Load u[R];
   uint zeros[8];
   halves_of(0x55555555u, zeros);
   UNROLL for (uint r = 0; r < R; r++) u[r] = wp[at[r]];

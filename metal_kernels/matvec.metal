@@ -6,10 +6,11 @@
 const uint lane = thread_index_in_simdgroup, row0 = thread_position_in_grid.y * R;
 const uint rows = w_shape[0], steps = w_shape[1] / W, stride = 2 * w_shape[1];
 if (row0 >= rows) return;
-const device typename Words<W>::type* wp = (const device typename Words<W>::type*)w + size_t(row0) * steps + lane;
+typedef typename Words<W>::type Load;
+const device Load* wp = (const device Load*)w + size_t(row0) * steps + lane;
 const device uint4* xp = (const device uint4*)xq + 2 * W * lane;
 uint at[R];
-float2 acc[M][R], added[M];
+Sums acc[M][R], added[M];
 UNROLL for (uint r = 0; r < R; r++) at[r] = min(r, rows - 1 - row0) * steps;  // past the end: the last row, not stored
 UNROLL for (uint m = 0; m < M; m++) {
   added[m].x = xb[64 * m + 2 * lane];

@@ -5,7 +5,8 @@
 const uint lane = thread_index_in_simdgroup, row0 = thread_position_in_grid.y * R;
 const uint rows = w_shape[0], steps = w_shape[1] / W, groups = w_shape[1] / 8, k = x_shape[1];
 if (row0 >= rows) return;
-const device typename Words<W>::type* wp = (const device typename Words<W>::type*)w + size_t(row0) * steps + lane;
+typedef typename Words<W>::type Load;
+const device Load* wp = (const device Load*)w + size_t(row0) * steps + lane;
 auto xp = x + 16 * W * lane;
 int left = int(k) - int(16 * W * lane);
 uint at[R], scale_at[R];
@@ -20,7 +21,7 @@ UNROLL for (uint m = 0; m < M; m++) {
   UNROLL for (uint r = 0; r < R; r++) acc[m][r].five = acc[m][r].six = acc[m][r].seven = sum[m][r] = 0.0f;
 }
 for (uint i = lane; i < steps; i += 32) {
-  typename Words<W>::type u[R];
+  Load u[R];
   UNROLL for (uint r = 0; r < R; r++) u[r] = wp[at[r]];
   UNROLL for (uint j = 0; j < W; j++) {
     uint h[R][8];

@@ -5,7 +5,8 @@ constexpr int SHARE = 8 / W, KEPT = GroupRows<R, SHARE>::kept;
 const uint lane = thread_index_in_simdgroup, row0 = thread_position_in_grid.y * R;
 const uint rows = w_shape[0], steps = w_shape[1] / W, stride = 2 * w_shape[1], groups = w_shape[1] / 8;
 if (row0 >= rows) return;
-const device typename Words<W>::type* wp = (const device typename Words<W>::type*)w + size_t(row0) * steps + lane;
+typedef typename Words<W>::type Load;
+const device Load* wp = (const device Load*)w + size_t(row0) * steps + lane;
 const device uint4* xp = (const device uint4*)xq + 2 * W * lane;
 const uint row = row0 + GroupRows<R, SHARE>::first(lane), member = lane % SHARE;
 uint at[R], scale_at[KEPT], g = lane / SHARE;
@@ -16,7 +17,7 @@ UNROLL for (uint i = 0; i < KEPT; i++) {
   UNROLL for (uint m = 0; m < M; m++) sum[m][i] = 0.0f;
 }
 for (uint begin = 0; begin < steps; begin += 32) {  // every lane takes part in every step's shuffles
-  float2 acc[M][R], added[M];
+  Sums acc[M][R], added[M];
   UNROLL for (uint m = 0; m < M; m++) {
     added[m].x = added[m].y = 0.0f;
     UNROLL for (uint r = 0; r < R; r++) acc[m][r].x = acc[m][r].y = 0.0f;

@@ -10,6 +10,8 @@ template <>
 struct Piece<20> {
   typedef uint2 type;
 };
+template <int V>
+using PieceOf = typename Piece<V>::type;
 FN void split(uint4 piece, thread uint* to) {
   to[0] = piece.x;
   to[1] = piece.y;
@@ -52,48 +54,52 @@ struct Packed<bfloat16_t> {
   }
 };
 
-// v[i] = row[at + i], 0 from k on. Whole pieces where the word lies within the row and rows start at whole pieces.
+// V values as they lie in memory, and as floats.
 template <typename T, int V>
-FN void load_word(const device T* row, uint k, uint at, thread float* v) {
-  typedef typename Piece<V>::type piece;
-  constexpr uint BYTES = sizeof(piece), PIECES = V * sizeof(T) / BYTES, IN_PIECE = BYTES / 4, IN_BITS = 4 / sizeof(T);
-  if (at + V <= k && k % (BYTES / 2) == 0) {
-    const device piece* from = (const device piece*)(row + at);
-    piece pieces[PIECES];
+struct Word {
+  typedef PieceOf<V> piece;
+  enum { PIECES = V * sizeof(T) / sizeof(piece), IN_PIECE = sizeof(piece) / 4, IN_BITS = 4 / sizeof(T) };
+  uint bits[PIECES * IN_PIECE];
+  FN void read(const device T* from) thread {
     UNROLL
-    for (uint i = 0; i < PIECES; i++) pieces[i] = from[i];
-    UNROLL
-    for (uint i = 0; i < PIECES; i++) {
-      uint bits[IN_PIECE];
-      split(pieces[i], bits);
-      UNROLL
-      for (uint j = 0; j < IN_PIECE; j++) Packed<T>::values(bits[j], v + (i * IN_PIECE + j) * IN_BITS);
-    }
-  } else {
-    UNROLL
-    for (uint i = 0; i < V; i++) v[i] = at + i < k ? float(row[at + i]) : 0.0f;
+    for (int i = 0; i < PIECES; i++) split(((const device piece*)from)[i], bits + i * IN_PIECE);
   }
-}
+  FN void values(thread float* to) const thread {
+    UNROLL
+    for (int i = 0; i < PIECES * IN_PIECE; i++) Packed<T>::values(bits[i], to + i * IN_BITS);
+  }
+};
 
-// The same of what is quantised: row is [K], or with ACT [gate K | up K].
-template <typename T, int V, int ACT>
-FN void load_values(const device T* row, uint k, uint at, thread float* v) {
-  load_word<T, V>(row, k, at, v);
+// What is quantised, v[i] for the column at + i, and the norm's factors; 0 from column k on. row: [K], or with ACT
+// [gate K | up K]. Whole pieces, all on their way at once, where the word lies within the row and rows start at pieces.
+template <typename T, int V, int ACT, bool NORM>
+FN void load_values(const device T* row, const device float* weight, uint k, uint at, thread float* v, thread float* factors) {
+  float up[V];
+  UNROLL
+  for (uint i = 0; i < V; i++) v[i] = up[i] = factors[i] = 0.0f;
+  if (at + V <= k && k % (sizeof(PieceOf<V>) / 2) == 0) {
+    Word<T, V> first, second;
+    Word<float, V> third;
+    first.read(row + at);
+    if (ACT != 0) second.read(row + k + at);
+    if (NORM) third.read(weight + at);
+    first.values(v);
+    if (ACT != 0) second.values(up);
+    if (NORM) third.values(factors);
+  } else if (at < k) {
+    UNROLL
+    for (uint i = 0; i < V; i++) {
+      if (at + i < k) {
+        v[i] = float(row[at + i]);
+        if (ACT != 0) up[i] = float(row[k + at + i]);
+        if (NORM) factors[i] = weight[at + i];
+      }
+    }
+  }
   if (ACT != 0) {
-    float up[V];
-    load_word<T, V>(row + k, k, at, up);
     UNROLL
     for (uint i = 0; i < V; i++) v[i] = gated_value<ACT>(v[i], up[i]);
   }
-}
-
-// v *= weight[at ..], each product rounded.
-template <int V>
-FN void scale_values(const device float* weight, uint k, uint at, thread float* v) {
-  float factors[V];
-  load_word<float, V>(weight, k, at, factors);
-  UNROLL
-  for (uint i = 0; i < V; i++) v[i] = mul_rn(v[i], factors[i]);
 }
 
 // Squares lie in threadgroup memory in their own order but for words of 16, which would all start in the same banks:
@@ -119,8 +125,8 @@ FN uint half_pair(float low, float high) {
 // in halves, for each half of the word, in units of HALF_UNIT; else the sum of its codes, to bias[0].
 // No code leaves -128 .. 127: |p| is at most the divisor that factor is 127 over.
 template <int LAYOUT, int V>
-FN void store_word(const thread float* p, float factor, device typename Piece<V>::type* to, thread float* bias) {
-  typedef typename Piece<V>::type piece;
+FN void store_word(const thread float* p, float factor, device PieceOf<V>* to, thread float* bias) {
+  typedef PieceOf<V> piece;
   constexpr uint UINTS = LAYOUT == 2 ? V / 4 : V / 2, IN_PIECE = sizeof(piece) / 4;
   uint shifted[V], bits[V / 2];
   float q[V];

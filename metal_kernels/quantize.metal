@@ -6,10 +6,10 @@
 // Simdgroups read words of V values, one a thread, as often as it takes. With a norm, simdgroup 0 owns no words: it adds
 // the squares in numpy_ref.lane_sum's order, out of threadgroup memory, while the others already write codes. They
 // do so as if the row were above the quantiser's floor; where it is not, the second turn writes them again.
-constexpr uint V = LAYOUT == 1 ? 20 : 16;
+constexpr uint V = LAYOUT == 1 ? 20 : 16, PARTS = LAYOUT == 0 ? 64 : 1;
 threadgroup float4 squares[NORM ? S * 8 * V : 1];
 threadgroup float tops[32];
-threadgroup float parts[S * (LAYOUT == 0 ? 64 : 1)];
+threadgroup float parts[S * PARTS];
 threadgroup float divisor[1];
 
 const uint lane = thread_index_in_simdgroup;
@@ -23,15 +23,14 @@ const uint step = owners * 32;
 const bool owner = !NORM || simdgroup > 0;
 const uint first = (NORM ? simdgroup - 1 : simdgroup) * 32 + lane;
 const device T* values = x + size_t(row) * x_shape[1];
-const device float* factors = (const device float*)weight;
+const device float* weights = (const device float*)weight;
 
-float p[V];
+float p[V], factors[V];
 float top = 0.0f, sum = 0.0f;
 for (uint start = 0; start < words; start += step) {
   if (NORM && start > 0) threadgroup_barrier(mem_flags::mem_threadgroup);
   if (owner) {
-    const uint at = (start + first) * V;
-    load_values<T, V, ACT>(values, k, at, p);
+    load_values<T, V, ACT, NORM>(values, weights, k, (start + first) * V, p, factors);
     if (NORM) {
       UNROLL
       for (uint i = 0; i < V / 4; i++) {
@@ -42,7 +41,8 @@ for (uint start = 0; start < words; start += step) {
         four.w = mul_rn(p[4 * i + 3], p[4 * i + 3]);
         squares[square_place<V>(first, i)] = four;
       }
-      scale_values<V>(factors, k, at, p);
+      UNROLL
+      for (uint i = 0; i < V; i++) p[i] = mul_rn(p[i], factors[i]);
     }
     UNROLL
     for (uint i = 0; i < V; i++) top = max(top, fabs(p[i]));
@@ -77,11 +77,14 @@ for (uint turn = 0; turn < 2; turn++) {
     for (uint start = 0; start < words; start += step) {
       const uint word = start + first;
       if (words > step) {
-        load_values<T, V, ACT>(values, k, word * V, p);
-        if (NORM) scale_values<V>(factors, k, word * V, p);
+        load_values<T, V, ACT, NORM>(values, weights, k, word * V, p, factors);
+        if (NORM) {
+          UNROLL
+          for (uint i = 0; i < V; i++) p[i] = mul_rn(p[i], factors[i]);
+        }
       }
       if (word < words) {
-        store_word<LAYOUT, V>(p, factor, (device typename Piece<V>::type*)(xq + (size_t(row) * words + word) * V), bias);
+        store_word<LAYOUT, V>(p, factor, (device PieceOf<V>*)(xq + (size_t(row) * words + word) * V), bias);
       }
     }
     if (LAYOUT == 0) {
@@ -90,12 +93,12 @@ for (uint turn = 0; turn < 2; turn++) {
         bias[1] += simd_shuffle_xor(bias[1], other);
       }
       if (lane % W == 0) {
-        parts[first / 32 * 64 + lane / W] = bias[0];
-        parts[first / 32 * 64 + 32 + lane / W] = bias[1];
+        parts[first / 32 * PARTS + lane / W] = bias[0];
+        parts[first / 32 * PARTS + 32 + lane / W] = bias[1];
       }
     } else {
       bias[0] = simd_sum(bias[0]);
-      if (lane == 0) parts[first / 32] = bias[0];
+      if (lane == 0) parts[first / 32 * PARTS] = bias[0];
     }
     if (!NORM && first == 0) s[row] = factor;
   } else if (turn == 0) {
@@ -119,8 +122,8 @@ if (simdgroup == 0) {
     const uint in_group = 32 / W;
     float low = 0.0f, high = 0.0f;
     for (uint g = lane / in_group; g < owners; g += W) {
-      low += parts[g * 64 + lane % in_group];
-      high += parts[g * 64 + 32 + lane % in_group];
+      low += parts[g * PARTS + lane % in_group];
+      high += parts[g * PARTS + 32 + lane % in_group];
     }
     xb[size_t(row) * 64 + 2 * lane] = low * 0.001953125f;
     xb[size_t(row) * 64 + 2 * lane + 1] = high * 0.001953125f;

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -63,13 +62,14 @@ class Function:
             return []
         raise UnknownTextError(f"[cost] a block ends with {last.text}")
 
-    def users(self, value: str, within: Iterable[Instruction]) -> list[Instruction]:
-        """The instructions among `within` that read the value."""
-        return [i for i in within if value in i.operands]
-
     def loops(self) -> list[list[Instruction]]:
         """The instructions of each innermost loop, all its blocks together."""
         return [[i for label in self.blocks if label in loop for i in self.blocks[label]] for loop in self._innermost()]
+
+    def outside(self) -> list[Instruction]:
+        """The instructions that stand in no loop."""
+        inside = set().union(*_cycles(set(self.blocks), self.next))
+        return [i for label in self.blocks if label not in inside for i in self.blocks[label]]
 
     def _innermost(self) -> list[set[str]]:
         found = []

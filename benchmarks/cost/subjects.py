@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.cost import texts
 from bitnet_mlx.backends.kernels import matvec, trits
 from bitnet_mlx.backends.kernels.launch import Launch
-from bitnet_mlx.backends.kernels.layout import LANES, Layout
+from bitnet_mlx.backends.kernels.layout import LANES, Layout, halves
 
 N, K = 2560, 2560  # of the launches: sizes come at run time, so the text does not depend on them
 GROUP_SCALES = 4 / 128  # bytes a weight of float32 scales in groups of 128
@@ -18,18 +18,24 @@ GROUP_SCALES = 4 / 128  # bytes a weight of float32 scales in groups of 128
 
 @dataclass(frozen=True)
 class Subject:
-    """name: ours, or whose. rows: of activations (M). text: makes the kernel's text.
+    """name: ours, or whose. text: makes the kernel's text. m: rows of activations. rows: of the weight, a simdgroup's.
 
-    weights: that a lane meets in one pass of the inner loop. products: float products and sums that a pass must have at
-    least, as a check that the right loop was found. bytes: of memory for a weight.
+    along: weights of a row that a lane meets in one pass of the inner loop. bytes: of memory for a weight. tail: whether
+    it has code outside of the loop for a K that its blocks do not divide, so that what stands there is not what runs.
     """
 
     name: str
-    rows: int
     text: Callable[[], texts.Text]
-    weights: int
-    products: int
+    m: int
+    rows: int
+    along: int
     bytes: float
+    tail: bool = False
+
+    @property
+    def weights(self) -> int:
+        """Weights that a lane meets in one pass; each wants a product and a sum for each row of activations."""
+        return self.rows * self.along
 
 
 def subjects() -> Iterator[Subject]:
@@ -62,9 +68,8 @@ def words2(rows: int, m: int = 1, words: int = 1, grouped: bool = False) -> Subj
         layout = Layout("halves", words)
         return texts.ours(matvec.matvec(xq, xb, s, w, scale, layout=layout, variant=variant, dtype="bfloat16"))
 
-    weights = 16 * rows * words
     name = f"words2 R={rows}" + (f" W={words}" if words > 1 else "") + (" groups" if grouped else "")
-    return Subject(name, m, text, weights, weights * m, 0.25 + (GROUP_SCALES if grouped else 0))
+    return Subject(name, text, m, rows, 16 * words, 0.25 + (GROUP_SCALES if grouped else 0))
 
 
 def trits5(rows: int, m: int = 1) -> Subject:
@@ -76,7 +81,7 @@ def trits5(rows: int, m: int = 1) -> Subject:
         launch: Launch = trits.trits_matvec(xq, xb, s, w, scale, variant=trits.TritsVariant(rows, 2), dtype="bfloat16")
         return texts.ours(launch)
 
-    return Subject(f"trits5 R={rows}", m, text, 20 * rows, 20 * rows * m, 0.2)
+    return Subject(f"trits5 R={rows}", text, m, rows, 20, 0.2)
 
 
 def float16(rows: int, dtype: str) -> Subject:
@@ -87,20 +92,19 @@ def float16(rows: int, dtype: str) -> Subject:
         variant = matvec.MatvecVariant(rows, 2)
         return texts.ours(matvec.float_matvec(x, w, scale, variant=variant, dtype=dtype))
 
-    words = matvec.halves(K).words
-    return Subject(f"words2 A16 {dtype} R={rows}", 1, text, 16 * rows * words, 16 * rows * words, 0.25)
+    return Subject(f"words2 A16 {dtype} R={rows}", text, 1, rows, 16 * halves(K).words, 0.25)
 
 
 def stock() -> Iterator[Subject]:
     """MLX's own 2-bit mat-vec; four rows and 16 weights of each a pass. float32 is as exact as ours, 16 bits are not."""
-    for dtype, size in (("float16", 2), ("float", 4)):
+    for dtype, size in (("float16", 2), ("float32", 4)):
 
         def text(dtype: str = dtype) -> texts.Text:
-            return texts.stock_qmv(dtype)
+            return texts.stock_qmv("half" if dtype == "float16" else "float")
 
-        yield Subject(f"MLX qmv_fast 2 bits, {dtype}", 1, text, 64, 64, 0.25 + 2 * size / 128)
+        yield Subject(f"MLX qmv_fast 2 bits, {dtype}", text, 1, 4, 16, 0.25 + 2 * size / 128, tail=True)
 
 
 def mlx_lm() -> Subject:
     """mlx-lm's BitLinear: four weights of each byte, four bytes a pass."""
-    return Subject("mlx-lm BitLinear, float16", 1, texts.mlx_lm, 16, 16, 0.25)
+    return Subject("mlx-lm BitLinear, float16", texts.mlx_lm, 1, 4, 4, 0.25)

@@ -5,7 +5,10 @@ throughputs and its layout of the ALU): float fma, add and multiply, 32-bit inte
 select 1; an add fused with a left shift by 1 to 4 is one add; constant right shift (bit extract), longer left shift,
 multiplication, conversion between integer and float 4; a right shift by an unknown amount 8; a 64-bit add 4; a precise
 division 31; a shuffle between lanes 2 (256 bytes a cycle and core). 16-bit operands and results of float operations
-are free, and so is the upper half of a register. A core issues 128 lanes a cycle. Branches are taken to cost 1.
+are free, and so is the upper half of a register. A core issues 128 lanes a cycle.
+
+Not published, taken so: a branch 1; a sum over lanes as five shuffles and five adds; an integer division by a constant
+as the upper half of a product and a shift, 12; of a load's address, base, index and constant are free.
 Loads and stores are counted and not weighed; a core's load path gives 64 bytes a cycle, which is shown beside.
 """
 
@@ -31,11 +34,13 @@ CYCLES = {
     "float add or multiply": 1,
     "bfloat widening": 1,
     "division": 31,
+    "integer division by a constant": 12,
     "shuffle": 2,
+    "sum over lanes": 15,
 }
 LOAD_BYTES_A_CYCLE = 0.5  # of one lane: 64 bytes a core, for 128 lanes
 
-_FREE = "phi bitcast extractelement insertelement shufflevector zext trunc freeze addrspacecast fneg".split()
+_FREE = "alloca ret phi bitcast extractelement insertelement shufflevector zext trunc freeze addrspacecast fneg".split()
 _BITWISE = "and or xor".split()
 _FLOAT = "fadd fsub fmul".split()
 _CONVERSIONS = "sitofp uitofp fptosi fptoui".split()
@@ -49,8 +54,11 @@ _INTRINSICS = {
     "minnum": "compare or select",
     "maxnum": "compare or select",
     "rint": "int-float conversion",
+    "bitreverse": "shift or extract",
 }
 _MARKERS = "llvm.lifetime llvm.assume llvm.experimental.noalias".split()
+_LANE_SUMS = range(7)  # the operation's number in tests/emulator/metal/simd.h: a sum, maximum and the like
+_SHUFFLES = range(11, 20)
 _SIZE = {"half": 2, "bfloat": 2, "float": 4, "double": 8, "ptr": 8}
 
 
@@ -79,6 +87,8 @@ def _kinds(i: Instruction, loop: Sequence[Instruction]) -> list[tuple[str, int]]
     if op in _FREE:
         return []
     if op in ("load", "store"):
+        if "addrspace" not in i.text:
+            return _private(i, loop)
         size = _bytes(i.text)
         return [(f"{op}s", 1), ("loaded bytes" if op == "load" else "stored bytes", size)]
     if op == "or" and "disjoint" in i.text and re.search(r", \d+$", i.text) and _only_address(i, loop):
@@ -99,6 +109,10 @@ def _kinds(i: Instruction, loop: Sequence[Instruction]) -> list[tuple[str, int]]
         return [("int-float conversion", lanes)]
     if op in _FLOAT:
         return [("float add or multiply", lanes)]
+    if op in ("udiv", "sdiv") and re.search(r", \d+$", i.text):
+        return [("integer division by a constant", lanes)]
+    if op in ("urem", "srem") and re.search(r", \d+$", i.text):
+        return [("integer division by a constant", lanes), ("integer multiply", lanes), ("integer add", lanes)]
     if op == "fdiv":
         return [("division", lanes)]
     if op in ("fpext", "fptrunc"):
@@ -160,9 +174,22 @@ def _call(i: Instruction, lanes: int) -> list[tuple[str, int]]:
         return [(_INTRINSICS[intrinsic.group(1)], lanes)]
     if name.startswith(tuple(_MARKERS)):
         return []
-    if "shuffle" in name:
-        return [("shuffle", 1)]
+    if name == "emulator_simd":
+        number = re.search(r"\(i32 (?:noundef )?(\d+)", i.text)
+        operation = int(number.group(1)) if number else -1
+        if operation in _LANE_SUMS:
+            return [("sum over lanes", 1)]
+        if operation in _SHUFFLES:
+            return [("shuffle", 1)]
     raise UnknownTextError(f"[cost] no price is known for: {i.text}")
+
+
+def _private(i: Instruction, loop: Sequence[Instruction]) -> list[tuple[str, int]]:
+    """What carries a value to the emulator's collective operations is no memory of a GPU's; any other is refused."""
+    place = re.search(r"ptr (%[\w.]+)", i.text)
+    if place and any("@emulator_simd(" in u.text for u in loop if place.group(1) in u.operands):
+        return []
+    raise UnknownTextError(f"[cost] an array or variable is kept in memory: {i.text}")
 
 
 def _lanes(text: str) -> int:

@@ -12,6 +12,9 @@ from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.formats import trits5
 from tests.backend import shapes
 from tests.emulator import FaultError, emulate
+from tests.emulator.compiler import FLAGS
+from tests.kernels import cuda_text
+from tests.kernels.cuda_host import run_on_host
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 PAIRS = [(1, 8), (3, 20), (5, 21), (2, 100), (33, 128), (9, 660), (3, 2560), (5, 6912)]
@@ -85,6 +88,26 @@ def test_every_variant_is_exact():
             t, q, product = problem(5, 100, m)
             made = launch(t, q, np.ones(m, np.float32), np.float32(1), rows=variant.rows, simdgroups=variant.simdgroups)
             shapes.same(emulate(made)[0], product, f"{variant}, M {m}")
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_other_compilers_and_chips(flag):
+    """Fast math, contraction or none, half denormals as zero: every product and sum stays exact."""
+    t, q, product = problem(5, 2560, 3)
+    made = launch(t, q, np.ones(3, np.float32), np.float32(1))
+    shapes.same(emulate(made, flags=(flag,), seed=5)[0], product, flag)
+
+
+def test_cuda_form(tmp_path):
+    """The CUDA text of the same body, run on the CPU; and through NVIDIA's compiler where there is one."""
+    for m, n, k, residual in ((1, 9, 660, True), (3, 1, 8, False)):
+        t, q, product = problem(n, k, m)
+        one = np.ones(m, np.float32)
+        extra = product.astype(np.float32) if residual else None
+        made = launch(t, q, one, np.full(n, 2, np.float32), residual=extra)
+        shapes.same(run_on_host(made)[0], product * (3 if residual else 2), f"M {m}, N {n}, K {k}")
+        if cuda_text.NVCC:
+            assert cuda_text.compile_cuda(made, tmp_path).spills == 0
 
 
 FAULTS = [

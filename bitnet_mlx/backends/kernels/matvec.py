@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from bitnet_mlx.backends.kernels.launch import Launch, Value, whole
 from bitnet_mlx.backends.kernels.layout import HALF_LIMIT, LANES, Layout, halves
 from bitnet_mlx.backends.kernels.source import KernelSource
@@ -13,6 +15,7 @@ from bitnet_mlx.ternary import CODES_PER_WORD, GROUP
 
 MOST_ROWS = 8
 MOST_OUTPUTS = 32  # rows of activations times rows of weights of a simdgroup: each lane finishes one output
+_FLOAT_OUTPUTS = 16  # in floating point an output takes four registers of a lane
 LANE_WORDS = HALF_LIMIT // CODES_PER_WORD // LANES  # 95: the most words of a row that one lane may sum without rounding
 
 _COMMON = ("common.h", "epilogue.h", "words.h")
@@ -37,10 +40,10 @@ class MatvecVariant:
     rows: int = 4
     simdgroups: int = 2
 
-    def fit(self, m: int) -> MatvecVariant:
-        """This variant for m rows of activations: as many rows of the weight as a simdgroup can finish."""
+    def fit(self, m: int, outputs: int = MOST_OUTPUTS) -> MatvecVariant:
+        """This variant for m rows of activations: no more rows of the weight than make that many outputs a simdgroup."""
         rows = self.rows
-        while rows * m > MOST_OUTPUTS:
+        while rows * m > outputs:
             rows //= 2
         return MatvecVariant(rows, self.simdgroups)
 
@@ -52,6 +55,17 @@ def variants(n: int, k: int, m: int) -> list[MatvecVariant]:
     """
     order = (4, 8, 2, 1) if n * k >= 1 << 22 else (4, 2, 1, 8)
     return [MatvecVariant(rows, groups) for rows in order for groups in (2, 8) if rows * m <= MOST_OUTPUTS]
+
+
+def halves_of(words: np.ndarray) -> np.ndarray:
+    """What half_mantissa.h's masks make of code words, in numpy: uint32 [...] -> float16 [..., 8, 2], (position p, half).
+
+    halves_of(words)[..., p, h] * HALF_SCALE[p] = (t + HALF_BIAS[p]) * HALF_UNIT, t the weight of code p + 8 h.
+    """
+    m = words | 0xC000C000
+    steps = [m & 0x40034003, m & 0x400C400C, m & 0x40304030, m & 0x40C040C0, m & 0x43004300]
+    steps += [words & 0x0C000C00, (m - 0x50005000) & 0x90009000, (words ^ 0x40004000) & 0xC000C000]
+    return np.stack(steps, axis=-1).astype("<u4").view("<f2").reshape(*words.shape, 8, 2)
 
 
 def matvec(
@@ -90,7 +104,7 @@ def matvec(
         residual,
         (m, n),
         layout.words,
-        variant,
+        variant.fit(m),
         dtype,
         kind,
     )
@@ -114,8 +128,8 @@ def float_matvec(
     """
     m, n, k = _rows("float_matvec", x), w.shape[0], x.shape[1]
     kind, scale = _scales(scale)
-    ragged = (("RAGGED", k % GROUP != 0),)
-    return _launch(FLOAT, (x, w, scale), bias, residual, (m, n), halves(k).words, variant, dtype, kind, ragged)
+    form, ragged = variant.fit(m, _FLOAT_OUTPUTS), (("RAGGED", k % GROUP != 0),)
+    return _launch(FLOAT, (x, w, scale), bias, residual, (m, n), halves(k).words, form, dtype, kind, ragged)
 
 
 def _rows(name: str, x: Any) -> int:
@@ -148,7 +162,6 @@ def _launch(
     more: tuple[tuple[str, Value], ...] = (),
 ) -> Launch:
     m, n = shape
-    variant = variant.fit(m)
     scale = inputs[-1]  # stands for what is absent, and is not read there
     return Launch(
         source,

@@ -27,6 +27,10 @@ struct __half {
   __half(float v) : value(_Float16(v)) {}
   operator float() const { return float(value); }
 };
+struct alignas(4) __half2 {
+  __half x, y;
+};
+typedef __half2 half2;
 struct __nv_bfloat16 {
   uint16_t bits;
   __nv_bfloat16() = default;

@@ -1,13 +1,14 @@
-"""Random decoders at the shapes of bitnet-b1.58-2B-4T: what the benchmarks run, without a checkpoint to fetch."""
+"""Random decoders at the shapes of a preset or of any configuration: what benchmarks run, without a checkpoint to fetch."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from bitnet_mlx.formats.dense import DenseRows, GroupedRows
+from bitnet_mlx.formats import words2
+from bitnet_mlx.formats.dense import HEAD_GROUP, DenseRows, GroupedRows
 from bitnet_mlx.models.config import DecoderConfig, RopeConfig
 from bitnet_mlx.models.weights import DecoderWeights, Linear
-from bitnet_mlx.ternary import CODES_PER_WORD, TernaryTensor, padded
+from bitnet_mlx.ternary import CODES_PER_WORD, GROUP, TernaryTensor, padded
 
 # Every byte of four codes 0, 1 or 2.
 _BYTES = np.array([sum(c << 2 * i for i, c in enumerate(codes)) for codes in np.ndindex(3, 3, 3, 3)], np.uint8)
@@ -36,7 +37,9 @@ def aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
 
 
 def random_words(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
-    """uint32 words of a ternary [n, k] with every code equally likely; k a multiple of 128."""
+    """uint32 words of a ternary [n, k] with every code equally likely."""
+    if k != padded(k):
+        return words2.pack(rng.integers(-1, 2, (n, k), np.int8))
     words = aligned((n, padded(k) // CODES_PER_WORD), np.uint32)
     words.view(np.uint8)[:] = _BYTES[rng.integers(0, len(_BYTES), (n, padded(k) // 4), np.uint8)]
     return words
@@ -52,19 +55,26 @@ def random_head(rng: np.random.Generator, n: int, k: int, bits: int) -> DenseRow
         return DenseRows(data, "bfloat16")
     codes = aligned((n, k), np.int8)
     codes[:] = rng.integers(-127, 128, (HEAD_ROWS_DRAWN, k), np.int8)[pick]
-    scales = aligned((n, k // 64), np.float32)
+    scales = aligned((n, -(-k // HEAD_GROUP)), np.float32)
     scales[:] = rng.uniform(0.001, 0.02, scales.shape)
     return GroupedRows(codes, scales, 8)
 
 
-def random_decoder(config: DecoderConfig, head_bits: int = 8, seed: int = 0) -> DecoderWeights:
-    """Weights of every layer drawn separately, so that a step reads as many bytes as the real model's."""
+def random_decoder(
+    config: DecoderConfig, head_bits: int = 8, seed: int = 0, scale: str = "tensor", activation_bits: int = 8
+) -> DecoderWeights:
+    """Weights of every layer drawn separately, so that a step reads as many bytes as the real model's.
+
+    scale: "tensor", "row" or "group" of 128.
+    """
     rng = np.random.default_rng(seed)
     head = random_head(rng, config.vocab_size, config.hidden_size, head_bits)
     weights = DecoderWeights(config, head, head)
     for layer in range(config.num_hidden_layers):
         for name, (n, k) in config.linear_shapes().items():
-            w = TernaryTensor(random_words(rng, n, k), np.asarray(0.02, np.float32), (n, k))
+            shape = {"tensor": (), "row": (n,), "group": (n, padded(k) // GROUP)}[scale]
+            values = np.full(shape, 0.02, np.float32)
+            w = TernaryTensor(random_words(rng, n, k), values, (n, k), activation_bits)
             weights.linears[f"model.layers.{layer}.{name}"] = Linear(w)
         for name, size in config.norm_sizes().items():
             weights.norms[f"model.layers.{layer}.{name}"] = np.ones(size, np.float32)

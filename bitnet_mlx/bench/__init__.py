@@ -1,0 +1,1 @@
+"""What `bitnet-mlx bench` measures."""

@@ -1,0 +1,68 @@
+"""The launches of one decoder layer in a decode step: ours, by kernels or by stock operations, and mlx-lm's own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from bitnet_mlx import _mlxlm
+from bitnet_mlx.backends.kernels.ops import KernelOps
+from bitnet_mlx.backends.kernels.run import run
+from bitnet_mlx.backends.mlx_affine import StockOps
+from bitnet_mlx.backends.mlx_import import mx
+from bitnet_mlx.bench.launches_mlx import launches
+from bitnet_mlx.bench.random_decoder import random_decoder
+from bitnet_mlx.models.cache_mlx import KVCache
+from bitnet_mlx.models.config import DecoderConfig
+from bitnet_mlx.models.decoder_mlx import MlxModel
+from bitnet_mlx.models.rope_mlx import Rotary
+
+PAST = 64  # positions behind the token
+
+
+def kernel_launches(config: DecoderConfig, scale: str = "tensor", bits: int = 8) -> list[str]:
+    """Ours by kernels, traced in their Metal form. scale: kind of the weights' scales. bits: of activations."""
+    return ops_launches(config, KernelOps("metal", runner=partial(run, platform="metal", stream=mx.gpu)), scale, bits)
+
+
+def stock_launches(config: DecoderConfig, scale: str = "tensor", bits: int = 8) -> list[str]:
+    """The same layer by stock operations."""
+    return ops_launches(config, StockOps(), scale, bits)
+
+
+def ops_launches(config: DecoderConfig, ops: StockOps, scale: str = "tensor", bits: int = 8) -> list[str]:
+    """A layer of random weights at the configuration's shapes, in bfloat16, by any operations."""
+    weights = random_decoder(replace(config, num_hidden_layers=1, vocab_size=64), scale=scale, activation_bits=bits)
+    model = MlxModel(weights, "bfloat16", ops)
+    cache = KVCache()
+    cache.kv = mx.zeros((2, 1, config.num_key_value_heads, cache.step, config.head_dim), mx.bfloat16)
+    cache.offset = PAST
+    rotation = Rotary(config).at(cache, 1)
+    x = mx.zeros((1, 1, config.hidden_size), mx.bfloat16)
+    mx.eval(cache.kv, rotation, x)
+    return launches(lambda x: model.layers[0](x, None, cache, rotation), x)
+
+
+def mlxlm_launches(config: DecoderConfig) -> list[str] | None:
+    """mlx-lm's BitNet layer, which leaves activations in bfloat16; None for families that it has no such layer for.
+
+    Imports mlx_lm.
+    """
+    if not config.sub_norms or config.num_attention_heads * config.head_dim != config.hidden_size:
+        return None
+    family, layers = _mlxlm.module("models.bitnet"), _mlxlm.module("models.bitlinear_layers")
+    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "rms_norm_eps")
+    fields = {name: getattr(config, name) for name in names}
+    block = family.TransformerBlock(
+        family.ModelArgs("bitnet", num_hidden_layers=1, vocab_size=64, head_dim=config.head_dim, **fields)
+    )
+    block.set_dtype(mx.bfloat16)
+    cache = _mlxlm.module("models.cache").KVCache()
+    past = mx.zeros((1, config.num_key_value_heads, PAST, config.head_dim), mx.bfloat16)
+    mx.eval(cache.update_and_fetch(past, past), cache.state, block.parameters())
+    kernel = layers._bitlinear_kernel
+    layers._bitlinear_kernel = partial(kernel, stream=mx.gpu)  # tracing needs no GPU where one is named
+    try:
+        return launches(lambda x: block(x, None, cache), mx.zeros((1, 1, config.hidden_size), mx.bfloat16))
+    finally:
+        layers._bitlinear_kernel = kernel
