@@ -56,7 +56,7 @@ for (uint chunk = 0; chunk < chunks; chunk++) {
     }
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);  // two tiles in turns: the one before may still be read
-  half2 t[NT][8];
+  Halves t[NT][8];
   UNROLL for (uint n = 0; n < NT; n++) ternary_halves(word[n], t[n]);
   UNROLL for (uint m = 0; m < MT; m++) {
     const uint x_at = buffer + (m * 4 + q) * PITCH + r;

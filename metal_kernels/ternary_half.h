@@ -1,7 +1,9 @@
 // Codes as halves -1, 0, 1, without conversions: masks (half_mantissa.h), then one half fma each. After half_mantissa.h.
 // Step p of a word is codes p and p + 8. The mask gives 2^-9 (1024 + 4^p c) for p <= 4, 2^-14 c, -2^-11 t and -2 t; the
 // factor is a power of two and the result -1, 0 or 1, so every operation is exact, fused or not.
-FN void ternary_halves(uint w, thread half2 (&t)[8]) {
+#include <metal_simdgroup_matrix>
+typedef half2 Halves;
+FN void ternary_halves(uint w, thread Halves (&t)[8]) {
   uint h[8];
   halves_of(w, h);
   t[0] = fma(as_type<half2>(h[0]), half2(512.0h), half2(-1025.0h));

@@ -36,7 +36,9 @@ class SimdVariant:
         return self.rows * _SIDE, self.columns * self.simdgroups * _SIDE
 
 
-_FORMS = [SimdVariant(r, c, g) for r, c, g in ((4, 4, 4), (8, 2, 4), (4, 2, 4), (8, 4, 4), (2, 4, 4), (2, 2, 4), (4, 2, 8))]
+_FORMS = [
+    SimdVariant(r, c, g) for r, c, g in ((4, 4, 4), (8, 2, 4), (4, 2, 4), (8, 4, 4), (2, 4, 4), (2, 2, 4), (4, 2, 8))
+]
 
 
 @lru_cache(maxsize=256)
@@ -51,12 +53,16 @@ def variants(n: int, k: int, m: int) -> list[SimdVariant]:
     return sorted((form for form in _FORMS if form.tile[0] < m + 16), key=wasted)
 
 
-def simd_matmul(xq: Any, s: Any, w: Any, scale: Any, bias: Any, residual: Any, *, variant: SimdVariant, dtype: str) -> Launch:
+def simd_matmul(
+    xq: Any, s: Any, w: Any, scale: Any, bias: Any, residual: Any, *, variant: SimdVariant, dtype: str
+) -> Launch:
     """What `matmul.matmul` says, for layout "plain"."""
     m, n = xq.shape[0], w.shape[0]
     kind = 2 if len(scale.shape) == 2 else int(len(scale.shape) == 1 and scale.shape[0] != 1)
     if kind == 2:  # each sum has a float32 beside it
         variant = replace(variant, rows=min(variant.rows, 4), columns=min(variant.columns, 2))
+    if len(scale.shape) == 0:
+        scale = scale.reshape(1)  # the kernel indexes it; MLX passes a scalar by reference
     tile_m, tile_n = variant.tile
     return Launch(
         SOURCE,
