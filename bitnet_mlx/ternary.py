@@ -20,6 +20,7 @@ from bitnet_mlx.errors import FormatError
 GROUP = 128  # codes a row is padded to, and the size of a scale group
 CODES_PER_WORD = 16
 MIN_SCALE = np.float32(1e-5)
+SCALES = ("tensor", "row", "group")  # what a scale of 0, 1 or 2 dimensions stands for
 ZERO_WORD = np.uint32(0x55555555)  # sixteen codes 1
 
 

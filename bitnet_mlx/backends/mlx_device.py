@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import time
 from functools import partial
 
 from bitnet_mlx.backends.kernels.choices import Choices
@@ -24,7 +25,25 @@ def choices(platform: Platform) -> Choices:
     return Choices(platform, chip(), importlib.metadata.version("mlx"))
 
 
+def measured(platform: Platform) -> Measured:
+    """Checks and times kernels at their first use on this chip."""
+    return Measured(platform, Tuner(platform, partial(run, platform=platform)), choices(platform))
+
+
 def measured_ops(platform: Platform) -> KernelOps:
-    """Operations whose kernels are checked and chosen by measuring, at their first use on this chip."""
-    tuner = Tuner(platform, partial(run, platform=platform))
-    return KernelOps(platform, chooser=Measured(platform, tuner, choices(platform)))
+    """Operations by kernels that are so chosen."""
+    return KernelOps(platform, chooser=measured(platform))
+
+
+def copy_bandwidth(size: int = 256 << 20) -> float:
+    """GB/s that are read and written when an array of `size` bytes is copied on MLX's default device; the best of a few."""
+    x = mx.ones(size // 4, mx.float32)
+    mx.eval(x)
+    best = 0.0
+    for _ in range(6):
+        started = time.perf_counter()
+        y = x + 1
+        mx.eval(y)
+        best = max(best, 2 * x.nbytes / (time.perf_counter() - started) / 1e9)
+        x = y
+    return best

@@ -23,9 +23,9 @@ from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.nn.bitlinear import BitLinear
 from bitnet_mlx.nn.dense import DenseLinear, head_layer
 from bitnet_mlx.nn.site import PackedSite
+from bitnet_mlx.ternary import SCALES
 
 COMPILED_ROWS = 8  # up to so many rows a step is a decode step, whose few shapes are worth a trace each
-SCALES = ("tensor", "row", "group")  # by the dimensions of the scale
 _PREFILL = 512  # tokens of one pass, so that memory does not grow with the prompt
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 

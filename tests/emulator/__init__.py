@@ -40,7 +40,7 @@ def emulate(
     inputs = {name: np.asarray(x) for name, x in zip(launch.source.inputs, launch.inputs, strict=True)}
     outputs = dict(zip(launch.source.outputs, launch.outputs, strict=True))
     buffers = grid.Buffers(inputs, outputs)
-    return grid.run(library, signature(text)[1], buffers, launch.grid, launch.threadgroup, seed)
+    return grid.run(library, signature(text)[1], buffers, launch.grid, launch.threadgroup, seed, tuple(flags))
 
 
 def edited(text: str, edit: Edit | None) -> str:

@@ -21,16 +21,17 @@ from tests.emulator.text import check_qualifiers, rewritten
 from tests.emulator.trace import mlx_headers
 
 _HERE = Path(__file__).parent
-_RUNTIME = ("grid.cpp", "memory.cpp", "collectives.cpp", "bfloat.cpp")
+_RUNTIME = ("grid.cpp", "memory.cpp", "collectives.cpp", "floats.cpp", "signals.cpp")
 _PRELUDE = '#include <metal_stdlib>\n#include "mlx/backend/metal/kernels/utils.h"\n'
 _LANGUAGE = (
     "-x clcpp -cl-std=clc++2021 -cl-no-stdinc -Xclang -cl-ext=-all,+cl_khr_fp16,+__opencl_c_generic_address_space "
     "-Xclang -cl-single-precision-constant -Xclang -ffake-address-space-map -Xclang -fnative-half-type "
     "-Xclang -ffloat16-excess-precision=none "
-    "-fno-math-errno -Wimplicit-float-conversion -Wno-implicit-int-float-conversion -Wno-unknown-attributes"
+    "-fno-math-errno -Wimplicit-float-conversion -Wno-implicit-int-float-conversion -Wno-unknown-attributes "
+    "-fsanitize=array-bounds -fsanitize-trap=array-bounds -ftrivial-auto-var-init=pattern"
 ).split()
 _TO_BFLOAT = re.compile(r"implicit conversion .* to '[^']*(?:__bf16|bfloat)[^']*'")
-FLAGS = ("fast_math", "split_fma", "contract", "flush_half")
+FLAGS = ("fast_math", "split_fma", "contract", "flush_half", "flush_float")
 made = 0  # kernels compiled by this process
 
 
@@ -116,7 +117,9 @@ def runtime() -> ctypes.CDLL:
         ]
         _made(
             path,
-            lambda out: _run([*flags, *(str(_HERE / "runtime" / name) for name in _RUNTIME), "-ldl", "-lm", "-o", out]),
+            lambda out: _run(
+                [*flags, *(str(_HERE / "runtime" / name) for name in _RUNTIME), "-ldl", "-lm", "-lrt", "-o", out]
+            ),
         )
     return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 

@@ -177,7 +177,7 @@ def test_one_wrong_variant_leaves_the_others() -> None:
 def test_prepare_asks_before_the_first_step() -> None:
     device = Device()
     ops = device.ops()
-    ops.prepare([(12, 150), (9, 150, "tensor")], "float32")
+    ops.prepare({(12, 150, "row"), (9, 150, "tensor")}, "float32")
     known = set(ops.chooser.choices.all())  # type: ignore[attr-defined]
     assert {"product 12x150 m1 row float32", "product 9x150 m1 tensor float32"} <= known
     timed = len(device.timed)

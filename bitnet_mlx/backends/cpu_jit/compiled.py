@@ -38,6 +38,13 @@ def compiled_step() -> Callable[[int], None]:
         return _kept[1]
 
 
+def compiled_worker() -> Callable[[int, int], None]:
+    """work(address of the state, worker): takes items of the state's job until none is left; the GIL is released."""
+    compiled_step()
+    assert _kept is not None
+    return _kept[0].ctypes
+
+
 def _load() -> tuple[Any, Callable[[int], None]]:
     """From the cache folder, or compiled into it; compiled without it where nothing can be written."""
     name = cachefolder.key()

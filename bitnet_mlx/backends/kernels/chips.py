@@ -60,6 +60,10 @@ CHIPS = (
 )
 
 
+# Cycles a weight that the cost model (scripts/metal_cost) gives the half-mantissa mat-vec with four rows a simdgroup.
+MATVEC_CYCLES = 1.9
+
+
 def find(name: str, cores: int | None = None) -> Chip | None:
     """The chip of that name; the one with the most cores where `cores` is not known. None for a chip not listed."""
     named = [chip for chip in CHIPS if chip.name == name]

@@ -14,7 +14,7 @@ from bitnet_mlx.backends.kernels.problem import Product
 from bitnet_mlx.backends.kernels.products import ROWS, Candidate
 from bitnet_mlx.backends.kernels.row_kernels import RowKernel
 from bitnet_mlx.backends.kernels.source import Platform
-from bitnet_mlx.backends.kernels.tune import BUCKETS, Tuner, bucket
+from bitnet_mlx.backends.kernels.tune import BUCKETS, Tuner, bucket, large
 from bitnet_mlx.errors import KernelWarning
 
 _log = logging.getLogger(__name__)
@@ -58,8 +58,12 @@ class Measured:
         self._products: dict[Product, Candidate | None] = {}
         self._rows: dict[str, bool] = {}
 
+    def question(self, product: Product) -> str:
+        """Under which a product's choice is kept."""
+        return str(_asked(product))
+
     def product(self, product: Product) -> Candidate | None:
-        at = product if product.m <= ROWS else replace(product, m=bucket(product.m))
+        at = _asked(product)
         if at not in self._products:
             self._products[at] = self._settled(at)
         return self._products[at]
@@ -96,7 +100,7 @@ class Measured:
     def _found(self, question: str, measure: Callable[[], Choice]) -> Choice:
         choice = measure()
         self.choices.put(question, choice)
-        if choice.label is None and (choice.fault or not _large(question)):
+        if choice.label is None and (choice.fault or not large(question)):
             warn_off(question, choice)
         elif choice.fault:
             _log.warning("[kernels] %s: %s", question, choice.reason)
@@ -104,9 +108,9 @@ class Measured:
         return choice
 
 
-def _large(question: str) -> bool:
-    """A product of so many rows that stock MLX may well be the faster one: a choice like another, not a loss."""
-    return any(f" m{m} " in question for m in BUCKETS if m > ROWS)
+def _asked(product: Product) -> Product:
+    """Few rows are asked about one by one, many by the measured number that stands for them."""
+    return product if product.m <= ROWS else replace(product, m=bucket(product.m))
 
 
 def warn_off(question: str, choice: Choice) -> None:

@@ -9,13 +9,14 @@ from bitnet_mlx.backends.kernels import check, products
 from bitnet_mlx.backends.kernels.chooser import BestGuess, Chooser
 from bitnet_mlx.backends.kernels.layout import Layout
 from bitnet_mlx.backends.kernels.layout_mlx import prepare_mlx
-from bitnet_mlx.backends.kernels.problem import SCALES, Product
+from bitnet_mlx.backends.kernels.problem import Product
 from bitnet_mlx.backends.kernels.products import ROWS, Runner
 from bitnet_mlx.backends.kernels.row_kernels import FloatProduct, Quantiser, RopeKv
 from bitnet_mlx.backends.kernels.run import DTYPES, run
 from bitnet_mlx.backends.kernels.source import Platform
 from bitnet_mlx.backends.mlx_affine import Codes, StockOps
 from bitnet_mlx.backends.mlx_import import mx
+from bitnet_mlx.ternary import SCALES
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _PREPARED = (1, 512)  # rows whose kernels are chosen when a model is built; others when they first occur
@@ -37,12 +38,12 @@ class KernelOps(StockOps):
         self.chooser: Chooser = chooser or BestGuess(platform)
         self.dtype = "bfloat16"  # of the model, from `prepare`
 
-    def prepare(self, shapes: Iterable[tuple[int, int] | tuple[int, int, str]], dtype: str) -> None:
-        """Choose kernels for a model's products, (N, K) or (N, K, kind of scale), and for its dtype."""
+    def prepare(self, shapes: Iterable[tuple[int, int, str]], dtype: str) -> None:
+        """Choose kernels for a model's products and its dtype."""
         self.dtype = dtype
-        for n, k, *kind in shapes:
+        for n, k, scale in sorted(shapes):
             for m in _PREPARED:
-                self.chooser.product(Product(n, k, m, kind[0] if kind else "row", dtype))
+                self.chooser.product(Product(n, k, m, scale, dtype))
 
     def target(self, words: mx.array, scale: mx.array, m: int, k: int) -> Layout | None:
         candidate = self._candidate(words, scale, m, k, self.dtype)

@@ -14,7 +14,6 @@ from bitnet_mlx.backends import numpy_ref
 from bitnet_mlx.formats.dense import bfloat16_to_float32, float32_to_bfloat16
 from bitnet_mlx.ternary import CODES_PER_WORD, GROUP, ZERO_WORD, TernaryTensor, padded, scale_output
 
-SCALES = ("tensor", "row", "group")
 _WHOLE = 1 << 28  # products of M, N and K up to which every output is expected by numpy; beyond, those of some rows
 _SOME = 256
 

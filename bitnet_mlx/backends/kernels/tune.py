@@ -30,7 +30,7 @@ _REPEATS = 5
 _CALLS = (4, 64)  # of one chain
 _BUDGET = 0.02  # seconds that the timing of one variant may take, about
 _PATIENCE = 2.0  # seconds for all variants of one question, about; compiling them takes most of it
-_EXTRAS = ((False, False), (False, True))  # (bias, residual) that are checked before use
+EXTRAS = ((False, False), (False, True))  # (bias, residual) that are checked before use
 _LEAST = 3  # variants that are tried even so
 
 Chain = Callable[[int], mx.array]
@@ -42,6 +42,11 @@ def bucket(m: int) -> int:
     if m <= ROWS:
         return next(b for b in BUCKETS if b >= m)
     return min((b for b in BUCKETS if b > ROWS), key=lambda b: max(b, m) / min(b, m))
+
+
+def large(question: str) -> bool:
+    """About so many rows that stock MLX may well be the faster one: a choice like another, not a loss."""
+    return any(f" m{m} " in question for m in BUCKETS if m > ROWS)
 
 
 def seconds(label: str, chain: Chain) -> float:
@@ -97,14 +102,30 @@ class Tuner:
         data = product_data(product)
         small = data if product.m <= _CHECKED_ROWS else product_data(replace(product, m=_CHECKED_ROWS))
         arrays = on_device(product, data)
-        stock = self.timer("stock float32", lambda calls: stock_chain(self.stock, arrays, product, calls))
-        record = self.timer("stock bfloat16", lambda calls: bfloat16_chain(arrays, product, calls))
+        stock, record = self.stock_times(product, arrays)
         tried = self._tried(product, options, data, small, arrays)
         return _chosen(tried, stock, record)
 
+    def stock_times(self, product: Product, arrays: Arrays) -> tuple[float, float]:
+        """Seconds of a call of stock MLX in float32 and in bfloat16."""
+        return (
+            self.timer("stock float32", lambda calls: stock_chain(self.stock, arrays, product, calls)),
+            self.timer("stock bfloat16", lambda calls: bfloat16_chain(arrays, product, calls)),
+        )
+
+    def measured(
+        self, product: Product, candidate: Candidate, data: ProductData, arrays: Arrays
+    ) -> tuple[check.Verdict, float | None]:
+        """All outputs compared with stock MLX's, and seconds of a call if they are equal."""
+        expected = stock_chain(self.stock, arrays, product, 1)
+        codes = tuple(mx.array(a) for a in (*prepare(data.q, candidate.layout), data.s))
+        chain = kernel_chain(candidate, codes, arrays, product, self.runner)
+        verdict = check.guarded(lambda: _same(chain(1), expected))
+        return verdict, self.timer(candidate.label, chain) if verdict.sound else None
+
     def checked(self, product: Product, candidate: Candidate) -> Choice:
         """A candidate that won for another number of rows, checked for this one."""
-        verdict = check.product(candidate, product_data(product), product.dtype, self.runner, _EXTRAS)
+        verdict = check.product(candidate, product_data(product), product.dtype, self.runner, EXTRAS)
         if not verdict.sound:
             return Choice(None, f"{candidate.label}: {verdict.text}", fault=True)
         return Choice(candidate.label)
@@ -125,18 +146,14 @@ class Tuner:
     ) -> list[Tried]:
         started = self.clock()
         tried: list[Tried] = []
-        expected = stock_chain(self.stock, arrays, product, 1)
         for candidate in options:
             if len(tried) >= _LEAST and self.clock() - started > _PATIENCE:
                 break
-            verdict = check.product(candidate, small, product.dtype, self.runner, _EXTRAS)
-            if not verdict.sound:
-                tried.append(Tried(candidate, verdict))
-                continue
-            codes = tuple(mx.array(a) for a in (*prepare(data.q, candidate.layout), data.s))
-            chain = kernel_chain(candidate, codes, arrays, product, self.runner)
-            verdict = check.guarded(lambda chain=chain: _same(chain(1), expected))
-            tried.append(Tried(candidate, verdict, self.timer(candidate.label, chain) if verdict.sound else None))
+            verdict = check.product(candidate, small, product.dtype, self.runner, EXTRAS)
+            took = None
+            if verdict.sound:
+                verdict, took = self.measured(product, candidate, data, arrays)
+            tried.append(Tried(candidate, verdict, took))
         return tried
 
 
