@@ -44,7 +44,7 @@ def matmul(
     if layout.kind == "bytes" and isinstance(variant, MmaVariant):
         return mma.mma_matmul(xq, xb, s, w, scale, bias, residual, variant=variant, dtype=dtype)
     if layout.kind == "plain" and isinstance(variant, SimdVariant):
-        return simd.simd_matmul(xq, s, w, scale, bias, residual, variant=variant, dtype=dtype)
+        return simd.simd_matmul(xq, xb, s, w, scale, bias, residual, variant=variant, dtype=dtype)
     raise ConfigError(
         f"[matmul] activations in layout {layout.kind!r} and {variant} were given; bytes with an MmaVariant or plain "
         "with a SimdVariant are allowed: take both from one platform's LAYOUTS and variants"

@@ -16,7 +16,7 @@ SOURCE = KernelSource(
     name="ternary_matmul_simd",
     body="matmul.metal",
     headers=("common.h", "epilogue.h", "words.h", "half_mantissa.h", "ternary_half.h"),
-    inputs=("xq", "s", "w", "scale", "bias", "residual"),
+    inputs=("xq", "xb", "s", "w", "scale", "bias", "residual"),
     outputs=("y",),
     platforms=("metal",),
 )
@@ -54,7 +54,7 @@ def variants(n: int, k: int, m: int) -> list[SimdVariant]:
 
 
 def simd_matmul(
-    xq: Any, s: Any, w: Any, scale: Any, bias: Any, residual: Any, *, variant: SimdVariant, dtype: str
+    xq: Any, xb: Any, s: Any, w: Any, scale: Any, bias: Any, residual: Any, *, variant: SimdVariant, dtype: str
 ) -> Launch:
     """What `matmul.matmul` says, for layout "plain"."""
     m, n = xq.shape[0], w.shape[0]
@@ -66,7 +66,7 @@ def simd_matmul(
     tile_m, tile_n = variant.tile
     return Launch(
         SOURCE,
-        (xq, s, w, scale, scale if bias is None else bias, scale if residual is None else residual),
+        (xq, xb, s, w, scale, scale if bias is None else bias, scale if residual is None else residual),
         (
             ("T", dtype),
             ("MT", variant.rows),
