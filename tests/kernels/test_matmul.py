@@ -7,7 +7,7 @@ import pytest
 
 from bitnet_mlx.backends.kernels import matmul
 from bitnet_mlx.backends.kernels.launch import Launch
-from bitnet_mlx.backends.kernels.layout import Layout, prepare
+from bitnet_mlx.backends.kernels.layout import Layout
 from bitnet_mlx.backends.kernels.mma import MmaVariant
 from bitnet_mlx.backends.kernels.simd import SimdVariant
 from bitnet_mlx.errors import ConfigError
@@ -22,10 +22,8 @@ FORMS = [SMALL, WIDE, SimdVariant(8, 2, 4), SimdVariant(4, 2, 8), SimdVariant(1,
 
 
 def launch(case: Product, variant: SimdVariant, dtype: str = "float32") -> Launch:
-    x, b = prepare(case.q, PLAIN)
-    return matmul.matmul(
-        x, b, case.s, case.words, case.scale, case.bias, case.residual, layout=PLAIN, variant=variant, dtype=dtype
-    )
+    arrays = case.rows(PLAIN), case.words, case.scale, case.bias, case.residual
+    return matmul.matmul(*arrays, layout=PLAIN, variant=variant, dtype=dtype)
 
 
 @pytest.mark.parametrize(("n", "k"), [pair for pair in shapes.PAIRS if pair[0] < 2560 or pair[1] == 128])
@@ -85,5 +83,5 @@ def test_variants_of_both_platforms_and_what_does_not_match() -> None:
         assert all(isinstance(form, MmaVariant) for form in matmul.variants(2560, 6912, m, "cuda"))
     case = product(9, 8, 128)
     with pytest.raises(ConfigError, match=r"\[matmul\] activations in layout 'bytes' and SimdVariant"):
-        x, b = prepare(case.q, Layout("bytes"))
-        matmul.matmul(x, b, case.s, case.words, case.scale, layout=Layout("bytes"), variant=SMALL, dtype="float32")
+        arrays = case.rows(Layout("bytes")), case.words, case.scale
+        matmul.matmul(*arrays, layout=Layout("bytes"), variant=SMALL, dtype="float32")
