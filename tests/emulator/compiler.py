@@ -28,11 +28,12 @@ _LANGUAGE = (
     "-Xclang -cl-single-precision-constant -Xclang -ffake-address-space-map -Xclang -fnative-half-type "
     "-Xclang -ffloat16-excess-precision=none "
     "-fno-math-errno -Wimplicit-float-conversion -Wno-implicit-int-float-conversion -Wno-unknown-attributes "
-    "-fsanitize=array-bounds -fsanitize-trap=array-bounds -ftrivial-auto-var-init=pattern"
+    "-fsanitize=array-bounds,integer-divide-by-zero -fsanitize-trap=array-bounds,integer-divide-by-zero "
+    "-ftrivial-auto-var-init=pattern"
 ).split()
 _TO_BFLOAT = re.compile(r"implicit conversion .* to '[^']*(?:__bf16|bfloat)[^']*'")
 FLAGS = ("fast_math", "split_fma", "contract", "flush_half", "flush_float")
-made = 0  # kernels compiled by this process
+used = 0  # kernels loaded by this process
 
 
 @functools.lru_cache(maxsize=1)
@@ -49,6 +50,11 @@ def _version(command: tuple[str, ...]) -> int:
     done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
     match = re.search(r"clang version (\d+)", done.stdout)
     return int(match[1]) if match and "Apple" not in done.stdout else 0
+
+
+def version() -> str:
+    """What `used` kernels were compiled by: clang 19, say."""
+    return f"clang {_version(compiler() or ('false',))}"
 
 
 def why_not() -> str:
@@ -134,13 +140,13 @@ def kernel(text: str, flags: tuple[str, ...]) -> ctypes.CDLL:
 
 @functools.lru_cache(maxsize=512)
 def _kernel(text: str, flags: tuple[str, ...]) -> ctypes.CDLL:
-    global made
+    global used
     runtime()
     key = hashlib.sha256("\0".join([_base(), text, *flags]).encode()).hexdigest()[:32]
     path = _folder() / f"kernel-{key}.so"
     if not path.exists():
         _made(path, lambda out: _build(text, flags, out))
-    made += 1
+    used += 1
     return ctypes.CDLL(str(path))
 
 

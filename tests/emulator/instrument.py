@@ -15,7 +15,7 @@ _ARITHMETIC = re.compile(
     r"= (?:fpext .* to double|f(?:add|sub|mul|div|rem|neg|cmp)\b[^,]*\bdouble |[us]itofp .* to double)"
 )
 _HALF = re.compile(
-    r"^  (%\S+) = ((?:load (?:volatile )?|bitcast \S+ \S+ to |bitcast <[^>]*> \S+ to )(half|<(\d) x half>)\b.*)"
+    r"^  (%\S+) = ((?:load (?:volatile )?|bitcast \S+ \S+ to |bitcast <[^>]*> \S+ to )(half\b|<(\d) x half>).*)"
 )
 _DIVIDE = re.compile(r"(%\S+) = fdiv (?:fast|[a-z ]*arcp[a-z ]*) float (\S+), ([^,\s]+)")
 _CONVERT = re.compile(r"^  %\S+ = fpto([su])i float (\S+) to i(\d+)")

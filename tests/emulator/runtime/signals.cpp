@@ -31,7 +31,7 @@ static void caught(int signal, siginfo_t* info, void*) {
   switch (signal) {
     case SIGVTALRM: fail("the grid runs longer than %u seconds", seconds);
     case SIGFPE: fail("an integer is divided by zero");
-    case SIGILL: case SIGTRAP: fail("a trap: an index outside an array of the thread's own");
+    case SIGILL: case SIGTRAP: fail("the processor traps");
     default: break;
   }
   if (at < grid.current->low && at >= grid.current->low - 64 * 1024) fail("more thread memory than the emulator's stack holds");
@@ -83,5 +83,5 @@ void flush_floats(bool on) {
 }
 #endif
 
-// The compiler's trap for what it can see of arrays in thread memory.
-extern "C" void emulator_trap(uint32_t) { fail("an index outside an array of the thread's own"); }
+// The compiler's trap. kind: clang's number of the check.
+extern "C" void emulator_trap(uint8_t kind) { fail(kind == 3 ? "an integer is divided by zero" : "an index outside an array"); }
