@@ -63,7 +63,7 @@ def load(
     folder = embedded_model() if path_or_repo is None else resolve(path_or_repo, revision)
     tokenizer = load_tokenizer(folder)
     weights = read_weights(folder, head_bits=head_bits, activations=activations)
-    return _decoder(choice.name, weights, dtype, threads), tokenizer
+    return make_decoder(choice.name, weights, dtype, threads), tokenizer
 
 
 def _check(head_bits: int | None, dtype: str | None, activations: int | None) -> None:
@@ -76,7 +76,10 @@ def _check(head_bits: int | None, dtype: str | None, activations: int | None) ->
             raise ConfigError(f"[load] {name} is {value!r}; {', '.join(map(str, allowed))} are allowed")
 
 
-def _decoder(backend: str, weights: DecoderWeights, dtype: str | None, threads: int | None) -> Decoder:
+def make_decoder(
+    backend: str, weights: DecoderWeights, dtype: str | None = None, threads: int | None = None
+) -> Decoder:
+    """A decoder over weights that are at hand, by a backend that runs here (backends.choose): see `load`."""
     if backend in ON_MLX:
         from bitnet_mlx.models.decoder_mlx import MlxModel
 

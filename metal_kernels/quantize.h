@@ -54,15 +54,19 @@ struct Packed<bfloat16_t> {
   }
 };
 
-// V values as they lie in memory, and as floats.
+// V values as they lie in memory, of which `left` are the row's, and as floats: 0 for the others.
 template <typename T, int V>
 struct Word {
   typedef PieceOf<V> piece;
   enum { PIECES = V * sizeof(T) / sizeof(piece), IN_PIECE = sizeof(piece) / 4, IN_BITS = 4 / sizeof(T) };
   uint bits[PIECES * IN_PIECE];
-  FN void read(const device T* from) thread {
+  FN void read(const device T* from, int left) thread {
     UNROLL
-    for (int i = 0; i < PIECES; i++) split(((const device piece*)from)[i], bits + i * IN_PIECE);
+    for (int i = 0; i < PIECES; i++) {
+      piece whole = piece();
+      if ((i + 1) * IN_PIECE * IN_BITS <= left) whole = ((const device piece*)from)[i];
+      split(whole, bits + i * IN_PIECE);
+    }
   }
   FN void values(thread float* to) const thread {
     UNROLL
@@ -71,29 +75,27 @@ struct Word {
 };
 
 // What is quantised, v[i] for the column at + i, and the norm's factors; 0 from column k on. row: [K], or with ACT
-// [gate K | up K]. Whole pieces, all on their way at once, where the word lies within the row and rows start at pieces.
-template <typename T, int V, int ACT, bool NORM>
+// [gate K | up K]. WHOLE: every row is a whole number of pieces, which then are on their way all at once.
+template <typename T, int V, int ACT, bool NORM, bool WHOLE>
 FN void load_values(const device T* row, const device float* weight, uint k, uint at, thread float* v, thread float* factors) {
   float up[V];
-  UNROLL
-  for (uint i = 0; i < V; i++) v[i] = up[i] = factors[i] = 0.0f;
-  if (at + V <= k && k % (sizeof(PieceOf<V>) / 2) == 0) {
+  if (WHOLE) {
+    const int left = int(k) - int(at);
     Word<T, V> first, second;
     Word<float, V> third;
-    first.read(row + at);
-    if (ACT != 0) second.read(row + k + at);
-    if (NORM) third.read(weight + at);
+    first.read(row + at, left);
+    if (ACT != 0) second.read(row + k + at, left);
+    if (NORM) third.read(weight + at, left);
     first.values(v);
     if (ACT != 0) second.values(up);
     if (NORM) third.values(factors);
-  } else if (at < k) {
+  } else {
     UNROLL
     for (uint i = 0; i < V; i++) {
-      if (at + i < k) {
-        v[i] = float(row[at + i]);
-        if (ACT != 0) up[i] = float(row[k + at + i]);
-        if (NORM) factors[i] = weight[at + i];
-      }
+      const bool within = at + i < k;
+      v[i] = within ? float(row[at + i]) : 0.0f;
+      if (ACT != 0) up[i] = within ? float(row[k + at + i]) : 0.0f;
+      if (NORM) factors[i] = within ? weight[at + i] : 0.0f;
     }
   }
   if (ACT != 0) {

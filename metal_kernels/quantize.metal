@@ -1,6 +1,6 @@
 // One threadgroup quantises one row of activations, normed first (NORM) and made from gate and up first (ACT 1, 2).
 // Template: T dtype of x. ACT. NORM. EPS: the bits of the norm's float. LAYOUT: layout.py's index, and W its words a load.
-// S: the most simdgroups that own words. Grid: (32 * rows, simdgroups, 1), a threadgroup (32, simdgroups, 1).
+// S: the most simdgroups that own words. WHOLE: rows are whole pieces of memory (quantize.h). Grid: (32 * rows, simdgroups, 1), a threadgroup (32, simdgroups, 1).
 // x: [M, K], or with ACT [M, gate K | up K]. weight: float32 [K]. Outputs xq, xb, s: as layout.prepare.
 //
 // Simdgroups read words of V values, one a thread, as often as it takes. With a norm, simdgroup 0 owns no words: it adds
@@ -30,7 +30,7 @@ float top = 0.0f, sum = 0.0f;
 for (uint start = 0; start < words; start += step) {
   if (NORM && start > 0) threadgroup_barrier(mem_flags::mem_threadgroup);
   if (owner) {
-    load_values<T, V, ACT, NORM>(values, weights, k, (start + first) * V, p, factors);
+    load_values<T, V, ACT, NORM, WHOLE>(values, weights, k, (start + first) * V, p, factors);
     if (NORM) {
       UNROLL
       for (uint i = 0; i < V / 4; i++) {
@@ -52,18 +52,17 @@ for (uint start = 0; start < words; start += step) {
   threadgroup_barrier(mem_flags::mem_threadgroup);
   if (!owner) {
     const THREADGROUP_POINTER(float) line = (const THREADGROUP_POINTER(float))squares;
-    float now[V], next[V];
+    float now[V / 2], next[V / 2];
     UNROLL
-    for (uint i = 0; i < V; i++) next[i] = line[square_line<V>(i, lane)];
-    for (uint g = 0; g < owners; g++) {
+    for (uint i = 0; i < V / 2; i++) next[i] = line[square_line<V>(i, lane)];
+    for (uint at = V / 2; at <= owners * V; at += V / 2) {
+      const uint ahead = at < owners * V ? at * 32 : 0;  // no branch, so that these loads start before the additions
       UNROLL
-      for (uint i = 0; i < V; i++) now[i] = next[i];
-      if (g + 1 < owners) {
-        UNROLL
-        for (uint i = 0; i < V; i++) next[i] = line[(g + 1) * 32 * V + square_line<V>(i, lane)];
-      }
+      for (uint i = 0; i < V / 2; i++) now[i] = next[i];
       UNROLL
-      for (uint i = 0; i < V; i++) sum = add_rn(sum, now[i]);
+      for (uint i = 0; i < V / 2; i++) next[i] = line[ahead + square_line<V>(i, lane)];
+      UNROLL
+      for (uint i = 0; i < V / 2; i++) sum = add_rn(sum, now[i]);
     }
   }
 }
@@ -77,7 +76,7 @@ for (uint turn = 0; turn < 2; turn++) {
     for (uint start = 0; start < words; start += step) {
       const uint word = start + first;
       if (words > step) {
-        load_values<T, V, ACT, NORM>(values, weights, k, word * V, p, factors);
+        load_values<T, V, ACT, NORM, WHOLE>(values, weights, k, word * V, p, factors);
         if (NORM) {
           UNROLL
           for (uint i = 0; i < V; i++) p[i] = mul_rn(p[i], factors[i]);

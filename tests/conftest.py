@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,3 +25,10 @@ def stay_on_this_machine() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", guarded)
         yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How much of the session ran on the emulated grid."""
+    emulator = sys.modules.get("tests.emulator")
+    if emulator is not None and (line := emulator.summary()):
+        terminalreporter.write_line(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 from functools import partial
 
@@ -11,11 +12,14 @@ from bitnet_mlx.backends.kernels.run import run
 from bitnet_mlx.backends.mlx_affine import StockOps
 from bitnet_mlx.backends.mlx_import import mx
 from bitnet_mlx.bench.launches_mlx import launches
+from bitnet_mlx.bench.plain_mlx import PlainBlock, PlainCache
 from bitnet_mlx.bench.random_decoder import random_decoder
 from bitnet_mlx.models.cache_mlx import KVCache
 from bitnet_mlx.models.config import DecoderConfig
-from bitnet_mlx.models.decoder_mlx import MlxModel
+from bitnet_mlx.models.decoder_mlx import SCALES, MlxModel
 from bitnet_mlx.models.rope_mlx import Rotary
+from bitnet_mlx.models.weights import DecoderWeights
+from bitnet_mlx.ternary import GROUP, TernaryTensor
 
 PAST = 64  # positions behind the token
 
@@ -66,3 +70,27 @@ def mlxlm_launches(config: DecoderConfig) -> list[str] | None:
         return launches(lambda x: block(x, None, cache), mx.zeros((1, 1, config.hidden_size), mx.bfloat16))
     finally:
         layers._bitlinear_kernel = kernel
+
+
+def plain_launches(config: DecoderConfig) -> list[str]:
+    """The layer as plain MLX code has it, by stock 2-bit products (plain_mlx.py)."""
+    block, cache = PlainBlock(config, "stock"), PlainCache()
+    past = mx.zeros((1, config.num_key_value_heads, PAST, config.head_dim), mx.bfloat16)
+    cache.update_and_fetch(past, past)
+    mx.eval(cache.state, block.parameters())
+    return launches(lambda x: block(x, cache), mx.zeros((1, 1, config.hidden_size), mx.bfloat16))
+
+
+def counts(weights: DecoderWeights, kernels: bool) -> dict[str, int]:
+    """Launches of one layer of a model: ours (by kernels or stock operations), and of plain graphs of its shapes."""
+    config = weights.config
+    linear = next((x.weight for x in weights.linears.values() if isinstance(x.weight, TernaryTensor)), None)
+    found = {}
+    if linear is not None:
+        kind, ops = SCALES[linear.scale.ndim], kernel_launches if kernels else stock_launches
+        found["ours"] = len(ops(config, kind, linear.activation_bits))
+    if all(k % GROUP == 0 for _, k in config.linear_shapes().values()):
+        found["plain 2-bit"] = len(plain_launches(config))
+    if importlib.util.find_spec("mlx_lm") and (theirs := mlxlm_launches(config)):
+        found["mlx-lm's bitnet"] = len(theirs)
+    return found

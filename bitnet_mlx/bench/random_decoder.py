@@ -28,6 +28,14 @@ def config_2b(layers: int = 30, vocab_size: int = 128256, **changes: object) -> 
     return DecoderConfig(**fields)  # type: ignore[arg-type]
 
 
+def preset(name: str) -> DecoderConfig:
+    """small: a few layers for any machine. 2b4t: bitnet-b1.58-2B-4T's 30 layers."""
+    if name == "2b4t":
+        return config_2b()
+    return config_2b(4, 4096, hidden_size=512, intermediate_size=1408, num_attention_heads=8, num_key_value_heads=2,
+                     head_dim=64)  # fmt: skip
+
+
 def aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
     """Uninitialised memory on a 64-byte boundary."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize

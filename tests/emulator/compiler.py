@@ -21,17 +21,19 @@ from tests.emulator.text import check_qualifiers, rewritten
 from tests.emulator.trace import mlx_headers
 
 _HERE = Path(__file__).parent
-_RUNTIME = ("grid.cpp", "memory.cpp", "collectives.cpp", "bfloat.cpp")
+_RUNTIME = ("grid.cpp", "memory.cpp", "collectives.cpp", "floats.cpp", "signals.cpp")
 _PRELUDE = '#include <metal_stdlib>\n#include "mlx/backend/metal/kernels/utils.h"\n'
 _LANGUAGE = (
     "-x clcpp -cl-std=clc++2021 -cl-no-stdinc -Xclang -cl-ext=-all,+cl_khr_fp16,+__opencl_c_generic_address_space "
     "-Xclang -cl-single-precision-constant -Xclang -ffake-address-space-map -Xclang -fnative-half-type "
     "-Xclang -ffloat16-excess-precision=none "
-    "-fno-math-errno -Wimplicit-float-conversion -Wno-implicit-int-float-conversion -Wno-unknown-attributes"
+    "-fno-math-errno -Wimplicit-float-conversion -Wno-implicit-int-float-conversion -Wno-unknown-attributes "
+    "-fsanitize=array-bounds,integer-divide-by-zero -fsanitize-trap=array-bounds,integer-divide-by-zero "
+    "-ftrivial-auto-var-init=pattern"
 ).split()
 _TO_BFLOAT = re.compile(r"implicit conversion .* to '[^']*(?:__bf16|bfloat)[^']*'")
-FLAGS = ("fast_math", "split_fma", "contract", "flush_half")
-made = 0  # kernels compiled by this process
+FLAGS = ("fast_math", "split_fma", "contract", "flush_half", "flush_float")
+used = 0  # kernels loaded by this process
 
 
 @functools.lru_cache(maxsize=1)
@@ -48,6 +50,11 @@ def _version(command: tuple[str, ...]) -> int:
     done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
     match = re.search(r"clang version (\d+)", done.stdout)
     return int(match[1]) if match and "Apple" not in done.stdout else 0
+
+
+def version() -> str:
+    """What `used` kernels were compiled by: clang 19, say."""
+    return f"clang {_version(compiler() or ('false',))}"
 
 
 def why_not() -> str:
@@ -116,7 +123,9 @@ def runtime() -> ctypes.CDLL:
         ]
         _made(
             path,
-            lambda out: _run([*flags, *(str(_HERE / "runtime" / name) for name in _RUNTIME), "-ldl", "-lm", "-o", out]),
+            lambda out: _run(
+                [*flags, *(str(_HERE / "runtime" / name) for name in _RUNTIME), "-ldl", "-lm", "-lrt", "-o", out]
+            ),
         )
     return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 
@@ -131,13 +140,13 @@ def kernel(text: str, flags: tuple[str, ...]) -> ctypes.CDLL:
 
 @functools.lru_cache(maxsize=512)
 def _kernel(text: str, flags: tuple[str, ...]) -> ctypes.CDLL:
-    global made
+    global used
     runtime()
     key = hashlib.sha256("\0".join([_base(), text, *flags]).encode()).hexdigest()[:32]
     path = _folder() / f"kernel-{key}.so"
     if not path.exists():
         _made(path, lambda out: _build(text, flags, out))
-    made += 1
+    used += 1
     return ctypes.CDLL(str(path))
 
 

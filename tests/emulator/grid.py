@@ -35,6 +35,7 @@ POSITIONS = {
 }
 _INPUT, _OUTPUT = 0, 1
 _CELL_BYTES = 24
+LIMIT_SECONDS = 120  # of processor time for one grid: a loop that does not end is reported
 _lock = threading.Lock()  # the runtime has one grid
 runs = 0  # grids run by this process
 
@@ -115,6 +116,7 @@ def run(
     grid: tuple[int, int, int],
     threadgroup: tuple[int, int, int],
     seed: int,
+    flags: tuple[str, ...] = (),
 ) -> list[np.ndarray]:
     """The outputs. Raises FaultError, with what the runtime found."""
     global runs
@@ -132,6 +134,8 @@ def run(
             (ctypes.c_uint32 * 3)(*grid),
             (ctypes.c_uint32 * 3)(*shape),
             ctypes.c_uint64(seed),
+            ctypes.c_uint32("flush_float" in flags),
+            ctypes.c_uint32(LIMIT_SECONDS),
             message,
             ctypes.c_size_t(len(message)),
         )

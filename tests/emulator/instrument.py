@@ -15,12 +15,15 @@ _ARITHMETIC = re.compile(
     r"= (?:fpext .* to double|f(?:add|sub|mul|div|rem|neg|cmp)\b[^,]*\bdouble |[us]itofp .* to double)"
 )
 _HALF = re.compile(
-    r"^  (%\S+) = ((?:load (?:volatile )?|bitcast \S+ \S+ to |bitcast <[^>]*> \S+ to )(half|<(\d) x half>)\b.*)"
+    r"^  (%\S+) = ((?:load (?:volatile )?|bitcast \S+ \S+ to |bitcast <[^>]*> \S+ to )(half\b|<(\d) x half>).*)"
 )
+_DIVIDE = re.compile(r"(%\S+) = fdiv (?:fast|[a-z ]*arcp[a-z ]*) float (\S+), ([^,\s]+)")
 _CONVERT = re.compile(r"^  %\S+ = fpto([su])i float (\S+) to i(\d+)")
 DECLARATIONS = """
 declare void @emulator_access(ptr, i64, i32, i32, i32)
 declare void @emulator_conversion(float, i32, i32)
+declare void @emulator_trap(i8)
+declare float @emulator_rough_divide(float, float)
 declare half @emulator_flush_half(half)
 """
 
@@ -42,14 +45,31 @@ def instrument(ir: str, flags: tuple[str, ...]) -> str:
             raise RefusedError(f"the emulator knows no atomic operation: {line.strip()}")
         out += _checks(line)
         match = _HALF.match(line) if flush else None
+        if "fast_math" in flags:
+            line = _DIVIDE.sub(r"\1 = call float @emulator_rough_divide(float \2, float \3)", line)
         out += _flushed(match) if match else [line]
     text = "\n".join(out) + DECLARATIONS
+    text = text.replace("call void @llvm.ubsantrap(i8", "call void @emulator_trap(i8")
     text = re.sub(r"\baddrspacecast\b", "bitcast", text)
     text = re.sub(r" addrspace\([1234]\)", "", text)
-    return re.sub(r"(@llvm\.[\w.]+)", lambda m: re.sub(r"\.p[1234]\b", ".p0", m[1]), text)
+    text = re.sub(r"(@llvm\.[\w.]+)", lambda m: re.sub(r"\.p[1234]\b", ".p0", m[1]), text)
+    return _declared_once(text)
 
 
 _CAST = re.compile(r"^  (%\S+) = addrspacecast ptr( addrspace\(\d\))? (\S+) to ptr addrspace\(4\)$")
+
+
+def _declared_once(text: str) -> str:
+    """Without the second declaration of what differed in an address space only."""
+    seen: set[str] = set()
+    lines = []
+    for line in text.splitlines():
+        name = re.match(r"declare .*?(@[\w.]+)\(", line)
+        if name is None or name[1] not in seen:
+            lines.append(line)
+        if name:
+            seen.add(name[1])
+    return "\n".join(lines) + "\n"
 
 
 def _without_cast(line: str, casts: dict[str, str]) -> str:

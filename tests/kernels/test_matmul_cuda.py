@@ -72,13 +72,17 @@ def test_forms_fit_and_are_distinct() -> None:
             assert form.grouped().shared_memory <= 227 * 1024 and form.shared_memory <= 227 * 1024
 
 
-@pytest.mark.parametrize("scale", ["tensor", "row", "group"])
-def test_dp4a_outputs(scale: str) -> None:
-    forms = [dp4a.Dp4aVariant(2, 1, 2, 1, 4), dp4a.Dp4aVariant(4, 4, 1, 2, 4), dp4a.Dp4aVariant(1, 2, 3, 4, 8)]
-    for m, n, k, form in ((1, 33, 2560, forms[0]), (3, 5, 100, forms[1]), (2, 129, 6912, forms[2])):
-        case = product(m, n, k, scale=scale, bias=m == 3, residual=m == 2, dtype="bfloat16")
-        found = cuda_host.run_on_host(dp4a_launch(case, form, "bfloat16"))[0]
-        same(found, case.y, f"M {m}, N {n}, K {k}, scale by {scale}")
+@pytest.mark.parametrize(
+    ("scale", "form", "m", "n", "k"),
+    [
+        ("group", dp4a.Dp4aVariant(2, 1, 2, 1, 4), 1, 33, 2560),
+        ("row", dp4a.Dp4aVariant(4, 4, 1, 2, 4), 3, 5, 100),
+        ("tensor", dp4a.Dp4aVariant(1, 2, 3, 4, 8), 2, 129, 6912),
+    ],
+)
+def test_dp4a_outputs(scale: str, form: dp4a.Dp4aVariant, m: int, n: int, k: int) -> None:
+    case = product(m, n, k, scale=scale, bias=m == 3, residual=m < 3, dtype="bfloat16")
+    same(cuda_host.run_on_host(dp4a_launch(case, form, "bfloat16"))[0], case.y, f"M {m}, N {n}, K {k}")
 
 
 FAULTS = {  # what a line of the body becomes, and what the run must say or get wrong

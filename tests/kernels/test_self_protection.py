@@ -154,7 +154,7 @@ def test_a_slow_kernel_is_off_with_one_warning_and_is_no_fault(slow: str) -> Non
 
 
 def test_many_rows_where_stock_is_faster_are_a_choice_like_another() -> None:
-    device = Device(slow="matvec")
+    device = Device(slow="mat")
     silent(lambda: answer(device.ops(), m=30))
     choice = device.ops().chooser.choices.get("product 12x150 m16 row float32")  # type: ignore[attr-defined]
     assert choice is None or choice.label is None

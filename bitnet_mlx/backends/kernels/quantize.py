@@ -23,6 +23,7 @@ ACTS = {None: 0, "relu2": 1, "silu": 2}
 # Simdgroups whose squares fit in 32 KB of threadgroup memory beside their biases: 14 of words of 16, 12 of 20.
 # The smaller form leaves room for a second threadgroup on a core.
 _FORMS = {CODES_PER_WORD: (7, 14), TRITS_PER_WORD: (7, 12)}
+_PIECE = {CODES_PER_WORD: 8, TRITS_PER_WORD: 4}  # rows of multiples of these are read in pieces of 16 and 8 bytes
 _MIN_VALUES = 8  # MLX puts smaller inputs in another address space
 
 
@@ -54,6 +55,7 @@ def quantize(
         ("EPS", int(np.float32(eps).view(np.int32))),
         ("LAYOUT", layout.index),
         ("W", layout.words),
+        ("WHOLE", k % _PIECE[values] == 0),
         ("S", next(form for form in _FORMS[values] if form >= owners)),
     )
     return Launch(

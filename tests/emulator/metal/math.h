@@ -87,12 +87,14 @@ namespace fast {
 ALL_FUNCTIONS
 OVER(sqrt, __metal_sqrt) OVER(rsqrt, __metal_rsqrt)
 }
+#pragma float_control(precise, on, push)
 namespace precise {
 METAL_FUNC float rounded_sqrt(float x) { return __builtin_sqrtf(x); }
 METAL_FUNC float rounded_rsqrt(float x) { return 1.0f / __builtin_sqrtf(x); }
 ALL_FUNCTIONS
 OVER(sqrt, rounded_sqrt) OVER(rsqrt, rounded_rsqrt)
 }
+#pragma float_control(pop)
 #undef ALL_FUNCTIONS
 #undef OVER
 #undef OVER2

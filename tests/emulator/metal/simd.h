@@ -63,9 +63,9 @@ METAL_FUNC bool simd_is_first() {
 }
 struct simd_vote {
   ulong bits;
-  constexpr bool all() const thread { return bits == 0xFFFFFFFFul; }
-  constexpr bool any() const thread { return bits != 0; }
-  constexpr operator ulong() const thread { return bits; }
+  constexpr bool all() const { return bits == 0xFFFFFFFFul; }
+  constexpr bool any() const { return bits != 0; }
+  constexpr operator ulong() const { return bits; }
 };
 METAL_FUNC simd_vote simd_ballot(bool value) {
   ulong v = value;

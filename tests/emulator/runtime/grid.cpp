@@ -242,26 +242,21 @@ static int find_library(dl_phdr_info* info, size_t, void* data) {
   return 1;
 }
 
-// Python's way in. 0: done. 1: a fault, described in message.
-extern "C" int emulator_run(void* function, const uint64_t* args, const Region* regions, uint32_t region_count,
-                            const uint32_t* whole, const uint32_t* shape, uint64_t seed, char* message, size_t message_bytes) {
-  grid.message = message;
-  grid.message_bytes = message_bytes;
-  message[0] = 0;
-  if (!stacks_ready()) return snprintf(message, message_bytes, "no memory for the threads' stacks"), 1;
-  memcpy(&entry, &function, sizeof(entry));
-  arguments = args;
-  grid.random = seed;
-  memcpy(grid.regions, regions, sizeof(Region) * region_count);
-  grid.region_count = region_count;
-  Search search{static_cast<const char*>(function), &grid.regions[grid.region_count]};
-  if (dl_iterate_phdr(find_library, &search)) grid.region_count++;
-  grid.epoch[0] = grid.epoch[1] = 1;
-  forget_slots();
-  uint32_t groups[3], total = 1;
+static bool run_groups(const uint32_t* whole, const uint32_t* shape) {
+  uint32_t groups[3], total = 1, fixed = grid.region_count;
   for (int d = 0; d < 3; d++) total *= groups[d] = (whole[d] + shape[d] - 1) / shape[d];
-  uint32_t fixed = grid.region_count;
-  for (uint32_t number = 0; number < total; number++) {
+  uint32_t step = 1, number = random_below(total);  // an order that the seed draws: every threadgroup once
+  for (uint32_t tries = 0; tries < 100 && total > 2; tries++) {
+    uint32_t a = step = 1 + random_below(total - 1), b = total;
+    while (b) {
+      uint32_t rest = a % b;
+      a = b;
+      b = rest;
+    }
+    if (a == 1) break;
+    step = 1;
+  }
+  for (uint32_t done = 0; done < total; done++, number = uint32_t((uint64_t(number) + step) % total)) {
     uint32_t size[3];
     grid.group[0] = number % groups[0];
     grid.group[1] = number / groups[0] % groups[1];
@@ -277,9 +272,34 @@ extern "C" int emulator_run(void* function, const uint64_t* args, const Region* 
     grid.region_count = fixed;
     start_group_memory();
     place_threads(whole, shape, groups, size);
-    bool good = run_group();
-    grid.current = nullptr;
-    if (!good) return 1;
+    if (!run_group()) return false;
   }
-  return 0;
+  return true;
+}
+
+// Python's way in. 0: done. 1: a fault, described in message. flush: float denormals count as zero.
+extern "C" int emulator_run(void* function, const uint64_t* args, const Region* regions, uint32_t region_count, const uint32_t* whole,
+                            const uint32_t* shape, uint64_t seed, uint32_t flush, uint32_t limit_seconds, char* message,
+                            size_t message_bytes) {
+  grid.message = message;
+  grid.message_bytes = message_bytes;
+  message[0] = 0;
+  if (region_count >= MAX_REGIONS) return refuse("more than %u buffers", MAX_REGIONS), 1;
+  if (!stacks_ready()) return refuse("no memory for the threads' stacks"), 1;
+  memcpy(&entry, &function, sizeof(entry));
+  arguments = args;
+  grid.random = seed;
+  memcpy(grid.regions, regions, sizeof(Region) * region_count);
+  grid.region_count = region_count;
+  Search search{static_cast<const char*>(function), &grid.regions[grid.region_count]};
+  if (dl_iterate_phdr(find_library, &search)) grid.region_count++;
+  grid.epoch[0] = grid.epoch[1] = 1;
+  forget_slots();
+  watch(limit_seconds);
+  if (flush) flush_floats(true);
+  bool good = run_groups(whole, shape);
+  if (flush) flush_floats(false);
+  grid.current = nullptr;
+  unwatch();
+  return good && !message[0] ? 0 : 1;
 }

@@ -65,3 +65,6 @@ void settle_write();                                     // memory.cpp: the writ
 void start_group_memory();
 void forget_slots();
 const char* operation_name(int op);
+void watch(uint32_t limit_seconds);  // signals.cpp
+void unwatch();
+void flush_floats(bool on);

@@ -147,18 +147,3 @@ extern "C" void emulator_conversion(float value, int32_t bits, int32_t is_signed
   if (!(value < top && (is_signed ? value >= low : value > -1.0f)) && !(is_signed && value > low - 1.0f && value < 0.0f))
     fail("the conversion of %g to %s%d bits, which do not hold it", double(value), is_signed ? "" : "unsigned ", bits);
 }
-
-extern "C" float emulator_split_fma(float a, float b, float c) {
-  volatile float product = a * b;
-  return product + c;
-}
-
-extern "C" float emulator_frexp(float x, int* exponent) { return __builtin_frexpf(x, exponent); }
-
-extern "C" _Float16 emulator_flush_half(_Float16 value) {  // a device that takes half denormals as zero
-  uint16_t bits;
-  memcpy(&bits, &value, 2);
-  if (!(bits & 0x7C00)) bits &= 0x8000;
-  memcpy(&value, &bits, 2);
-  return value;
-}

@@ -31,6 +31,8 @@ struct alignas(4) __half2 {
   __half x, y;
 };
 typedef __half2 half2;
+typedef __half half;
+using std::fabs;
 struct __nv_bfloat16 {
   uint16_t bits;
   __nv_bfloat16() = default;
