@@ -88,7 +88,7 @@ def variants(n: int, k: int, m: int) -> list[MmaVariant]:
     """The forms worth trying for M rows times a weight [N, K], the likely best first. Every one is exact."""
     forms = [MmaVariant(*shape, stages) for shape in _SHAPES for stages in (4, 3)]
     useful = [form for form in forms if form.blocks_at_once and form.tile[0] < m + 64 and form.chunks * 64 < k + 128]
-    return sorted(useful, key=lambda form: _clocks(form, n, k, m))
+    return sorted(useful, key=lambda form: (-form.stages, _clocks(form, n, k, m)))
 
 
 def _clocks(form: MmaVariant, n: int, k: int, m: int) -> float:
