@@ -1,7 +1,8 @@
 """The decoder on MLX: an mlx.nn.Module by Hugging Face's names, which mlx-lm's generate and server accept as it is.
 
 The graph is that of decoder_numpy.py. Norms, quantisers, products and activation functions compute in float32; what
-passes between layers has the model's dtype. q, k and v share one norm and one quantisation, gate and up another.
+passes between layers has the model's dtype. layers_mlx.py has the layers; on a GPU with our kernels their parts of fixed
+shape are compiled (compiled_mlx.py).
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class Backbone(nn.Module):
 class MlxModel(nn.Module):
     """A decoder over DecoderWeights on MLX's default device; it offers models/decoder.py's protocol as well.
 
-    Arrays are evaluated before a call returns, so threads may take turns; at one time one of them may run it.
+    Arrays are evaluated before `step` returns, so threads may take turns; at one time one of them may run it. Gradients
+    take training mode (`train()`): the fused operations have none.
     """
 
     def __init__(self, weights: DecoderWeights, dtype: str | None = None, ops: StockOps | None = None) -> None:

@@ -12,6 +12,7 @@ from mlx import nn
 from mlx.utils import tree_flatten, tree_map
 
 from bitnet_mlx.backends.mlx_affine import Codes, StockOps
+from bitnet_mlx.models import decoder_mlx
 from bitnet_mlx.models.decoder_mlx import MlxModel
 from bitnet_mlx.nn.bitlinear import BitLinear
 from bitnet_mlx.nn.joined import Joined
@@ -155,6 +156,18 @@ def test_training_mode_takes_the_plain_way() -> None:
     assert np.corrcoef(logits(model).ravel(), expected.ravel())[0, 1] > 0.9
     model.eval()
     assert np.array_equal(logits(model), expected)
+
+
+def test_beginning_early_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU `step` starts the first layers while the rest of the graph is built; here the CPU device is made to."""
+    weights = build("bitnet", num_hidden_layers=5)
+    expected = logits(MlxModel(weights))
+    started: list[int] = []
+    monkeypatch.setattr(decoder_mlx, "_EARLY", 2)
+    begin = decoder_mlx._begin
+    monkeypatch.setattr(decoder_mlx, "_wait", lambda i, x: (started.append(i), begin(i, x)))
+    assert np.array_equal(logits(MlxModel(weights)), expected)
+    assert started == [*range(5)] * 4
 
 
 class Compiling(StockOps):
