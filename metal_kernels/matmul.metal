@@ -23,7 +23,7 @@ UNROLL for (uint n = 0; n < NT; n++) {
   at[n] = min(column0 + n, columns - 1) * words + q;  // past the end: the last row, not stored
   next[n] = w[at[n]];
   UNROLL for (uint m = 0; m < MT; m++) {
-    acc[m][n] = simdgroup_matrix<float, 8, 8>(0.0f);
+    acc[m][n] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
     out[m][n] = float2(0.0f);
   }
 }
@@ -61,13 +61,13 @@ for (uint chunk = 0; chunk < chunks; chunk++) {
   UNROLL for (uint m = 0; m < MT; m++) {
     const uint x_at = buffer + (m * 4 + q) * PITCH + r;
     const uint4 low = tile[x_at], high = tile[x_at + 8];
-    const uint step[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+    const uint both[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
     UNROLL for (uint p = 0; p < 8; p++) {
       simdgroup_matrix<half, 8, 8> right;
-      right.thread_elements() = as_type<half2>(step[p]);
+      elements(right) = as_type<half2>(both[p]);
       UNROLL for (uint n = 0; n < NT; n++) {
         simdgroup_matrix<half, 8, 8> left;
-        left.thread_elements() = t[n][p];
+        elements(left) = t[n][p];
         simdgroup_multiply_accumulate(acc[m][n], left, right, acc[m][n]);
       }
     }
@@ -77,12 +77,12 @@ for (uint chunk = 0; chunk < chunks; chunk++) {
       const float of_group = scale[min(column0 + n, columns - 1) * (words / 8) + chunk / 2];
       UNROLL for (uint m = 0; m < MT; m++) {
         const uint row = row0 + m * 8 + 2 * q;
-        const float2 sum = acc[m][n].thread_elements();
+        const float2 sum = elements(acc[m][n]);
         const float s0 = as_type<float>(x[min(row, rows - 1) * stride + 8 * words + 1]);
         const float s1 = as_type<float>(x[min(row + 1, rows - 1) * stride + 8 * words + 1]);
         out[m][n].x = add_rn(out[m][n].x, scaled(sum.x, s0, of_group));
         out[m][n].y = add_rn(out[m][n].y, scaled(sum.y, s1, of_group));
-        acc[m][n].thread_elements() = float2(0.0f);
+        elements(acc[m][n]) = float2(0.0f);
       }
     }
   }
@@ -96,7 +96,7 @@ UNROLL for (uint m = 0; m < MT; m++) {
         const uint column = column0 + n, to = row * columns + column;
         if (column < columns) {
           const float v = SCALES == 2 ? out[m][n][e]
-                                      : scaled(acc[m][n].thread_elements()[e], my_s, scale_of<SCALES>(scale, column));
+                                      : scaled(elements(acc[m][n])[e], my_s, scale_of<SCALES>(scale, column));
           y[to] = finish<T, BIAS, RESIDUAL>(v, BIAS ? float(bias[column]) : 0.0f, RESIDUAL ? float(residual[to]) : 0.0f);
         }
       }

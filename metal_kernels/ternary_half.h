@@ -22,3 +22,9 @@ FN uint4 pairs(uint2 a, uint2 b) {
   return uint4(as_type<uint>(half2(a0.x, b0.x)), as_type<uint>(half2(a0.y, b0.y)),
                as_type<uint>(half2(a1.x, b1.x)), as_type<uint>(half2(a1.y, b1.y)));
 }
+
+// A lane's two elements of a matrix, as MLX's own kernels reach them.
+template <typename T>
+FN thread vec<T, 2>& elements(thread simdgroup_matrix<T, 8, 8>& m) {
+  return reinterpret_cast<thread vec<T, 2>&>(m.thread_elements());
+}

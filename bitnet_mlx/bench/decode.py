@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -147,9 +148,9 @@ def _plain(config: DecoderConfig, against: tuple[str, ...]) -> dict[str, Contend
     if not against:
         return {}
     from bitnet_mlx.bench.decode_mlx import MlxContender
-    from bitnet_mlx.bench.plain_mlx import PlainModel
+    from bitnet_mlx.bench.plain_mlx import KINDS, PlainModel
 
-    return {name: MlxContender(PlainModel(config, name)) for name in against}
+    return {kind: MlxContender(PlainModel(config, kind)) for kind in KINDS if kind in against}
 
 
 def _turns(contenders: dict[str, Contender], options: DecodeOptions, vocab: int) -> dict[str, tuple[float, float]]:
@@ -180,11 +181,9 @@ def _machine(backend: str) -> dict[str, Any]:
         "version": __version__,
     }  # fmt: skip
     if backend in ON_MLX:
-        import mlx.core as mx
-
         from bitnet_mlx.bench.decode_mlx import device
 
-        found |= {"mlx": mx.__version__, **device()}
+        found |= {"mlx": version("mlx"), **device()}
     return found
 
 

@@ -160,7 +160,7 @@ def _stand_ins() -> Iterator[None]:
     """While tracing, mx.fast's norm, rotation and attention are one node each. One thread at a time."""
 
     def stand_in(name: str, inputs: list[mx.array]) -> mx.array:
-        kernel = mx.fast.metal_kernel(
+        kernel: Any = mx.fast.metal_kernel(
             name=f"{_STAND_IN}{name}",
             input_names=[f"in{i}" for i in range(len(inputs))],
             output_names=["out"],

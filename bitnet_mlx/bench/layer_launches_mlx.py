@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from bitnet_mlx import _mlxlm
 from bitnet_mlx.backends.kernels.ops import KernelOps
@@ -54,7 +55,8 @@ def mlxlm_launches(config: DecoderConfig) -> list[str] | None:
     """
     if not config.sub_norms or config.num_attention_heads * config.head_dim != config.hidden_size:
         return None
-    family, layers = _mlxlm.module("models.bitnet"), _mlxlm.module("models.bitlinear_layers")
+    family: Any = _mlxlm.module("models.bitnet")
+    layers: Any = _mlxlm.module("models.bitlinear_layers")
     names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "rms_norm_eps")
     fields = {name: getattr(config, name) for name in names}
     block = family.TransformerBlock(

@@ -21,7 +21,7 @@ def examine(progress: Callable[[str], None] = lambda text: None, shapes: Sequenc
     """
     shapes = products.SHAPES if shapes is None else shapes
     choice = choose("auto")
-    gpu = next((name for name in PLATFORMS if not missing(name)), None)
+    gpu: Platform | None = next((name for name in PLATFORMS if not missing(name)), None)
     progress("machine")
     here = machine.machine(gpu)
     report = Report(

@@ -48,17 +48,17 @@ class KernelDoctor:
         if candidate is None:
             y = tune.stock_chain(self.tuner.stock, arrays, product, 1)
             values = np.array(y.astype(mx.float32))[:, data.columns]
-            verdict, seconds = check.compared(values, data.expected(_DTYPE, False, True)), stock
+            verdict, took = check.compared(values, data.expected(_DTYPE, False, True)), stock
         else:
-            verdict, seconds = self.tuner.measured(product, candidate, data, arrays)
-            verdict += check.product(candidate, data, _DTYPE, self.tuner.runner, tune.EXTRAS)
-        found = ProductReport(self.platform, shape.n, shape.k, m, verdict.exact, verdict.text)
+            verdict, took = self.tuner.measured(product, candidate, data, arrays)
+            verdict += self.tuner.verdict(product, candidate, data)
+        found = ProductReport(self.platform, shape.n, shape.k, m, verdict.exact, verdict.text, took)
         found.kernel = candidate.label if candidate else None
         found.reason = "" if candidate else self._reason(product)
-        if seconds:
-            found.time, found.to_float32, found.to_bfloat16 = seconds * 1e6, stock / seconds, bfloat16 / seconds
-            if m == 1:
-                found.share = share(shape, seconds, self.machine.bandwidth)
+        if took:
+            found.to_float32 = stock / took if stock else None
+            found.to_bfloat16 = bfloat16 / took if bfloat16 else None
+            found.share = share(shape, took / 1e6, self.machine.bandwidth) if m == 1 else None
         chip = chips.find(self.machine.chip, self.machine.gpu_cores)
         if chip and candidate and m == 1:
             found.predicted = chips.predicted_share(chip, chips.MATVEC_CYCLES)

@@ -1,7 +1,8 @@
 """The decoder on MLX: an mlx.nn.Module by Hugging Face's names, which mlx-lm's generate and server accept as it is.
 
 The graph is that of decoder_numpy.py. Norms, quantisers, products and activation functions compute in float32; what
-passes between layers has the model's dtype. q, k and v share one norm and one quantisation, gate and up another.
+passes between layers has the model's dtype. layers_mlx.py has the layers; on a GPU with our kernels their parts of fixed
+shape are compiled (compiled_mlx.py).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from bitnet_mlx.nn.site import PackedSite
 from bitnet_mlx.ternary import SCALES
 
 COMPILED_ROWS = 8  # up to so many rows a step is a decode step, whose few shapes are worth a trace each
+_EARLY = 8  # layers whose graph is built before a GPU begins with them
 _PREFILL = 512  # tokens of one pass, so that memory does not grow with the prompt
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
@@ -42,17 +44,24 @@ class Backbone(nn.Module):
         self._rotary = Rotary(parts.config)
         self._compiled = CompiledLayers(parts.ops, Plan.of(parts.config)) if parts.ops.compiles else None
 
-    def __call__(self, inputs: mx.array, cache: Sequence[Any] | None, embeddings: mx.array | None) -> mx.array:
-        """Token ids [B, L] -> [B, L, H] before the last norm."""
+    def __call__(
+        self, inputs: mx.array, cache: Sequence[Any] | None, embeddings: mx.array | None, early: bool = False
+    ) -> mx.array:
+        """Token ids [B, L] -> [B, L, H] before the last norm.
+
+        early: a GPU begins with the first layers while the graph of the others is built.
+        """
         x = (self.embed_tokens.rows(inputs) if embeddings is None else embeddings).astype(self.dtype)
         caches = [None] * len(self.layers) if cache is None else cache
         mask = _mask(x.shape[1], caches[0])
         rotation = self._rotary.at(caches[0], x.shape[1])
+        begin = _begin if early and mx.default_device() == mx.gpu else _wait
         if self._compiled is not None and x.shape[0] * x.shape[1] <= COMPILED_ROWS:
-            sites = [layer.sites() for layer in self.layers]
-            if all(isinstance(site, PackedSite) for layer in sites for site in layer):
-                return self._compiled.run(sites, x, caches, mask, rotation)
-        for layer, entry in zip(self.layers, caches, strict=True):
+            flat = self._compiled.flat(self.layers)
+            if flat is not None:
+                return self._compiled.run(flat, x, caches, mask, rotation, begin)
+        for i, (layer, entry) in enumerate(zip(self.layers, caches, strict=True)):
+            begin(i, x)
             x = layer(x, mask, entry, rotation)
         return x
 
@@ -60,7 +69,8 @@ class Backbone(nn.Module):
 class MlxModel(nn.Module):
     """A decoder over DecoderWeights on MLX's default device; it offers models/decoder.py's protocol as well.
 
-    Arrays are evaluated before a call returns, so threads may take turns; at one time one of them may run it.
+    Arrays are evaluated before `step` returns, so threads may take turns; at one time one of them may run it. Gradients
+    take training mode (`train()`): the fused operations have none.
     """
 
     def __init__(self, weights: DecoderWeights, dtype: str | None = None, ops: StockOps | None = None) -> None:
@@ -124,12 +134,12 @@ class MlxModel(nn.Module):
         pieces = []
         for at in range(0, len(ids), _PREFILL):
             piece = mx.array(np.asarray(ids[at : at + _PREFILL], np.int32))[None]
-            x = self.model(piece, cache, None)
+            x = self.model(piece, cache, None, early=True)
             if logits == "all":
                 pieces.append(self.head(x)[0].astype(mx.float32))
             elif at + _PREFILL >= len(ids):
                 pieces.append(self.head(x[:, -1])[0].astype(mx.float32))
-            mx.eval(pieces, [entry.state for entry in cache])
+            mx.eval(pieces, [entry.kv for entry in cache])
         return np.concatenate([np.array(p) for p in pieces])
 
 
@@ -151,6 +161,15 @@ def model_dtype(config: DecoderConfig, asked: str | None = None) -> str:
     if mx.default_device() == mx.cpu or config.dtype not in _DTYPES:
         return "float32"
     return "bfloat16" if config.dtype == "float16" and config.hidden_act == "relu2" else config.dtype
+
+
+def _begin(layer: int, x: mx.array) -> None:
+    if layer and layer % _EARLY == 0:
+        mx.async_eval(x)
+
+
+def _wait(_layer: int, _x: mx.array) -> None:
+    pass
 
 
 def _mask(length: int, cache: Any) -> mx.array | str | None:

@@ -7,6 +7,7 @@ with W = t * scale gives dL/dx = dL/dy W. W is widened a block of rows at a time
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from bitnet_mlx.backends.mlx_affine import StockOps
 from bitnet_mlx.backends.mlx_import import mx
@@ -34,7 +35,7 @@ def straight_through(
 
 
 def _differentiable(forward: Callable[..., mx.array], ops: StockOps) -> Callable[..., mx.array]:
-    function = mx.custom_function(forward)
+    function: Any = mx.custom_function(forward)
 
     @function.vjp
     def vjp(primals: tuple[mx.array, ...], cotangent: mx.array, _output: mx.array) -> tuple[mx.array, ...]:

@@ -19,7 +19,8 @@ class Joined:
     """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
-        self._packed = _join(layers) if _alike(layers) else None
+        ours = [layer for layer in layers if type(layer) is BitLinear]
+        self._packed = _join(ours) if len(ours) == len(layers) and _alike(ours) else None
         self._held = [(layer, dict(layer.parameters())) for layer in layers]
 
     def packed(self, layers: Sequence[nn.Module]) -> Packed | None:
@@ -33,18 +34,13 @@ class Joined:
         return self._packed
 
 
-def _alike(layers: Sequence[nn.Module]) -> bool:
-    first = layers[0]
-    if type(first) is not BitLinear:
-        return False
-    kind = (first.input_dims, first.activation_bits, first.scale.ndim == 2, "bias" in first, first.ops)
-    return all(
-        type(x) is BitLinear and (x.input_dims, x.activation_bits, x.scale.ndim == 2, "bias" in x, x.ops) == kind
-        for x in layers
-    )
+def _alike(layers: Sequence[BitLinear]) -> bool:
+    """Whether one product serves them. A bias of 0 for those that have none would turn an output of -0 into 0."""
+    kinds = {(x.input_dims, x.activation_bits, x.scale.ndim == 2, "bias" in x, id(x.ops)) for x in layers}
+    return len(kinds) == 1
 
 
-def _join(layers: Sequence[nn.Module]) -> Packed:
+def _join(layers: Sequence[BitLinear]) -> Packed:
     first = layers[0]
     if len(layers) == 1:
         return first.weight, first.scale, first.get("bias")

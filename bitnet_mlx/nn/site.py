@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from bitnet_mlx.backends.kernels.layout import Layout
 from bitnet_mlx.backends.mlx_affine import Codes, StockOps, gated
 from bitnet_mlx.backends.mlx_import import mx, nn
 from bitnet_mlx.nn.bitlinear import BitLinear
@@ -85,7 +86,7 @@ class ModuleSite:
 
     def _outputs(self, x: mx.array, dtype: mx.Dtype) -> list[mx.array]:
         """x may be wider than `dtype`, the model's, which the outputs have. It is quantised once for a form of codes."""
-        codes: dict[object, Codes] = {}
+        codes: dict[Layout | None, Codes] = {}
         plain = None
         outputs = []
         for layer in self.layers:
@@ -100,7 +101,7 @@ class ModuleSite:
                 outputs.append(layer(plain))
         return outputs
 
-    def _codes(self, x: mx.array, ops: StockOps, to: object) -> Codes:
+    def _codes(self, x: mx.array, ops: StockOps, to: Layout | None) -> Codes:
         if isinstance(self.norm, RMSNorm):
             return self.norm.quantize(x, to)
         return ops.quantize(x if self.norm is None else self.norm(x), to)
@@ -110,9 +111,8 @@ def site(
     joined: Joined, layers: Sequence[nn.Module], norm: nn.Module | None, training: bool
 ) -> PackedSite | ModuleSite:
     """What stands at a place now. joined: made of the layers that the model was built with."""
-    packed = None if training else joined.packed(layers)
-    if packed is None or not (norm is None or type(norm) is RMSNorm):
+    packed, first = None if training else joined.packed(layers), layers[0]
+    if packed is None or not isinstance(first, BitLinear) or type(norm) not in (RMSNorm, type(None)):
         return ModuleSite(layers, norm, training)
-    weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
-    first = layers[0]
+    weight, eps = (norm.weight, norm.eps) if isinstance(norm, RMSNorm) else (None, 0.0)
     return PackedSite(first.ops, Static(first.activation_bits, first.input_dims, eps), Arrays(packed, weight))

@@ -96,7 +96,7 @@ def test_a_wrong_product_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_a_wrong_engine_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The cpu engine's place is taken by one whose first projection has another scale."""
-    sound = api._decoder
+    sound = api.make_decoder
 
     def broken(backend: str, weights: DecoderWeights, *rest: Any) -> Any:
         if backend != "cpu":
@@ -107,7 +107,7 @@ def test_a_wrong_engine_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         weights.linears[name] = Linear(replace(w, scale=np.asarray(w.scale * np.float32(1.01), np.float32)))
         return NumpyDecoder(weights)
 
-    monkeypatch.setattr(api, "_decoder", broken)
+    monkeypatch.setattr(api, "make_decoder", broken)
     assert main(["doctor", "--json"]) == 1
     found = record(capsys)
     assert not found["ok"] and [e["name"] for e in found["engines"] if not e["ok"]] == ["cpu"]

@@ -12,6 +12,7 @@ from mlx import nn
 from mlx.utils import tree_flatten, tree_map
 
 from bitnet_mlx.backends.mlx_affine import Codes, StockOps
+from bitnet_mlx.models import decoder_mlx
 from bitnet_mlx.models.decoder_mlx import MlxModel
 from bitnet_mlx.nn.bitlinear import BitLinear
 from bitnet_mlx.nn.joined import Joined
@@ -157,18 +158,31 @@ def test_training_mode_takes_the_plain_way() -> None:
     assert np.array_equal(logits(model), expected)
 
 
+def test_beginning_early_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU `step` starts the first layers while the rest of the graph is built; here the CPU device is made to."""
+    weights = build("bitnet", num_hidden_layers=5)
+    expected = logits(MlxModel(weights))
+    started: list[int] = []
+    monkeypatch.setattr(decoder_mlx, "_EARLY", 2)
+    begin = decoder_mlx._begin
+    monkeypatch.setattr(decoder_mlx, "_wait", lambda i, x: (started.append(i), begin(i, x)))
+    assert np.array_equal(logits(MlxModel(weights)), expected)
+    assert started == [*range(5)] * 4
+
+
+class Compiling(StockOps):
+    compiles = True
+    eager = 0  # operations called from Python
+
+    def linear(self, *args: Any, **kwargs: Any) -> mx.array:
+        self.eager += 1
+        return super().linear(*args, **kwargs)
+
+
 if shutil.which("c++") or shutil.which("g++"):  # what MLX's CPU device compiles a graph with
 
     @pytest.mark.parametrize("case", ["bitnet", "llama, group scales, biases, 6-bit head"])
     def test_compiled_parts_give_the_eager_bits(case: str) -> None:
-        class Compiling(StockOps):
-            compiles = True
-            eager = 0  # operations called from Python
-
-            def linear(self, *args: Any, **kwargs: Any) -> mx.array:
-                self.eager += 1
-                return super().linear(*args, **kwargs)
-
         weights, ops = build(case, num_hidden_layers=3), Compiling()
         expected = logits(MlxModel(weights), prompt=3)
         model = MlxModel(weights, ops=ops)
@@ -177,3 +191,31 @@ if shutil.which("c++") or shutil.which("g++"):  # what MLX's CPU device compiles
         logits(model, prompt=3)
         assert ops.eager == before  # traced once for each shape, and for all layers
         assert before == 2 * 8  # a prompt of 3 and single tokens; before, between and after three layers
+
+    def test_compiled_parts_notice_every_exchange() -> None:
+        model, plain = (MlxModel(build("bitnet"), ops=ops) for ops in (Compiling(), StockOps()))
+        expected = logits(plain, prompt=3)
+
+        def agree(change: Any) -> None:
+            undo = [change(m) for m in (model, plain)]
+            found = logits(model, prompt=3)
+            assert np.array_equal(found, logits(plain, prompt=3)) and not np.array_equal(found, expected)
+            for back in undo:
+                back()
+            assert np.array_equal(logits(model, prompt=3), expected)
+
+        def put(owner: Any, name: str, value: Any) -> Any:
+            kept = owner[name]
+            owner[name] = value
+            return lambda: owner.update({name: kept}) if isinstance(kept, mx.array) else owner.__setitem__(name, kept)
+
+        assert np.array_equal(logits(model, prompt=3), expected)
+        agree(lambda m: put(m.layers[1].self_attn, "v_proj", Adapter(m.layers[1].self_attn.v_proj)))
+        agree(lambda m: put(m.layers[0].mlp.down_proj, "scale", m.layers[0].mlp.down_proj.scale * 2))
+        agree(lambda m: put(m.layers[1].input_layernorm, "weight", m.layers[1].input_layernorm.weight[::-1]))
+        layers = model.layers[::-1], plain.layers[::-1]
+        for m, turned in zip((model, plain), layers, strict=True):
+            m.model.layers = turned
+        assert np.array_equal(logits(model, prompt=3), logits(plain, prompt=3))
+        model.train()
+        mx.grad(lambda x: model(mx.array([[1, 2]]), None, x).sum())(mx.zeros((1, 2, 72)))  # kernels have no gradient

@@ -67,7 +67,9 @@ _SHAPES = (  # warps along M, N, K; tiles of a warp along M, N; chunks
     (2, 2, 1, 8, 4, 2),  # 128 x 128
     (2, 4, 1, 8, 4, 2),  # 128 x 256
     (2, 2, 1, 8, 5, 2),  # 128 x 160
+    (2, 4, 1, 8, 5, 2),  # 128 x 320
     (1, 4, 1, 8, 4, 2),  # 64 x 256
+    (1, 4, 1, 8, 5, 2),  # 64 x 320
     (1, 2, 4, 8, 5, 4),  # 64 x 160
     (2, 2, 1, 4, 5, 2),
     (1, 4, 1, 8, 2, 2),  # 64 x 128
@@ -88,7 +90,7 @@ def variants(n: int, k: int, m: int) -> list[MmaVariant]:
     """The forms worth trying for M rows times a weight [N, K], the likely best first. Every one is exact."""
     forms = [MmaVariant(*shape, stages) for shape in _SHAPES for stages in (4, 3)]
     useful = [form for form in forms if form.blocks_at_once and form.tile[0] < m + 64 and form.chunks * 64 < k + 128]
-    return sorted(useful, key=lambda form: _clocks(form, n, k, m))
+    return sorted(useful, key=lambda form: (-form.stages, _clocks(form, n, k, m)))
 
 
 def _clocks(form: MmaVariant, n: int, k: int, m: int) -> float:

@@ -5,7 +5,8 @@ Each says how it is launched, checked, and what stock MLX does in its place; the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -115,14 +116,22 @@ class FloatProduct:
     def launch(self, x: Any, words: Any, scale: Any, bias: Any | None = None, residual: Any | None = None) -> Launch:
         return matvec.float_matvec(x, words, scale, bias, residual, variant=self.variant, dtype=self.dtype)
 
+    @cached_property
     def _data(self) -> problem.ProductData:
-        return problem.product_data(problem.Product(self.n, self.k, self.m, self.scale, self.dtype))
+        return problem.product_data(self._product)
+
+    @property
+    def _product(self) -> problem.Product:
+        return problem.Product(self.n, self.k, self.m, self.scale, self.dtype)
 
     def check(self, runner: Runner) -> check.Verdict:
-        return check.floats(self.launch, self._data(), self.dtype, runner, ((False, False), (False, True)))
+        def checked(data: problem.ProductData) -> check.Verdict:
+            return check.floats(self.launch, data, self.dtype, runner, ((False, False), (False, True)))
+
+        return checked(self._data) + checked(problem.product_data(replace(self._product, reach=1)))
 
     def chain(self, runner: Runner | None, calls: int) -> mx.array:
-        data = self._data()
+        data = self._data
         words, scale = mx.array(data.weight.words), mx.array(data.weight.scale)
         x = mx.array(data.q.astype(np.float32)).astype(DTYPES[self.dtype])
         y = mx.array(data.residual).astype(DTYPES[self.dtype])

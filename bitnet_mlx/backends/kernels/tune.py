@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from bitnet_mlx.backends.mlx_affine import Codes, StockOps
 from bitnet_mlx.backends.mlx_import import mx
 from bitnet_mlx.ternary import GROUP
 
+_log = logging.getLogger(__name__)
 BUCKETS = (1, 2, 4, 8, 16, 64, 512)  # rows of activations that are measured
 _CHECKED_ROWS = 67  # more rows than these are checked on 67 by numpy, and whole against stock MLX
 _ROTATED = 96 << 20  # bytes of weights that calls take turns over, so that none is read from a cache
@@ -30,7 +32,7 @@ _REPEATS = 5
 _CALLS = (4, 64)  # of one chain
 _BUDGET = 0.02  # seconds that the timing of one variant may take, about
 _PATIENCE = 2.0  # seconds for all variants of one question, about; compiling them takes most of it
-EXTRAS = ((False, False), (False, True))  # (bias, residual) that are checked before use
+_EXTRAS = ((False, False), (False, True))  # (bias, residual) that are checked before use
 _LEAST = 3  # variants that are tried even so
 
 Chain = Callable[[int], mx.array]
@@ -50,23 +52,26 @@ def large(question: str) -> bool:
 
 
 def seconds(label: str, chain: Chain) -> float:
-    """Median time of one call in seconds: chain(n) is the end of n calls, each of which waits for the one before."""
+    """Median time of one call in seconds: chain(n) is the end of n calls, each of which waits for the one before.
+
+    The graph is built before the clock starts: a decoder builds it once for many tokens.
+    """
     del label
     mx.eval(chain(2))  # compiles
+    calls = _CALLS[0]
+    one = _evaluated(chain(calls)) / calls
+    calls = int(min(max(_BUDGET / _REPEATS / max(one, 1e-7), calls), _CALLS[1]))
+    return statistics.median(_evaluated(chain(calls)) / calls for _ in range(_REPEATS))
+
+
+def _evaluated(y: mx.array) -> float:
     started = time.perf_counter()
-    mx.eval(chain(_CALLS[0]))
-    one = (time.perf_counter() - started) / _CALLS[0]
-    calls = int(min(max(_BUDGET / _REPEATS / max(one, 1e-7), _CALLS[0]), _CALLS[1]))
-    times = []
-    for _ in range(_REPEATS):
-        started = time.perf_counter()
-        mx.eval(chain(calls))
-        times.append((time.perf_counter() - started) / calls)
-    return statistics.median(times)
+    mx.eval(y)
+    return time.perf_counter() - started
 
 
 class Tried(NamedTuple):
-    """A candidate, what its check found, and its time in seconds if it was timed."""
+    """A candidate, what its check found, and its time in microseconds if it could be timed."""
 
     candidate: Candidate
     verdict: check.Verdict
@@ -106,26 +111,39 @@ class Tuner:
         tried = self._tried(product, options, data, small, arrays)
         return _chosen(tried, stock, record)
 
-    def stock_times(self, product: Product, arrays: Arrays) -> tuple[float, float]:
-        """Seconds of a call of stock MLX in float32 and in bfloat16."""
+    def stock_times(self, product: Product, arrays: Arrays) -> tuple[float | None, float | None]:
+        """Microseconds of a call of stock MLX in float32 and in bfloat16; None for one that fails here."""
         return (
-            self.timer("stock float32", lambda calls: stock_chain(self.stock, arrays, product, calls)),
-            self.timer("stock bfloat16", lambda calls: bfloat16_chain(arrays, product, calls)),
+            self._time("stock float32", lambda calls: stock_chain(self.stock, arrays, product, calls)),
+            self._time("stock bfloat16", lambda calls: bfloat16_chain(arrays, product, calls)),
         )
+
+    def _time(self, label: str, chain: Chain) -> float | None:
+        try:
+            return self.timer(label, chain) * 1e6
+        except check.FAILURES as error:
+            _log.debug("[kernels] %s cannot be timed: %s", label, check.first_line(error))
+            return None
+
+    def verdict(self, product: Product, candidate: Candidate, data: ProductData) -> check.Verdict:
+        """A candidate against the reference: in the product's dtype, and in float32, which shows every integer whole."""
+        found = check.product(candidate, data, product.dtype, self.runner, _EXTRAS)
+        if product.dtype != "float32" and found.sound:
+            found += check.product(candidate, data, "float32", self.runner, _EXTRAS[:1])
+        return found
 
     def measured(
         self, product: Product, candidate: Candidate, data: ProductData, arrays: Arrays
     ) -> tuple[check.Verdict, float | None]:
-        """All outputs compared with stock MLX's, and seconds of a call if they are equal."""
-        expected = stock_chain(self.stock, arrays, product, 1)
+        """All outputs compared with stock MLX's, and microseconds of a call if they are equal."""
         rows = mx.array(prepare(data.q, data.s, candidate.layout))
         chain = kernel_chain(candidate, rows, arrays, product, self.runner)
-        verdict = check.guarded(lambda: _same(chain(1), expected))
-        return verdict, self.timer(candidate.label, chain) if verdict.sound else None
+        verdict = check.guarded(lambda: _same(chain(1), stock_chain(self.stock, arrays, product, 1)))
+        return verdict, self._time(candidate.label, chain) if verdict.sound else None
 
     def checked(self, product: Product, candidate: Candidate) -> Choice:
         """A candidate that won for another number of rows, checked for this one."""
-        verdict = check.product(candidate, product_data(product), product.dtype, self.runner, EXTRAS)
+        verdict = self.verdict(product, candidate, product_data(product))
         if not verdict.sound:
             return Choice(None, f"{candidate.label}: {verdict.text}", fault=True)
         return Choice(candidate.label)
@@ -135,9 +153,9 @@ class Tuner:
         verdict = kernel.check(self.runner)
         if not verdict.sound:
             return Choice(None, verdict.text, fault=True)
-        ours = self.timer(kernel.question, lambda calls: kernel.chain(self.runner, calls)) * 1e6
-        stock = self.timer("stock", lambda calls: kernel.chain(None, calls)) * 1e6
-        if ours >= stock:
+        ours = self._time(kernel.question, lambda calls: kernel.chain(self.runner, calls))
+        stock = self._time("stock", lambda calls: kernel.chain(None, calls))
+        if slower(ours, stock):
             return Choice(None, f"it takes {ours:.1f} us, stock MLX {stock:.1f} us", time=ours, stock=stock)
         return Choice("on", time=ours, stock=stock, ties=verdict.ties)
 
@@ -149,7 +167,7 @@ class Tuner:
         for candidate in options:
             if len(tried) >= _LEAST and self.clock() - started > _PATIENCE:
                 break
-            verdict = check.product(candidate, small, product.dtype, self.runner, EXTRAS)
+            verdict = self.verdict(product, candidate, small)
             took = None
             if verdict.sound:
                 verdict, took = self.measured(product, candidate, data, arrays)
@@ -161,17 +179,21 @@ def _same(found: mx.array, expected: mx.array) -> check.Verdict:
     return check.Verdict(expected.size, int(np.array((found != expected).sum())))
 
 
-def _chosen(tried: list[Tried], stock: float, record: float) -> Choice:
+def slower(ours: float | None, stock: float | None) -> bool:
+    """Whether both were measured, and stock MLX is at least as fast."""
+    return ours is not None and stock is not None and ours >= stock
+
+
+def _chosen(tried: list[Tried], stock: float | None, record: float | None) -> Choice:
     best = min((t for t in tried if t.time is not None), key=lambda t: t.time or 0.0, default=None)
-    bad = [t for t in tried if not t.verdict.sound]
-    stock_us, record_us = stock * 1e6, record * 1e6
+    bad = [t for t in tried if t.time is None]
     reason = "; ".join(f"{t.candidate.label}: {t.verdict.text}" for t in bad[:3])
-    if best is None or best.time is None:
-        return Choice(None, reason, True, None, stock_us, record_us)
-    if best.time >= stock:
-        slow = f"{best.candidate.label} takes {best.time * 1e6:.1f} us, stock MLX in float32 {stock * 1e6:.1f} us"
-        return Choice(None, f"{slow}; {reason}" if bad else slow, bool(bad), best.time * 1e6, stock_us, record_us)
-    return Choice(best.candidate.label, reason, bool(bad), best.time * 1e6, stock_us, record_us)
+    if best is None:
+        return Choice(None, reason, True, None, stock, record)
+    if slower(best.time, stock):
+        slow = f"{best.candidate.label} takes {best.time:.1f} us, stock MLX in float32 {stock:.1f} us"
+        return Choice(None, f"{slow}; {reason}" if bad else slow, bool(bad), best.time, stock, record)
+    return Choice(best.candidate.label, reason, bool(bad), best.time, stock, record)
 
 
 def on_device(product: Product, data: ProductData) -> Arrays:

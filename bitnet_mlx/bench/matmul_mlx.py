@@ -18,7 +18,7 @@ from bitnet_mlx.backends.kernels.problem import Product, ProductData, product_da
 from bitnet_mlx.backends.kernels.products import Candidate, Runner
 from bitnet_mlx.backends.mlx_affine import row_limit
 from bitnet_mlx.backends.mlx_import import mx
-from bitnet_mlx.bench.turns import Call, Time, after, take_turns
+from bitnet_mlx.bench.turns_mlx import Call, Time, after, take_turns
 from bitnet_mlx.ternary import GROUP
 
 SHAPES = ((2560, 2560), (3840, 2560), (13824, 2560), (2560, 6912), (20480, 3200))

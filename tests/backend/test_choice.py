@@ -1,0 +1,55 @@
+"""Which backend runs: a named one or a refusal that says what to do, the fastest by itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from bitnet_mlx import backends
+from bitnet_mlx.api import load
+from bitnet_mlx.backends import NAMES, choose, cuda, metal
+from bitnet_mlx.backends.mlx_import import mx
+from bitnet_mlx.cli.main import main
+from bitnet_mlx.errors import BackendError, ConfigError
+
+
+def test_the_names() -> None:
+    assert NAMES == ("auto", "metal", "cuda", "mlx", "cpu", "numpy")
+    with pytest.raises(ConfigError, match="auto, metal, cuda, mlx, cpu, numpy are known"):
+        choose("gpu")
+
+
+@pytest.mark.parametrize(("name", "what"), [("metal", "Mac with an M chip"), ("cuda", r"mlx\[cuda13\]")])
+def test_a_gpu_that_is_not_here_is_refused(name: str, what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BackendError, match=what) as caught:
+        load(backend=name)
+    assert "--backend mlx or cpu or numpy" in str(caught.value)
+    assert main(["generate", "--backend", name, "--prompt", "x"]) == 1
+    assert "[backend]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("here", "chosen"),
+    [
+        (("metal", "mlx", "cpu"), "metal"), (("cuda", "mlx", "cpu"), "cuda"), (("mlx", "cpu"), "cpu"), (("cpu",), "cpu"),
+        (("mlx",), "numpy"), ((), "numpy"),
+    ],
+)  # fmt: skip
+def test_auto_takes_the_fastest(here: tuple[str, ...], chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "missing", lambda name: None if name in (*here, "numpy") else f"no {name}")
+    choice = choose()
+    assert choice.name == chosen and choice.reason
+    assert choose(chosen).reason == "asked for by name"
+
+
+def test_a_default_device_that_is_the_cpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in ((metal, "metal"), (cuda, "cuda")):
+        monkeypatch.setattr(getattr(mx, name), "is_available", lambda: True)
+        assert "default device" in str(module.missing()) and "default device" in str(backends.missing(name))
+
+
+def test_a_machine_without_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
+    assert backends.missing("metal") == backends.missing("mlx") == "the package mlx is not installed"
+    assert choose().name == "numpy"
+    with pytest.raises(BackendError, match="use --backend numpy"):
+        choose("cuda")

@@ -1,0 +1,122 @@
+"""doctor on a GPU, which is stood in for by the reference: what it says of sound, wrong, slow and missing kernels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bitnet_mlx import backends
+from bitnet_mlx.backends import metal, mlx_device
+from bitnet_mlx.backends.cache_root import VARIABLE
+from bitnet_mlx.backends.kernels.choices import Choices
+from bitnet_mlx.backends.kernels.chooser import Measured
+from bitnet_mlx.backends.kernels.ops import KernelOps
+from bitnet_mlx.backends.kernels.tune import Tuner
+from bitnet_mlx.cli.main import main
+from bitnet_mlx.doctor import Report, products, table
+from bitnet_mlx.doctor.kernels_mlx import KernelDoctor
+from bitnet_mlx.doctor.products import Shape
+from bitnet_mlx.doctor.report import Machine
+from bitnet_mlx.errors import KernelWarning
+from tests.kernels.test_self_protection import Device, corrupting, failing
+
+SMALL = (Shape(33, 136, "row"), Shape(40, 264, "tensor"))
+ROWS = (1, 2, 8, 16, 70)
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+
+
+def measured(device: Device) -> Measured:
+    return Measured("metal", Tuner("metal", device, device.timer), Choices("metal", "Apple M1 Pro", "0.32.4"))
+
+
+def examined(device: Device) -> Report:
+    here = Machine("macOS", "arm64", "Apple M1 Pro", 16, 32 << 30, 180.0, 200.0, "a wheel")
+    doctor = KernelDoctor(measured(device), here, lambda text: None)
+    report = Report("0.1.0", "3.12", here, {"mlx": "0.32.4"}, "metal", "MLX computes on an Apple GPU here", [])
+    report.products = doctor.products(SMALL, ROWS)
+    report.kernels = doctor.row_kernels(SMALL)
+    report.switched_off = doctor.switched_off()
+    return report
+
+
+def test_sound_kernels() -> None:
+    report = examined(Device())
+    assert report.ok and not report.switched_off
+    assert [(p.n, p.m) for p in report.products] == [(n, m) for n in (33, 40) for m in ROWS]
+    for p in report.products:
+        assert p.exact and p.time == 1.0 and p.to_float32 == p.to_bfloat16 == 2.0 and p.kernel
+    first = report.products[0]
+    assert first.share == pytest.approx(33 * 136 / 4 / 1e-6 / 180e9) and first.predicted == 1.0
+    assert all(kernel.text == "exact" for kernel in report.kernels)
+    assert {kernel.name.split()[0] for kernel in report.kernels} == {"quantiser", "rope", "float"}
+    text = table(report)
+    assert "16 GPU cores" in text and "of nominally 200" in text and "all engines and kernels agree" in text
+    json.dumps(report.record())
+
+
+@pytest.mark.parametrize("device", [Device(corrupting("ternary")), Device(failing("ternary"))])
+def test_a_wrong_product_kernel_is_a_fault_and_stock_mlx_is_right(device: Device) -> None:
+    with pytest.warns(KernelWarning):
+        report = examined(device)
+    assert not report.ok and all(p.exact and p.kernel is None for p in report.products)
+    assert {off.fault for off in report.switched_off} == {True}
+    assert "stock: matvec(" in table(report) and "something is wrong" in table(report)
+
+
+def test_a_wrong_quantiser_is_a_fault() -> None:
+    with pytest.warns(KernelWarning):
+        report = examined(Device(corrupting("quantize")))
+    wrong = [kernel for kernel in report.kernels if not kernel.sound]
+    assert not report.ok and wrong and all("wrong" in kernel.text for kernel in wrong)
+    assert all(p.exact for p in report.products)
+
+
+def test_a_slow_kernel_is_named_and_is_no_fault() -> None:
+    with pytest.warns(KernelWarning):
+        report = examined(Device(slow="("))
+    assert report.ok
+    off = [off.name for off in report.switched_off]
+    assert "product 33x136 m1 row bfloat16" in off and not any("m16" in name for name in off)
+    slow = next(p for p in report.products if p.m == 1)
+    assert slow.kernel is None and slow.to_float32 == 1.0 and "takes 5.0 us" in slow.reason
+
+
+def test_a_kernel_that_breaks_after_it_was_chosen_is_found() -> None:
+    """What was remembered is checked again, with the right answer known."""
+    assert examined(Device()).ok
+    report = examined(Device(corrupting("")))
+    assert not report.ok and not any(p.exact for p in report.products)
+    assert not any(kernel.sound for kernel in report.kernels)
+
+
+def test_the_command_on_a_machine_with_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Metal is there, as far as the package can see: every engine, metal too, and kernels."""
+    device = Device()
+    chooser = measured(device)
+    monkeypatch.delenv(VARIABLE)  # the cpu engine need not be compiled anew
+    monkeypatch.setattr(metal, "missing", lambda: None)
+    monkeypatch.setattr(metal, "make_ops", lambda: KernelOps("metal", device))
+    monkeypatch.setattr(mlx_device, "measured", lambda platform: chooser)
+    monkeypatch.setattr(mlx_device, "copy_bandwidth", lambda: 100.0)
+    monkeypatch.setattr(products, "SHAPES", SMALL)
+    monkeypatch.setattr("bitnet_mlx.doctor.kernels_mlx.MANY_ROWS", 70)
+    assert backends.choose().name == "metal"
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    engines = {engine["name"]: engine for engine in found["engines"]}
+    assert engines["metal"]["ok"] and engines["metal"]["available"] and found["chosen"] == "metal"
+    assert {p["backend"] for p in found["products"]} == {"metal"} and found["kernels"] and not found["switched_off"]
+    prompt = ["--prompt", "def f(", "--max-tokens", "4", "--temp", "0", "--dtype", "float32"]
+    texts = []
+    for name in ("metal", "mlx"):
+        assert main(["generate", "--backend", name, *prompt]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] and "quantize" in device.launched
