@@ -12,12 +12,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from tests.emulator import instrument
 from tests.emulator.instrument import RefusedError
-from tests.emulator.text import check_qualifiers, rewritten
+from tests.emulator.text import check_metal, rewritten
 from tests.emulator.trace import mlx_headers
 
 _HERE = Path(__file__).parent
@@ -27,7 +28,9 @@ _LANGUAGE = (
     "-x clcpp -cl-std=clc++2021 -cl-no-stdinc -Xclang -cl-ext=-all,+cl_khr_fp16,+__opencl_c_generic_address_space "
     "-Xclang -cl-single-precision-constant -Xclang -ffake-address-space-map -Xclang -fnative-half-type "
     "-Xclang -ffloat16-excess-precision=none "
-    "-fno-math-errno -Wimplicit-float-conversion -Wno-implicit-int-float-conversion -Wno-unknown-attributes "
+    "-fno-math-errno -Wimplicit-float-conversion -Wno-implicit-int-float-conversion -Wno-unknown-attributes"
+).split()
+_CHECKS = (
     "-fsanitize=array-bounds,integer-divide-by-zero -fsanitize-trap=array-bounds,integer-divide-by-zero "
     "-ftrivial-auto-var-init=pattern"
 ).split()
@@ -110,6 +113,7 @@ def runtime() -> ctypes.CDLL:
     """The runtime's library, loaded for the kernels' libraries to find."""
     path = _folder() / f"runtime-{_base()[:24]}.so"
     if not path.exists():
+        _prune()
         flags = [
             "-std=c++17",
             "-O2",
@@ -130,11 +134,18 @@ def runtime() -> ctypes.CDLL:
     return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 
 
+def _prune() -> None:
+    """Take out what has not been made anew for two weeks, as often as the emulator itself changes."""
+    for old in _folder().iterdir():
+        if time.time() - old.stat().st_mtime > 14 * 86400:
+            old.unlink(missing_ok=True)
+
+
 def kernel(text: str, flags: tuple[str, ...]) -> ctypes.CDLL:
     """The library of a text that has `emulator_entry`. Raises RefusedError, with the compiler's first errors."""
     unknown = set(flags) - set(FLAGS)
     assert not unknown, f"no such flag: {', '.join(sorted(unknown))}; there are {', '.join(FLAGS)}"
-    check_qualifiers(text)
+    check_metal(text)
     return _kernel(text, tuple(sorted(flags)))
 
 
@@ -158,18 +169,58 @@ def ir(text: str, options: Sequence[str]) -> str:
 
 
 def _build(text: str, flags: tuple[str, ...], out: str) -> None:
-    language = [*_LANGUAGE, *_processor(), "-I", str(_HERE / "metal"), "-I", str(mlx_headers()), "-fPIC"]
-    language += {"fast_math": ["-ffast-math"], "contract": ["-ffp-contract=fast"]}.get(
-        next((f for f in flags if f in ("fast_math", "contract")), ""), ["-ffp-contract=off"]
-    )
-    language += [f"-DEMULATOR_{flag.upper()}" for flag in flags]
-    whole = _run([*language, "-E", "-", "-o", "-"], _PRELUDE + '#line 1 "kernel"\n' + text)
-    ir = _run(
-        [*language, "-O2", "-Xclang", "-disable-llvm-passes", "-S", "-emit-llvm", "-", "-o", "-"], rewritten(whole)
-    )
-    ready = instrument.instrument(ir, flags)
+    own = '#line 1 "kernel"\n' + text
+    if "#include" in text:  # MLX's own headers are to be rewritten too; what stands before is parsed already
+        whole = _run([*_language(flags), "-E", "-", "-o", "-"], _PRELUDE + own)
+        own = whole[whole.index('# 1 "kernel"') :]
+    language = [*_language(flags), "-include-pch", str(_prelude(flags))]
+    unoptimised = ["-Xclang", "-disable-llvm-passes", "-S", "-emit-llvm"]
+    ready = instrument.instrument(_run([*language, *unoptimised, "-", "-o", "-"], rewritten(own)), flags)
     contract = "-ffp-contract=fast" if "contract" in flags else "-ffp-contract=off"
     _run(["-x", "ir", "-O1", "-fPIC", "-shared", "-w", contract, *_processor(), "-", "-lm", "-o", out], ready)
+
+
+def _language(flags: tuple[str, ...]) -> list[str]:
+    contract = {"fast_math": "-ffast-math", "contract": "-ffp-contract=fast"}
+    options = [contract[flag] for flag in flags if flag in contract] or ["-ffp-contract=off"]
+    options += [f"-DEMULATOR_{flag.upper()}" for flag in flags]
+    return [
+        *_LANGUAGE,
+        *_CHECKS,
+        *_processor(),
+        "-I",
+        str(_HERE / "metal"),
+        "-I",
+        str(mlx_headers()),
+        "-O2",
+        "-fPIC",
+        *options,
+    ]
+
+
+def _prelude(flags: tuple[str, ...]) -> Path:
+    """What stands before every kernel, parsed once: half of a kernel's time otherwise."""
+    path = _folder() / f"prelude-{_base()[:24]}-{'-'.join(flags) or 'plain'}.pch"
+    if not path.exists():
+        header = path.with_suffix(".h")
+        _made(header, lambda out: Path(out).write_text(_PRELUDE))
+        _made(
+            path,
+            lambda out: _run(
+                [
+                    *_language(flags),
+                    "-fsyntax-only",
+                    "-Xclang",
+                    "-emit-pch",
+                    "-Xclang",
+                    "-o",
+                    "-Xclang",
+                    out,
+                    str(header),
+                ]
+            ),
+        )
+    return path
 
 
 def _made(path: Path, build: object) -> None:

@@ -86,7 +86,7 @@ REFUSED = {
     "a bfloat from a float": ("float sum = 0;", "float sum = 0; bfloat narrow = sum;", "to bfloat"),
     "a device pointer to constant memory": ("uint row =", "const device float* p = s; uint row =", "__constant"),
     "no such name": ("simd_sum", "simd_total", "simd_total"),
-    "an exception": ("float sum = 0;", "float sum = 0; if (K < 0) throw 1;", "exceptions"),
+    "an exception": ("float sum = 0;", "float sum = 0; if (K < 0) throw 1;", "no throw"),
     "the C library": ("float sum = 0;", "float sum = 0; printf(0);", "printf"),
 }
 

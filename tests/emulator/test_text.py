@@ -11,7 +11,7 @@ import pytest
 from tests.emulator import RefusedError, emulate, runner
 from tests.emulator.instrument import instrument
 from tests.emulator.probe import launch
-from tests.emulator.text import check_qualifiers, rewritten, signature, threadgroup_memory
+from tests.emulator.text import check_metal, check_qualifiers, rewritten, signature, threadgroup_memory
 from tests.emulator.trace import generated_text
 
 
@@ -84,6 +84,19 @@ def test_pointers_without_a_space_do_not(old, new):
     assert old in GOOD
     with pytest.raises(RefusedError, match="without an address space"):
         check_qualifiers(GOOD.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("int f(int x) { auto g = [&](int y) { return x + y; }; return g(1); }", "no lambda"),
+        ("void f() { goto end; end: return; }", "no goto"),
+        ("void f() { threadgroup float a[4]; }", "threadgroup memory outside a kernel"),
+    ],
+)
+def test_what_metal_lacks(text, message):
+    with pytest.raises(RefusedError, match=message):
+        check_metal(f"{text}\n[[kernel]] void k() {{ threadgroup float b[4]; }}")
 
 
 def test_instrumented_ir():

@@ -1,4 +1,4 @@
-"""Metal text in the words of C++ for OpenCL: what clang does not take as Metal does is rewritten, after macros."""
+"""Metal text in the words of C++ for OpenCL: what clang does not take as Metal does is rewritten."""
 
 from __future__ import annotations
 
@@ -62,14 +62,11 @@ def with_entry(text: str, positions: dict[str, tuple[str, int]]) -> str:
     )
 
 
-def rewritten(preprocessed: str) -> str:
-    """Preprocessed text that clang compiles: literals are float, threadgroup variables live in the runtime's memory."""
-    text = re.sub(
-        r"\bconstant bool (\w+) \[\[function_constant\(\d+\)\]\];", r"constant bool \1 = false;", preprocessed
-    )
-    text = re.sub(r"(__constant bool \w+) \[\[function_constant\(\d+\)\]\];", r"\1 = false;", text)
+def rewritten(text: str) -> str:
+    """Text that clang compiles: literals are float, threadgroup variables live in the runtime's memory."""
+    text = re.sub(r"\b((?:constant|__constant) bool \w+) \[\[function_constant\(\d+\)\]\];", r"\1 = false;", text)
     text = _plain_constructors(text)
-    lines = [line if line.startswith("#") else _literals(line) for line in text.splitlines()]
+    lines = [_literals(line) for line in text.splitlines()]
     return threadgroup_memory("\n".join(lines) + "\n")
 
 
@@ -77,7 +74,7 @@ def _plain_constructors(text: str) -> str:
     """Constructors without their `thread`: clang makes no temporary of a class whose constructor names it."""
     classes = set(re.findall(r"\b(?:struct|class)\s+(\w+)", text))
     out, last = [], 0
-    for match in re.finditer(r"\)\s*__private(?=\s*[:{])", text):
+    for match in re.finditer(r"\)\s*(?:__private|thread)\b(?=\s*[:{])", text):
         depth, at = 0, match.start()
         while at >= 0:
             depth += (text[at] == ")") - (text[at] == "(")
@@ -93,7 +90,7 @@ def _plain_constructors(text: str) -> str:
 
 def _literals(line: str) -> str:
     """1.0 is a float in Metal: clang's own option for it is lost in templates."""
-    if '"' in line:
+    if '"' in line or (line.startswith("#") and not line.startswith("#define")):
         return line
     return _LITERAL.sub(r"\1f", line)
 
@@ -147,6 +144,20 @@ _TYPES = {
     f"{t}{n}" for t in "char uchar short ushort int uint long ulong half float bfloat".split() for n in ("", 2, 3, 4)
 }
 _TYPES |= {f"{u}int{n}_t" for u in ("", "u") for n in (8, 16, 32, 64)} | set(_SCALARS.split())
+
+
+_NOT_METAL = re.compile(
+    r"\b(goto|throw|try|catch|new|delete|virtual|dynamic_cast|typeid|thread_local|noexcept|register|asm)\b|(\[[&=]?\]\s*\()"
+)
+
+
+def check_metal(text: str) -> None:
+    """Raise RefusedError for what Metal's language lacks and clang takes, in a text that MLX generated."""
+    check_qualifiers(text)
+    if match := _NOT_METAL.search(text):
+        raise RefusedError(f"Metal has no {match[1] or 'lambda'}")
+    if match := _DECLARATION.search(text[: text.find("[[kernel]]")]):
+        raise RefusedError(f"threadgroup memory outside a kernel: {match[0].strip(' ;{}')!r}")
 
 
 def check_qualifiers(text: str) -> None:
