@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import platform as platform_module
 import time
 from functools import partial
+from pathlib import Path
 
 from bitnet_mlx.backends.kernels.choices import Choices
 from bitnet_mlx.backends.kernels.chooser import Measured
@@ -22,7 +24,15 @@ def chip() -> str:
 
 def choices(platform: Platform) -> Choices:
     """What is known about our kernels on this chip with this MLX."""
-    return Choices(platform, chip(), importlib.metadata.version("mlx"))
+    return Choices(platform, chip(), importlib.metadata.version("mlx"), _system())
+
+
+def _system() -> str:
+    """The version of what compiles kernels: macOS, or NVIDIA's driver."""
+    try:
+        return Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").splitlines()[0]
+    except (OSError, IndexError):
+        return platform_module.mac_ver()[0]
 
 
 def measured(platform: Platform) -> Measured:

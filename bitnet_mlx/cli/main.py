@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from importlib import import_module
 
 from bitnet_mlx import __version__
-from bitnet_mlx.errors import BitnetError
+from bitnet_mlx.errors import BitnetError, KernelWarning
 
+_FORMAT = warnings.formatwarning
 COMMANDS = {
     "generate": "print a model's continuation of a prompt",
     "chat": "talk with a model",
@@ -71,6 +73,16 @@ def _show_notices(verbose: bool) -> None:
     logger = logging.getLogger("bitnet_mlx")
     logger.handlers = [handler]
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    warnings.formatwarning = _warning_text
+
+
+def _warning_text(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Our own warnings as plain lines, others as ever."""
+    if issubclass(category, KernelWarning):
+        return f"warning: {message}\n"
+    return _FORMAT(message, category, filename, lineno, line)
 
 
 def run_command(command: str, arguments: list[str]) -> int:

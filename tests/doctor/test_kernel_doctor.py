@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 
 from bitnet_mlx import backends
+from bitnet_mlx.api import embedded_model
 from bitnet_mlx.backends import metal, mlx_device
 from bitnet_mlx.backends.cache_root import VARIABLE
 from bitnet_mlx.backends.kernels.choices import Choices
@@ -93,6 +95,13 @@ def test_a_kernel_that_breaks_after_it_was_chosen_is_found() -> None:
     report = examined(Device(corrupting("")))
     assert not report.ok and not any(p.exact for p in report.products)
     assert not any(kernel.sound for kernel in report.kernels)
+
+
+def test_a_warning_is_one_plain_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    assert main(["inspect", str(embedded_model())]) == 0  # any command sets it
+    assert warnings.formatwarning(KernelWarning("it is off"), KernelWarning, "a.py", 3) == "warning: it is off\n"
+    assert "a.py:3: UserWarning: other" in warnings.formatwarning(UserWarning("other"), UserWarning, "a.py", 3)
 
 
 def test_the_command_on_a_machine_with_a_gpu(

@@ -54,6 +54,7 @@ def test_what_was_put_is_found_by_the_next_process(folder: Path) -> None:
 def test_another_chip_version_platform_or_source_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     fresh().put("a", FAST)
     assert fresh("cuda").get("a") is fresh(chip="Apple M2").get("a") is fresh(version="0.33").get("a") is None
+    assert Choices("metal", "Apple M1", "0.32.4", "macOS 26.2").get("a") is None
     assert fresh().get("a") == FAST
     monkeypatch.setattr(module, "kernels_digest", lambda: "other sources")
     assert fresh().get("a") is None

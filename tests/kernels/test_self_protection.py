@@ -182,6 +182,21 @@ def test_one_wrong_variant_leaves_the_others() -> None:
     assert "rows=4" not in choice.label and choice.time == 1.0
 
 
+def test_the_fastest_variant_is_confirmed_without_a_residual_too() -> None:
+    """Wrong in the model's dtype without a residual alone, which no timed call shows."""
+
+    def run(launch: Launch) -> list[mx.array]:
+        bad = (
+            ("R", 4) in launch.template
+            and ("T", "bfloat16") in launch.template
+            and ("RESIDUAL", False) in launch.template
+        )
+        return corrupting("ternary_matvec")(launch) if bad else twin(launch)
+
+    choice = Tuner("metal", Device(run), Device().timer).product(Product(12, 8, 2, "row", "bfloat16"))
+    assert choice.fault and "rows=4" in choice.reason and choice.label and "rows=4" not in choice.label
+
+
 def test_prepare_asks_before_the_first_step() -> None:
     device = Device()
     ops = device.ops()

@@ -2,9 +2,10 @@
 
     <cache>/kernels/<platform>-<hash>.json      {"about": {...}, "entries": {"<question>": {...}}}
 
-The hash covers the chip, MLX's version, the platform and every file that a kernel is made of, so an entry holds as long
-as its file is read. A file that is gone, cut short or not ours counts as empty: the questions are asked again. Writers
-take a lock, read what others wrote meanwhile, add their own entry and give the whole a name by one rename.
+The hash covers the chip, MLX's version, the platform, its compiler's version and every file that a kernel is made of,
+so an entry holds as long as its file is read. A file that is gone, cut short or not ours counts as empty: the questions
+are asked again. Writers take a lock, read what others wrote meanwhile, add their own entry and give the whole a name by
+one rename.
 """
 
 from __future__ import annotations
@@ -54,9 +55,11 @@ class Choice:
 class Choices:
     """Choices by question: in memory, and in the file where it can be written."""
 
-    def __init__(self, platform: Platform, chip: str, version: str) -> None:
-        """chip: its name. version: MLX's."""
-        self.about = {"platform": platform, "chip": chip, "mlx": version, "kernels": kernels_digest()}
+    def __init__(self, platform: Platform, chip: str, version: str, system: str = "") -> None:
+        """chip: its name. version: MLX's. system: what compiles kernels, a version of macOS or of a driver."""
+        self.about = {
+            "platform": platform, "chip": chip, "mlx": version, "system": system, "kernels": kernels_digest(),
+        }  # fmt: skip
         name = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:24]
         self.path = cache_root() / "kernels" / f"{platform}-{name}.json"
         self._known: dict[str, Choice] | None = None

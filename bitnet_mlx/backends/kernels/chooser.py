@@ -57,6 +57,7 @@ class Measured:
         self.tuner, self.choices = tuner, choices
         self._products: dict[Product, Candidate | None] = {}
         self._rows: dict[str, bool] = {}
+        self._told = False
 
     def question(self, product: Product) -> str:
         """Under which a product's choice is kept."""
@@ -98,6 +99,9 @@ class Measured:
         return products.find(self.platform, product.n, product.k, bucket(product.m), label)
 
     def _found(self, question: str, measure: Callable[[], Choice]) -> Choice:
+        if not self._told:
+            self._told = True
+            _log.info("[kernels] checking and timing kernels on this chip: once for each shape, some seconds")
         choice = measure()
         self.choices.put(question, choice)
         if choice.label is None and (choice.fault or not large(question)):

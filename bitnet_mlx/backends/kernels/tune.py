@@ -32,7 +32,7 @@ _REPEATS = 5
 _CALLS = (4, 64)  # of one chain
 _BUDGET = 0.02  # seconds that the timing of one variant may take, about
 _PATIENCE = 2.0  # seconds for all variants of one question, about; compiling them takes most of it
-_EXTRAS = ((False, False), (False, True))  # (bias, residual) that are checked before use
+_PLAIN, _ADDED = ((False, False),), ((False, True),)  # (bias, residual)
 _LEAST = 3  # variants that are tried even so
 
 Chain = Callable[[int], mx.array]
@@ -108,7 +108,7 @@ class Tuner:
         small = data if product.m <= _CHECKED_ROWS else product_data(replace(product, m=_CHECKED_ROWS))
         arrays = on_device(product, data)
         stock, record = self.stock_times(product, arrays)
-        tried = self._tried(product, options, data, small, arrays)
+        tried = self._confirmed(product, small, self._tried(product, options, data, small, arrays))
         return _chosen(tried, stock, record)
 
     def stock_times(self, product: Product, arrays: Arrays) -> tuple[float | None, float | None]:
@@ -126,11 +126,18 @@ class Tuner:
             return None
 
     def verdict(self, product: Product, candidate: Candidate, data: ProductData) -> check.Verdict:
-        """A candidate against the reference: in the product's dtype, and in float32, which shows every integer whole."""
-        found = check.product(candidate, data, product.dtype, self.runner, _EXTRAS)
-        if product.dtype != "float32" and found.sound:
-            found += check.product(candidate, data, "float32", self.runner, _EXTRAS[:1])
-        return found
+        """A candidate against the reference: with and without a residual, and in float32, which shows every integer whole."""
+        return self._quick(product, candidate, data) + self._rest(product, candidate, data)
+
+    def _quick(self, product: Product, candidate: Candidate, data: ProductData) -> check.Verdict:
+        """The part of the verdict that every candidate needs; each part is a kernel to compile."""
+        whole = check.product(candidate, data, "float32", self.runner, _PLAIN)
+        return whole + check.product(candidate, data, product.dtype, self.runner, _ADDED) if whole.sound else whole
+
+    def _rest(self, product: Product, candidate: Candidate, data: ProductData) -> check.Verdict:
+        if product.dtype == "float32":
+            return check.Verdict(0)
+        return check.product(candidate, data, product.dtype, self.runner, _PLAIN)
 
     def measured(
         self, product: Product, candidate: Candidate, data: ProductData, arrays: Arrays
@@ -167,12 +174,24 @@ class Tuner:
         for candidate in options:
             if len(tried) >= _LEAST and self.clock() - started > _PATIENCE:
                 break
-            verdict = self.verdict(product, candidate, small)
+            verdict = self._quick(product, candidate, small)
             took = None
             if verdict.sound:
                 verdict, took = self.measured(product, candidate, data, arrays)
             tried.append(Tried(candidate, verdict, took))
         return tried
+
+    def _confirmed(self, product: Product, data: ProductData, tried: list[Tried]) -> list[Tried]:
+        """Whole verdicts from the fastest on, until one is sound; those that are not lose their times."""
+        order = sorted(tried, key=lambda t: float("inf") if t.time is None else t.time)
+        for i, t in enumerate(order):
+            if t.time is None:
+                break
+            verdict = t.verdict + self._rest(product, t.candidate, data)
+            order[i] = Tried(t.candidate, verdict, t.time if verdict.sound else None)
+            if verdict.sound:
+                break
+        return order
 
 
 def _same(found: mx.array, expected: mx.array) -> check.Verdict:
