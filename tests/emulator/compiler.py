@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import os
 import platform
 import re
@@ -42,11 +43,11 @@ used = 0  # kernels loaded by this process
 @functools.lru_cache(maxsize=1)
 def compiler() -> tuple[str, ...] | None:
     """The command of a clang of version 18 or newer, or None."""
-    names = [("clang++-" + str(n),) for n in range(30, 17, -1)] + [
-        ("clang++",),
-        (sys.executable, "-m", "ziglang", "c++"),
-    ]
-    return next((name for name in names if (shutil.which(name[0]) and _version(name) >= 18)), None)
+    names = [(f"clang++-{n}",) for n in range(30, 17, -1)] + [("clang++",)]
+    if zig := importlib.util.find_spec("ziglang"):  # a wheel with a clang of its own
+        folder = (zig.submodule_search_locations or [""])[0]
+        names.append((sys.executable, "-m", "ziglang", "clang", "-resource-dir", f"{folder}/lib"))
+    return next((name for name in names if shutil.which(name[0]) and _version(name) >= 18), None)
 
 
 def _version(command: tuple[str, ...]) -> int:

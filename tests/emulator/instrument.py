@@ -10,6 +10,11 @@ _TYPE = r"(?:<\d+ x \w+>|\[[^\]]*\]|ptr(?: addrspace\(\d\))?|[%\w.\"]+)"
 _LOAD = re.compile(rf"^  (%\S+) = load (?:volatile )?({_TYPE}), ptr addrspace\(([123])\) (.+), align (\d+)")
 _STORE = re.compile(rf"^  store (?:volatile )?({_TYPE}) .+, ptr addrspace\(([123])\) (.+), align (\d+)")
 _COPY = re.compile(r"^  (?:tail )?call void @llvm\.mem(cpy|move|set)\.[^(]*\((.*)\)")
+# What touches memory of these spaces and is none of the above.
+_UNKNOWN = re.compile(
+    r"^  (?:%\S+ = load|store)\b.*, ptr addrspace\([123]\)"
+    r"|^  .*@llvm\.(?!lifetime|assume|dbg|prefetch)[^(]*\(.*ptr addrspace\([123]\)"
+)
 _POINTER = re.compile(r"ptr addrspace\(([123])\) (?:\w+ )*?align (\d+) (\S+),")
 _ARITHMETIC = re.compile(
     r"= (?:fpext .* to double|f(?:add|sub|mul|div|rem|neg|cmp)\b[^,]*\bdouble |[us]itofp .* to double)"
@@ -121,6 +126,8 @@ def _checks(line: str) -> list[str]:
     if match := _CONVERT.match(line):
         sign, value, bits = match.groups()
         return [f"  call void @emulator_conversion(float {value}, i32 {bits}, i32 {int(sign == 's')})"]
+    if _UNKNOWN.search(line):
+        raise RefusedError(f"an access that the emulator does not know: {line.strip()}")
     return []
 
 

@@ -123,6 +123,8 @@ def test_instrumented_ir():
         "  %2 = fpext float %0 to double",
         "  %2 = sitofp i32 %0 to double",
         "  %2 = atomicrmw add ptr addrspace(1) %0, i32 1 seq_cst, align 4",
+        "  %2 = load atomic i32, ptr addrspace(1) %0 seq_cst, align 4",
+        "  %2 = call <4 x float> @llvm.masked.load.v4f32.p1(ptr addrspace(1) %0, i32 4, <4 x i1> %1, <4 x float> zeroinitializer)",
         "  %2 = load %struct.S, ptr addrspace(1) %0, align 4",
     ],
 )
