@@ -12,22 +12,22 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from bitnet_mlx.backends.kernels import check
-from bitnet_mlx.backends.kernels.chooser import Chooser
+from bitnet_mlx.backends.kernels.chooser import Measured
 from bitnet_mlx.backends.kernels.layout import prepare
 from bitnet_mlx.backends.kernels.problem import Product, ProductData, product_data
-from bitnet_mlx.backends.kernels.products import Candidate, Runner
+from bitnet_mlx.backends.kernels.products import ROWS, Candidate, Runner
 from bitnet_mlx.backends.mlx_affine import row_limit
 from bitnet_mlx.backends.mlx_import import mx
 from bitnet_mlx.bench.turns_mlx import Call, Time, after, take_turns
 from bitnet_mlx.ternary import GROUP
 
-SHAPES = ((2560, 2560), (3840, 2560), (13824, 2560), (2560, 6912), (20480, 3200))
 _ROTATED = 150e6  # bytes of weights that the calls go through
-_CALLS, _REPEATS = 64, 21
+CALLS, REPEATS = 64, 31  # of one chain, and chains
+_FEW = 8  # calls of a chain where there are many rows
 
 
 @dataclass(frozen=True)
-class Measured:
+class ProductTimes:
     """Microseconds a call of each contender at one shape; floor: the weights' bytes over the copy's bandwidth."""
 
     n: int
@@ -48,33 +48,29 @@ class Measured:
         return {**asdict(self), "ratios": ratios}
 
 
-def measure(
-    shapes: Iterable[tuple[int, int, int]], chooser: Chooser, runner: Runner, bytes_a_second: float, dense: bool = True
-) -> Iterator[Measured]:
+def measure(shapes: Iterable[tuple[int, int, int]], chooser: Measured, bytes_a_second: float) -> Iterator[ProductTimes]:
     """Time each (N, K, M); a shape for which our kernel is off is measured without it."""
     for n, k, m in shapes:
-        yield _measure(Product(n, k, m, "tensor", "bfloat16"), chooser, runner, bytes_a_second, dense)
+        yield _measure(Product(n, k, m, "tensor", "bfloat16"), chooser, bytes_a_second)
 
 
-def _measure(product: Product, chooser: Chooser, runner: Runner, bytes_a_second: float, dense: bool) -> Measured:
+def _measure(product: Product, chooser: Measured, bytes_a_second: float) -> ProductTimes:
     data = product_data(product)
     words = mx.array(data.weight.words)
-    copies = min(max(2, int(_ROTATED / words.nbytes)), _CALLS)
+    copies = min(max(2, int(_ROTATED / words.nbytes)), CALLS)
     weights = [words + 0 for _ in range(copies)]
     mx.eval(weights)
     contenders = _stock(product, data, weights)
-    candidate = chooser.product(product)
+    candidate, runner = chooser.product(product), chooser.tuner.runner
     exact = False
     if candidate is not None:
         exact = check.product(candidate, data, product.dtype, runner).exact
         contenders = {"ours": _ours(candidate, data, weights, runner), **contenders}
-    if dense:
-        contenders["dense bfloat16"] = _dense(product)
-    calls = _CALLS if product.m <= 8 else 8
-    times = take_turns(contenders, calls, _REPEATS)
+    contenders["dense bfloat16"] = _dense(product)
+    times = take_turns(contenders, CALLS if product.m <= ROWS else _FEW, REPEATS)
     floor = words.nbytes / bytes_a_second * 1e6
     label = "off" if candidate is None else candidate.label
-    return Measured(product.n, product.k, product.m, label, exact, floor, times)
+    return ProductTimes(product.n, product.k, product.m, label, exact, floor, times)
 
 
 def _ours(candidate: Candidate, data: ProductData, weights: list[mx.array], runner: Runner) -> Call:
@@ -113,7 +109,7 @@ def _dense(product: Product) -> Call:
     n, k, m = product.n, product.k, product.m
     rng = np.random.default_rng(0)
     x = mx.array(rng.standard_normal((m, k)).astype(np.float32)).astype(mx.bfloat16)
-    copies = max(2, min(_CALLS, int(_ROTATED / (2 * n * k)) + 1))
+    copies = max(2, min(CALLS, int(_ROTATED / (2 * n * k)) + 1))
     weights = [mx.random.normal((n, k)).astype(mx.bfloat16) for _ in range(copies)]
     mx.eval(x, weights)
 

@@ -7,7 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from bitnet_mlx.backends.kernels.launch import Launch
+from bitnet_mlx.backends.kernels.products import Runner
+from bitnet_mlx.backends.kernels.source import KernelSource
 from bitnet_mlx.backends.mlx_import import mx
+
+EMPTY = KernelSource("empty", "empty.metal", (), ("x",), ("y",))
 
 Call = Callable[[int, "mx.array | None"], mx.array]
 """One call of a contender: its number in the chain, and the result of the call before, which it must wait for."""
@@ -60,6 +65,18 @@ def _one_turn(contenders: Mapping[str, Call], calls: int) -> Iterator[tuple[str,
         mx.eval(end)
         mx.synchronize()
         yield name, time.perf_counter() - start
+
+
+def empty_kernel(runner: Runner) -> Time:
+    """What a launch costs that does nothing: the floor of every kernel's time through MLX."""
+    x = mx.zeros((32,), mx.float32)
+    mx.eval(x)
+
+    def call(_: int, before: mx.array | None) -> mx.array:
+        launch = Launch(EMPTY, (after(x, before),), (), (32, 1, 1), (32, 1, 1), (((32,), "float32"),))
+        return runner(launch)[0]
+
+    return take_turns({"empty": call}, calls=64, repeats=31)["empty"]
 
 
 def bandwidth(megabytes: int = 512) -> float:

@@ -8,12 +8,17 @@ import json
 from bitnet_mlx.api import DTYPES
 from bitnet_mlx.backends import NAMES
 
-WHAT = {"decode": "whole decode steps and prefill of a model, and kernel launches a layer"}
+WHAT = {
+    "matmul": "the ternary product alone, our GPU kernels against stock MLX",
+    "decode": "whole decode steps and prefill of a model, and kernel launches a layer",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=WHAT, help="; ".join(f"{name}: {text}" for name, text in WHAT.items()))
     parser.add_argument("--backend", choices=NAMES, default="auto", help="what computes (default: auto)")
+    group = parser.add_argument_group("matmul")
+    group.add_argument("--rows", type=numbers, default=(1,), metavar="M,...", help="rows of activations (default: 1)")
     group = parser.add_argument_group("decode")
     add = group.add_argument
     add("--preset", choices=("small", "2b4t"), default="small", help="shapes of random weights (default: small)")
@@ -31,7 +36,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
 
 
+def numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers between commas."""
+    return tuple(int(part) for part in text.split(","))
+
+
 def run(args: argparse.Namespace) -> int:
+    if args.what == "matmul":
+        from bitnet_mlx.bench import matmul
+
+        record = matmul.measure(args.backend, args.rows)
+        print(json.dumps(record) if args.json else "\n".join(matmul.lines(record)))
+        return 0 if record["exact"] else 1
     from bitnet_mlx.bench.decode import DecodeOptions, lines, measure
 
     options = DecodeOptions(**{name: getattr(args, name) for name in DecodeOptions.__dataclass_fields__})

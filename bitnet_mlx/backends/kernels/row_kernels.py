@@ -88,9 +88,9 @@ class Quantiser:
                 rows = runner(self.launch(x, weight))[0]
                 s = scales_mlx(rows, self.layout, self.k)[:, 0]
             elif self.act:
-                s = _STOCK.gated_quantize(x, self.act, weight, self.eps).s
+                s = _STOCK.gated_quantize(x, self.act, weight, self.eps).scales
             else:
-                s = (_STOCK.quantize(x) if weight is None else _STOCK.norm_quantize(x, weight, self.eps)).s
+                s = (_STOCK.quantize(x) if weight is None else _STOCK.norm_quantize(x, weight, self.eps)).scales
             x = x + (s.reshape(1, 1) * 0).astype(x.dtype)  # so that the next call waits for this one
         return x
 

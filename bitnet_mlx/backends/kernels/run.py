@@ -46,8 +46,11 @@ def built(source: KernelSource, platform: Platform) -> Callable[..., list[mx.arr
             f"[kernels] {source.name} has no form for {platform}; it has one for {', '.join(source.platforms)}"
         )
     name = f"{source.name}_{source.digest(platform)}"
-    names = {"input_names": list(source.inputs), "output_names": list(source.outputs)}
+    names: dict[str, Any] = {"input_names": list(source.inputs), "output_names": list(source.outputs)}
+    kernel: Any
     if platform == "metal":
-        return mx.fast.metal_kernel(name, header=source.header_text(platform), source=source.body_text(), **names)
-    header, body = source.included(platform)
-    return mx.fast.cuda_kernel(name, header=header, source=body, shared_memory=source.shared_memory, **names)
+        kernel = mx.fast.metal_kernel(name, header=source.header_text(platform), source=source.body_text(), **names)
+    else:
+        header, body = source.included(platform)
+        kernel = mx.fast.cuda_kernel(name, header=header, source=body, shared_memory=source.shared_memory, **names)
+    return kernel
