@@ -64,7 +64,7 @@ def _measure(product: Product, chooser: Measured, bytes_a_second: float) -> Prod
     candidate, runner = chooser.product(product), chooser.tuner.runner
     exact = False
     if candidate is not None:
-        exact = check.product(candidate, data, product.dtype, runner).exact
+        exact = check.product(candidate, data, product.dtype, runner, ((False, False),)).exact
         contenders = {"ours": _ours(candidate, data, weights, runner), **contenders}
     contenders["dense bfloat16"] = _dense(product)
     times = take_turns(contenders, CALLS if product.m <= ROWS else _FEW, REPEATS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,23 +74,23 @@ def _products(device: Device, products: Products, ms: tuple[int, ...], kinds: tu
 
 
 def dp4a_family(device: Device) -> int:
-    """The dp4a mat-vec in four forms, by N."""
-    forms = (dp4a.Dp4aVariant(), dp4a.Dp4aVariant(1, 1, 2, 2, 4), dp4a.Dp4aVariant(4, 4, 1, 1, 8))
+    """The dp4a mat-vec, in a form of its own for each M."""
+    forms = {1: dp4a.Dp4aVariant(1, 2, 2, 2, 4), 2: dp4a.Dp4aVariant(4, 4, 1, 1, 8), 3: dp4a.Dp4aVariant(2, 2, 1, 4, 8)}
 
     def make(x: Any, w: Any, scale: Any, bias: Any, m: int, n: int, k: int) -> Launch:
-        return dp4a.dp4a_matvec(x, w, scale, bias, variant=forms[n % 3], dtype="float32")
+        return dp4a.dp4a_matvec(x, w, scale, bias, variant=forms.get(m, dp4a.Dp4aVariant()), dtype="float32")
 
     return _products(device, Products(device, lambda k: Layout("bytes"), make), VECTOR_ROWS, shapes.SCALES)
 
 
-def halves_family(device: Device) -> int:
+def halves_family(device: Device, kinds: tuple[str, ...] = ("tensor", "row")) -> int:
     """The half-mantissa mat-vec: the Metal text."""
 
     def make(x: Any, w: Any, scale: Any, bias: Any, m: int, n: int, k: int) -> Launch:
         variant = matvec.MatvecVariant(4, 2)
         return matvec.matvec(x, w, scale, bias, layout=halves(k), variant=variant, dtype="float32")
 
-    return _products(device, Products(device, halves, make), VECTOR_ROWS, shapes.SCALES)
+    return _products(device, Products(device, halves, make), VECTOR_ROWS, kinds)
 
 
 def trits_family(device: Device) -> int:
@@ -107,23 +108,22 @@ def matmul_family(device: Device) -> int:
     layout = matmul.LAYOUTS[device.platform]
 
     def make(x: Any, w: Any, scale: Any, bias: Any, m: int, n: int, k: int) -> Launch:
-        variant = matmul.variants(n, 2560, m, device.platform)[0]
+        variant = matmul.variants(2560, 2560, m, device.platform)[0]
         return matmul.matmul(x, w, scale, bias, layout=layout, variant=variant, dtype="float32")
 
     return _products(device, Products(device, lambda k: layout, make), MATRIX_ROWS, shapes.SCALES)
 
 
-def quantize_family(device: Device) -> int:
+def quantize_family(device: Device, layout: Layout = LAYOUTS[0]) -> int:
     """Codes, biases and scales to the last bit, with a norm and without, and behind both activation functions."""
     checked = 0
-    for i, layout in enumerate(LAYOUTS):
-        for norm, act in ((False, None), (True, None), (True, "relu2"), (i % 2 == 0, "silu")):
-            for dtype in ("float32", "bfloat16"):
-                case = Case(dtype, layout, norm, act)
-                for k in (8, 100, 2560, 6912, 20000) if norm or act is None else (8, 100, 2560):
-                    found = device(case.launch(k))[0]
-                    same_rows(found, case.expected(k), layout, k, f"{case}, K {k}")
-                    checked += 1
+    at = LAYOUTS.index(layout)
+    for i, (norm, act) in enumerate(((False, None), (True, None), (True, "relu2"), (at % 2 == 0, "silu"))):
+        case = Case(("float32", "bfloat16")[(i + at) % 2], layout, norm, act)
+        for k in (8, 100, 2560, 6912, 20000) if norm or act is None else (8, 100, 2560):
+            found = device(case.launch(k))[0]
+            same_rows(found, case.expected(k), layout, k, f"{case}, K {k}")
+            checked += 1
     return checked
 
 
@@ -161,9 +161,10 @@ def float_family(device: Device) -> int:
 FAMILIES: dict[str, Callable[[Device], int]] = {
     "dp4a": dp4a_family,
     "halves": halves_family,
+    "halves, groups": partial(halves_family, kinds=("group",)),
     "trits": trits_family,
     "matmul": matmul_family,
-    "quantize": quantize_family,
+    **{f"quantize {x.kind} {x.words}": partial(quantize_family, layout=x) for x in LAYOUTS},
     "rope": rope_family,
     "float": float_family,
 }

@@ -34,6 +34,9 @@ _BUDGET = 0.02  # seconds that the timing of one variant may take, about
 _PATIENCE = 2.0  # seconds for all variants of one question, about; compiling them takes most of it
 _PLAIN, _ADDED = ((False, False),), ((False, True),)  # (bias, residual)
 _LEAST = 3  # variants that are tried even so
+# MLX compiles a CUDA kernel anew in every process, about three seconds each on the machine measured: there one variant
+# is tried, in the model's own dtype alone.
+_THRIFTY: Platform = "cuda"
 
 Chain = Callable[[int], mx.array]
 Timer = Callable[[str, Chain], float]
@@ -98,6 +101,7 @@ class Tuner:
         self.platform: Platform = platform
         self.runner, self.timer, self.clock = runner, timer, clock
         self.stock = StockOps()
+        self.thrifty = platform == _THRIFTY
 
     def product(self, product: Product) -> Choice:
         """The fastest sound kernel, if it is faster than stock MLX in float32, which is as exact."""
@@ -127,10 +131,13 @@ class Tuner:
 
     def verdict(self, product: Product, candidate: Candidate, data: ProductData) -> check.Verdict:
         """A candidate against the reference: with and without a residual, and in float32, which shows every integer whole."""
-        return self._quick(product, candidate, data) + self._rest(product, candidate, data)
+        found = self._quick(product, candidate, data) + self._rest(product, candidate, data)
+        return found + check.product(candidate, data, "float32", self.runner, _PLAIN) if self.thrifty else found
 
     def _quick(self, product: Product, candidate: Candidate, data: ProductData) -> check.Verdict:
         """The part of the verdict that every candidate needs; each part is a kernel to compile."""
+        if self.thrifty:
+            return check.product(candidate, data, product.dtype, self.runner, _ADDED)
         whole = check.product(candidate, data, "float32", self.runner, _PLAIN)
         return whole + check.product(candidate, data, product.dtype, self.runner, _ADDED) if whole.sound else whole
 
@@ -150,7 +157,8 @@ class Tuner:
 
     def checked(self, product: Product, candidate: Candidate) -> Choice:
         """A candidate that won for another number of rows, checked for this one."""
-        verdict = self.verdict(product, candidate, product_data(product))
+        data = product_data(product)
+        verdict = self._quick(product, candidate, data) + self._rest(product, candidate, data)
         if not verdict.sound:
             return Choice(None, f"{candidate.label}: {verdict.text}", fault=True)
         return Choice(candidate.label)
@@ -172,7 +180,7 @@ class Tuner:
         started = self.clock()
         tried: list[Tried] = []
         for candidate in options:
-            if len(tried) >= _LEAST and self.clock() - started > _PATIENCE:
+            if (tried and self.thrifty) or (len(tried) >= _LEAST and self.clock() - started > _PATIENCE):
                 break
             verdict = self._quick(product, candidate, small)
             took = None
