@@ -54,5 +54,7 @@ def lines(record: dict[str, Any]) -> Iterator[str]:
     )
     for shape in record["shapes"]:
         times = ", ".join(f"{name} {time['median']:.1f}" for name, time in shape["times"].items())
+        together = ", ".join(f"{name} {time['median']:.1f}" for name, time in shape["together"].items())
         state = "exact" if shape["exact"] else "off" if shape["kernel"] == "off" else "WRONG"
-        yield f"  {shape['n']}x{shape['k']} M {shape['m']}: {times}; floor {shape['floor']:.1f}; {state}; {shape['kernel']}"
+        yield f"  {shape['n']}x{shape['k']} M {shape['m']}: {times}; {state}, {shape['kernel']}"
+        yield f"    many at once: {together}; memory alone {shape['floor']:.1f}"

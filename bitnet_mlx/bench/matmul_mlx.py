@@ -23,12 +23,15 @@ from bitnet_mlx.ternary import GROUP
 
 _ROTATED = 150e6  # bytes of weights that the calls go through
 CALLS, REPEATS = 64, 31  # of one chain, and chains
-_FEW = 8  # calls of a chain where there are many rows
+_FEW = 32  # calls of a chain where there are many rows
 
 
 @dataclass(frozen=True)
 class ProductTimes:
-    """Microseconds a call of each contender at one shape; floor: the weights' bytes over the copy's bandwidth."""
+    """Microseconds a call of each contender at one shape, in a chain (times) and many at once (together).
+
+    floor: microseconds that the weights' bytes take at the copy's bandwidth. Without "ours" where our kernel is off.
+    """
 
     n: int
     k: int
@@ -37,15 +40,13 @@ class ProductTimes:
     exact: bool
     floor: float
     times: dict[str, Time]
-
-    def ratio(self, name: str) -> float:
-        """How many times as long a contender takes as ours."""
-        return self.times[name].median / self.times["ours"].median
+    together: dict[str, Time]
 
     def record(self) -> dict[str, object]:
-        """For JSON."""
-        ratios = {name: round(self.ratio(name), 3) for name in self.times if name != "ours"}
-        return {**asdict(self), "ratios": ratios}
+        """For JSON; ratios: how many times as long each contender takes as ours, in a chain."""
+        ours = self.times.get("ours")
+        others = () if ours is None else ((name, t.median / ours.median) for name, t in self.times.items())
+        return {**asdict(self), "ratios": {name: round(ratio, 3) for name, ratio in others if name != "ours"}}
 
 
 def measure(shapes: Iterable[tuple[int, int, int]], chooser: Measured, bytes_a_second: float) -> Iterator[ProductTimes]:
@@ -67,10 +68,12 @@ def _measure(product: Product, chooser: Measured, bytes_a_second: float) -> Prod
         exact = check.product(candidate, data, product.dtype, runner, ((False, False),)).exact
         contenders = {"ours": _ours(candidate, data, weights, runner), **contenders}
     contenders["dense bfloat16"] = _dense(product)
-    times = take_turns(contenders, CALLS if product.m <= ROWS else _FEW, REPEATS)
+    calls = CALLS if product.m <= ROWS else _FEW
+    times = take_turns(contenders, calls, REPEATS)
+    together = take_turns(contenders, calls, REPEATS, chained=False)
     floor = words.nbytes / bytes_a_second * 1e6
     label = "off" if candidate is None else candidate.label
-    return ProductTimes(product.n, product.k, product.m, label, exact, floor, times)
+    return ProductTimes(product.n, product.k, product.m, label, exact, floor, times, together)
 
 
 def _ours(candidate: Candidate, data: ProductData, weights: list[mx.array], runner: Runner) -> Call:

@@ -38,31 +38,32 @@ def after(x: mx.array, before: mx.array | None) -> mx.array:
     return x if before is None else mx.depends([x], [before])[0]
 
 
-def chained(call: Call, calls: int) -> mx.array:
-    """The end of a chain of calls, not evaluated."""
-    y = None
+def outputs(call: Call, calls: int, chained: bool) -> list[mx.array]:
+    """What to evaluate for so many calls, each of which waits for the one before if chained."""
+    found: list[mx.array] = []
     for i in range(calls):
-        y = call(i, y)
-    assert y is not None
-    return y
+        found.append(call(i, found[-1] if found and chained else None))
+    return found[-1:] if chained else found
 
 
-def take_turns(contenders: Mapping[str, Call], calls: int, repeats: int, warm: int = 2) -> dict[str, Time]:
-    """Microseconds a call of each contender, `repeats` chains of `calls` calls each, after `warm` untimed ones."""
+def take_turns(
+    contenders: Mapping[str, Call], calls: int, repeats: int, warm: int = 2, chained: bool = True
+) -> dict[str, Time]:
+    """Microseconds a call of each contender, `repeats` times `calls` calls, chained or together, after `warm` untimed."""
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(warm + repeats):
-        for name, seconds in _one_turn(contenders, calls):
+        for name, seconds in _one_turn(contenders, calls, chained):
             if turn >= warm:
                 samples[name].append(seconds / calls * 1e6)
     return {name: Time.of(values) for name, values in samples.items()}
 
 
-def _one_turn(contenders: Mapping[str, Call], calls: int) -> Iterator[tuple[str, float]]:
+def _one_turn(contenders: Mapping[str, Call], calls: int, chained: bool) -> Iterator[tuple[str, float]]:
     for name, call in contenders.items():
-        end = chained(call, calls)
+        found = outputs(call, calls, chained)
         mx.synchronize()
         start = time.perf_counter()
-        mx.eval(end)
+        mx.eval(found)
         mx.synchronize()
         yield name, time.perf_counter() - start
 

@@ -262,8 +262,8 @@ def test_the_timer_measures_and_the_tuner_loses_patience() -> None:
 
 
 def test_buckets() -> None:
-    assert [tune.bucket(m) for m in (1, 2, 3, 4, 5, 8, 9, 16, 31, 33, 64, 180, 182, 5000)] == [
-        1, 2, 4, 4, 8, 8, 16, 16, 16, 64, 64, 64, 512, 512,
+    assert [tune.bucket(m) for m in (1, 2, 3, 4, 5, 8, 9, 16, 31, 33, 64, 180, 182, 1000, 1100, 5000)] == [
+        1, 2, 4, 4, 8, 8, 16, 16, 16, 64, 64, 64, 512, 512, 2048, 2048,
     ]  # fmt: skip
 
 

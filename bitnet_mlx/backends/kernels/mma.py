@@ -105,6 +105,8 @@ def _clocks(form: MmaVariant, n: int, k: int, m: int) -> float:
     brought = tile_m * 64 + tile_n * 16
     shared = form.down * form.across * (form.rows * 4 + form.columns * 2) + brought / 128
     chunk = max(products / busy, shared, brought / 24)
+    # Found by measuring: large tiles that are split along K, and blocks of eight warps, do worse than all that.
+    chunk *= 1.4 if form.along > 1 and form.rows * form.columns >= 16 else 1.15 if form.warps > 4 else 1.0
     return blocks * (chunk * math.ceil(k / 64) + 2000 / min(blocks, form.blocks_at_once) + 500 * form.along)
 
 

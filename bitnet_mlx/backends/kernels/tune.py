@@ -24,7 +24,7 @@ from bitnet_mlx.backends.mlx_import import mx
 from bitnet_mlx.ternary import GROUP
 
 _log = logging.getLogger(__name__)
-BUCKETS = (1, 2, 4, 8, 16, 64, 512)  # rows of activations that are measured
+BUCKETS = (1, 2, 4, 8, 16, 64, 512, 2048)  # rows of activations that are measured
 _CHECKED_ROWS = 67  # more rows than these are checked on 67 by numpy, and whole against stock MLX
 _ROTATED = 96 << 20  # bytes of weights that calls take turns over, so that none is read from a cache
 _COPIES = 48
