@@ -91,6 +91,7 @@ def _base() -> str:
     """A hash of everything that every library depends on."""
     digest = hashlib.sha256(" ".join([*(compiler() or ()), *_LANGUAGE, *_processor()]).encode())
     digest.update(subprocess.run([*(compiler() or ()), "--version"], capture_output=True, check=True).stdout)
+    digest.update(str(Path(__file__).resolve()).encode())  # the precompiled prelude names its files where they lie
     own = [_HERE / name for name in ("compiler.py", "instrument.py", "text.py")]
     own += [p for folder in ("metal", "runtime") for p in sorted((_HERE / folder).rglob("*")) if p.is_file()]
     for file in [*own, *sorted((mlx_headers() / "mlx/backend/metal/kernels").rglob("*.h"))]:
