@@ -13,14 +13,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from bitnet_mlx.errors import FormatError
+from bitnet_mlx.formats import fields
 from bitnet_mlx.ternary import CODES_PER_WORD, ZERO_WORD, padded
 
 FIELDS = 4  # rows of the weight in a byte
 _BLOCK_BYTES = 1 << 18
-_CODE_IN_BYTE = np.uint32(0x03030303)
-# A product with this gathers the low two bits of four bytes in the top byte: c0 << 24 | c1 << 26 | c2 << 28 | c3 << 30.
-# No two terms of the product meet, so nothing carries.
-_GATHER = np.uint32(1 << 24 | 1 << 18 | 1 << 12 | 1 << 6)
 
 
 def packed_rows(n: int) -> int:
@@ -47,11 +44,7 @@ def to_words2(packed: np.ndarray, n: int, name: str = "weight") -> np.ndarray:
             first = field * rows + part.start
             count = min(part.stop - part.start, n - first)
             if count > 0:
-                four = codes[:count] >> np.uint32(2 * field)
-                four &= _CODE_IN_BYTE
-                four *= _GATHER
-                four >>= np.uint32(24)
-                out_bytes[first : first + count] = four
+                out_bytes[first : first + count] = fields.gather(codes[:count] >> np.uint32(2 * field))
     return out
 
 
@@ -67,10 +60,7 @@ def from_words2(words: np.ndarray, k: int) -> np.ndarray:
             count = min(part.stop - part.start, n - first)
             if count > 0:
                 four = np.ascontiguousarray(words[first : first + count]).view(np.uint8).astype(np.uint32)
-                four |= four << np.uint32(12)
-                four |= four << np.uint32(6)
-                four &= _CODE_IN_BYTE
-                block[:count] |= four << np.uint32(2 * field)
+                block[:count] |= fields.spread(four) << np.uint32(2 * field)
         out[part] = block.view(np.uint8)[:, :k]
     return out
 
