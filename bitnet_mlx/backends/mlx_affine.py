@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
+from bitnet_mlx.backends.attention_mlx import decode_attention, rope_kv
 from bitnet_mlx.backends.kernels.layout import Layout
 from bitnet_mlx.backends.mlx_import import mx
 from bitnet_mlx.backends.numpy_ref import EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, LANES, LN2_HIGH, LN2_LOW, LOG2E
@@ -140,6 +141,20 @@ class StockOps:
         """Heads apart, queries and keys rotated: the function of the same name."""
         return rope_kv(qkv, cos, sin, heads, kv_heads)
 
+    def decode_attention(
+        self,
+        qkv: mx.array,
+        cos: mx.array,
+        sin: mx.array,
+        past: mx.array,
+        recent: mx.array,
+        lengths: mx.array,
+        heads: int,
+        kv_heads: int,
+    ) -> tuple[mx.array, mx.array]:
+        """One new token's rotary embedding, cache write and attention: the function of the same name."""
+        return decode_attention(qkv, cos, sin, past, recent, lengths, heads, kv_heads)
+
     def rows(self, words: mx.array, scale: mx.array, index: mx.array, k: int) -> mx.array:
         """The chosen rows, scaled: float32 [*index.shape, K], as TernaryTensor.rows."""
         if words.ndim == 3:
@@ -233,21 +248,6 @@ def exp(x: mx.array) -> mx.array:
         p = p * r + float(c)
     y = (p * (r * r) + r) + 1
     return y * ((n.astype(mx.int32) + 127) << 23).view(mx.float32)
-
-
-def rope_kv(qkv: mx.array, cos: mx.array, sin: mx.array, heads: int, kv_heads: int) -> tuple[mx.array, mx.array]:
-    """numpy_ref.rope of queries and keys, in float32, rounded to the dtype of qkv.
-
-    qkv: [B, L, (heads + 2 kv_heads) * D]: queries, keys, values. cos, sin: float32 [B or 1, L, D / 2].
-    Returns q [B, heads, L, D] and kv [2, B, kv_heads, L, D]: rotated keys, then values.
-    """
-    b, length, width = qkv.shape
-    dim = width // (heads + 2 * kv_heads)
-    x = qkv.reshape(b, length, -1, dim).transpose(0, 2, 1, 3)
-    first, second = mx.split(x[:, : heads + kv_heads].astype(mx.float32), 2, axis=-1)
-    c, s = cos[:, None], sin[:, None]
-    rotated = mx.concatenate([first * c - second * s, second * c + first * s], axis=-1).astype(qkv.dtype)
-    return rotated[:, :heads], mx.stack([rotated[:, heads:], x[:, heads + kv_heads :]])
 
 
 def row_limit() -> int | None:

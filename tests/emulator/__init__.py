@@ -23,7 +23,7 @@ from tests.emulator.grid import FaultError
 from tests.emulator.instrument import RefusedError
 from tests.emulator.text import signature, with_entry
 
-__all__ = ["FaultError", "RefusedError", "emulate", "runner"]
+__all__ = ["FaultError", "RefusedError", "emulate", "runner", "to_mlx", "to_numpy"]
 _tests: set[str] = set()  # those that called emulate
 Edit = Callable[[str], str] | tuple[str, str]
 
@@ -69,12 +69,12 @@ def edited(text: str, edit: Edit | None) -> str:
 
 def runner(launch: Launch) -> list[mx.array]:
     """As kernels.run.run, on the emulated grid: MLX arrays in and out."""
-    arrays = tuple(_to_numpy(x) for x in launch.inputs)
+    arrays = tuple(to_numpy(x) for x in launch.inputs)
     plain = Launch(launch.source, arrays, launch.template, launch.grid, launch.threadgroup, launch.outputs)
-    return [_to_mlx(y) for y in emulate(plain)]
+    return [to_mlx(y) for y in emulate(plain)]
 
 
-def _to_numpy(x: Any) -> np.ndarray:
+def to_numpy(x: Any) -> np.ndarray:
     if isinstance(x, np.ndarray):
         return x
     if x.dtype == mx.bfloat16:
@@ -82,5 +82,5 @@ def _to_numpy(x: Any) -> np.ndarray:
     return np.array(x)
 
 
-def _to_mlx(y: np.ndarray) -> mx.array:
+def to_mlx(y: np.ndarray) -> mx.array:
     return mx.array(y.view(np.uint16)).view(mx.bfloat16) if y.dtype.name == "bfloat16" else mx.array(y)

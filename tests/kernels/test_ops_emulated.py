@@ -20,7 +20,7 @@ from bitnet_mlx.backends.kernels.tune import Chain, Tuner
 from bitnet_mlx.backends.mlx_affine import StockOps
 from bitnet_mlx.backends.mlx_import import mx
 from bitnet_mlx.errors import KernelWarning
-from tests.emulator import _to_mlx, _to_numpy, emulate, runner
+from tests.emulator import emulate, runner, to_mlx, to_numpy
 from tests.kernels.test_ops import arrays, same
 
 STOCK = StockOps()
@@ -70,10 +70,10 @@ class Planted:
         self.name, self.edit = name, (old, new)
 
     def __call__(self, launch: Launch) -> list[mx.array]:
-        plain = replace(launch, inputs=tuple(_to_numpy(x) for x in launch.inputs))
+        plain = replace(launch, inputs=tuple(to_numpy(x) for x in launch.inputs))
         edit = self.edit if launch.source.name == self.name else None
         try:
-            return [_to_mlx(y) for y in emulate(plain, edit=edit)]
+            return [to_mlx(y) for y in emulate(plain, edit=edit)]
         except AssertionError as error:  # what the emulator refuses or catches; MLX raises this class
             raise RuntimeError(str(error)) from error
 
