@@ -99,6 +99,15 @@ class GgufFile:
             self._map.madvise(mmap.MADV_DONTNEED, first, whole)
 
 
+def is_gguf(path: Path | str) -> bool:
+    """Whether a file begins as GGUF does, or is called so."""
+    path = Path(path)
+    if path.suffix.lower() == ".gguf":
+        return True
+    with open(path, "rb") as file:
+        return file.read(4) == b"GGUF"
+
+
 class _Cursor:
     """Reads a map from the front; what would pass the end is a FormatError that says what was being read."""
 

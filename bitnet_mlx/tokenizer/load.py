@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bitnet_mlx.checkpoint.gguf_file import GgufFile, is_gguf
 from bitnet_mlx.errors import ConfigError, FormatError
 from bitnet_mlx.tokenizer import chat
 from bitnet_mlx.tokenizer.detokenize import Detokenizer
 from bitnet_mlx.tokenizer.engines import Engine, JsonEngine, SentencePieceEngine
+from bitnet_mlx.tokenizer.gguf import read_vocabulary
 from bitnet_mlx.tokenizer.metadata import Metadata, read_metadata
 from bitnet_mlx.tokenizer.pieces import Pieces
+
+log = logging.getLogger(__name__)
 
 _SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a model folder: tokenizer.json, else tokenizer.model or spiece.model.
+    """The tokenizer of a model folder (tokenizer.json, else tokenizer.model or spiece.model), or of a GGUF file.
 
     Raises FormatError when none is there or a file is damaged, UnsupportedModelError for an unknown kind of decoder,
     ConfigError when the library that reads the file is not installed.
     """
     folder = Path(folder)
+    if folder.is_file() and is_gguf(folder):
+        return _from_gguf(folder)
     meta = read_metadata(folder)
     path = folder / "tokenizer.json"
     if path.is_file():
@@ -34,6 +41,15 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         f"[tokenizer] {folder} has no tokenizer; one of tokenizer.json, {', '.join(_SENTENCEPIECE_FILES)} is needed: "
         "copy it from the model that the weights were made from"
     )
+
+
+def _from_gguf(path: Path) -> Tokenizer:
+    found = read_vocabulary(GgufFile(path).metadata, path)
+    for notice in found.notices:
+        log.warning("%s: %s", path, notice)
+    if found.json is not None:
+        return Tokenizer(JsonEngine(path, found.meta, found.json), found.meta)
+    return Tokenizer(SentencePieceEngine(path, found.meta, found.model), found.meta)
 
 
 class Tokenizer:
