@@ -41,11 +41,11 @@ def load(
 ) -> tuple[Decoder, Tokenizer]:
     """Load a model and its tokenizer.
 
-    path_or_repo: a folder, a GGUF file, a Hugging Face name "owner/name", or None for the model in the package. backend: auto, metal,
-    cuda, mlx, cpu or numpy; a named one never falls back. head_bits: 16 keeps the head as it is, 8, 6 or 4 quantise it;
-    None keeps the file's. dtype: of what passes between layers (cpu and numpy compute in float32). activations: 8 or 16 bits;
-    None is the model's own. threads: CPU threads. i2s_layout: "128", "64" or "rows", of a GGUF file's I2_S tensors; None
-    finds it from the weights.
+    path_or_repo: a folder, a GGUF file, a Hugging Face name "owner/name", or None for the model in the package. backend:
+    auto, metal, cuda, mlx, cpu or numpy; a named one never falls back. head_bits: 16 keeps the head as it is, 8, 6 or 4
+    quantise it; None keeps the file's. dtype: of what passes between layers (cpu and numpy compute in float32).
+    activations: 8 or 16 bits; None is the model's own. threads: CPU threads. i2s_layout: "128", "64" or "rows", of a
+    GGUF file's I2_S tensors; None finds it from the weights.
 
     The model offers models/decoder.py's protocol; on MLX it is an mlx.nn.Module as well, which mlx_lm's generate accepts.
     Raises ConfigError, BackendError, UnsupportedModelError or FormatError.

@@ -100,10 +100,10 @@ class GgufFile:
 
 
 def is_gguf(path: Path | str) -> bool:
-    """Whether a file begins as GGUF does, or is called so."""
+    """Whether a path is a file called .gguf, or one without such an ending (a cache's) that begins as GGUF does."""
     path = Path(path)
-    if path.suffix.lower() == ".gguf":
-        return True
+    if not path.is_file() or path.suffix:
+        return path.is_file() and path.suffix.lower() == ".gguf"
     with open(path, "rb") as file:
         return file.read(4) == b"GGUF"
 

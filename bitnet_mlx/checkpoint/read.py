@@ -53,10 +53,8 @@ def read_weights(
     for option, value, allowed in (("head_bits", head_bits, (32, 16, 8, 6, 4)), ("activations", activations, (8, 16))):
         if value is not None and value not in allowed:
             raise ConfigError(f"[checkpoint] {option} is {value!r}; {', '.join(map(str, allowed))} are allowed")
-    if Path(folder).is_file() and is_gguf(folder):
-        return read_gguf(
-            folder, head_bits=head_bits, activations=activations, i2s_layout=i2s_layout, progress=progress
-        )
+    if is_gguf(folder):
+        return read_gguf(folder, head_bits=head_bits, activations=activations, i2s_layout=i2s_layout, progress=progress)
     if i2s_layout is not None:
         raise ConfigError(f"[checkpoint] i2s_layout was given, and {folder} is no GGUF file; leave it out")
     folder = checkpoint_folder(folder)

@@ -20,7 +20,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, and what computes it."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", metavar="DIR|REPO|GGUF", help="a folder, a Hugging Face name or a GGUF file (default: the model in the package)"
+        "--model",
+        metavar="DIR|REPO|GGUF",
+        help="a folder, a Hugging Face name or a GGUF file (default: the model in the package)",
     )
     group.add_argument("--revision", help="branch, tag or commit of a Hugging Face model")
     group.add_argument("--backend", choices=NAMES, default="auto", help="what computes (default: auto)")
@@ -32,7 +34,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--dtype", choices=DTYPES, help="type of everything that is not ternary")
     group.add_argument(
-        "--i2s-layout", choices=I2S_LAYOUTS, help="byte layout of a GGUF file's I2_S tensors (default: found from the weights)"
+        "--i2s-layout",
+        choices=I2S_LAYOUTS,
+        help="byte layout of a GGUF file's I2_S tensors (default: found from the weights)",
     )
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
 

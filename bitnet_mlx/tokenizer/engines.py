@@ -34,15 +34,15 @@ class JsonEngine:
     transformers 5). Added tokens that only tokenizer_config.json knows are added.
     """
 
-    def __init__(self, path: Path, meta: Metadata, text: str | None = None) -> None:
-        """text: the file's content, where it lies in no file of its own."""
+    def __init__(self, path: Path, meta: Metadata, data: bytes | None = None) -> None:
+        """data: the file's content, where it lies in no file of its own."""
         try:
             import tokenizers
         except ImportError as error:
             raise _missing("tokenizers", path) from error
         try:
             load = tokenizers.Tokenizer
-            self._tokenizer = load.from_file(str(path)) if text is None else load.from_str(text)
+            self._tokenizer = load.from_file(str(path)) if data is None else load.from_buffer(data)
         except Exception as error:  # the library raises nothing narrower
             raise FormatError(f"[tokenizer] {path} cannot be read: {error}; download the file again") from error
         self._tokenizer.no_truncation()

@@ -6,18 +6,16 @@ template of other words than the model was trained with ("Human: ... BITNETAssis
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bitnet_mlx.errors import FormatError, UnsupportedModelError
 from bitnet_mlx.formats.strict_json import shown
 from bitnet_mlx.tokenizer.gguf_bpe import SPLITS, Split, tokenizer_json
 from bitnet_mlx.tokenizer.metadata import AddedToken, Metadata
 from bitnet_mlx.tokenizer.sentencepiece_model import CONTROL, UNKNOWN, USER_DEFINED, model_bytes
-
-log = logging.getLogger(__name__)
 
 _KEY = "tokenizer.ggml."
 _NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # ours: the key's "<name>_token_id"
@@ -33,10 +31,13 @@ _BITNET_TEMPLATE = (
 
 @dataclass(frozen=True)
 class GgufTokenizer:
-    """What a folder would hold: tokenizer.json's text or tokenizer.model's bytes, and the JSON files' content."""
+    """What a folder would hold. file: "tokenizer.json" or "tokenizer.model", whose content `make` gives.
 
-    json: str | None
-    model: bytes | None
+    meta: what the JSON files beside it would say. notices: what is odd.
+    """
+
+    file: Literal["tokenizer.json", "tokenizer.model"]
+    make: Callable[[], bytes]
     meta: Metadata
     notices: tuple[str, ...]
 
@@ -55,14 +56,17 @@ class _Reader:
         self.notices: list[str] = []
         self.tokens: list[str] = self._list("tokens", str)
         count = len(self.tokens)
+        if not count or self._get("model", str) is None:
+            raise FormatError(
+                f"[tokenizer] {path} holds no vocabulary ({_KEY}model and {_KEY}tokens); give a folder with the model's "
+                "tokenizer.json"
+            )
         self.kinds: list[int] = self._list("token_type", int, count) or [1] * count
         self.ids = {ours: self._id(f"{key}_token_id") for ours, key in _NAMED.items()}
         self.named = {name: self.tokens[number] for name, number in self.ids.items() if number is not None}
 
     def read(self) -> GgufTokenizer:
         kind = self._get("model", str)
-        if not self.tokens or kind is None:
-            raise self._wrong("tokens", "the file holds no vocabulary; give a folder with the model's tokenizer.json")
         if kind == "gpt2":
             return self._byte_level()
         if kind == "llama":
@@ -78,8 +82,12 @@ class _Reader:
         added = {i: kind == CONTROL for i, kind in enumerate(self.kinds) if kind in (CONTROL, USER_DEFINED)}
         added.update(dict.fromkeys((i for i in self.ids.values() if i is not None), True))
         start, end = self.ids["bos"] if add_bos else None, self.ids["eos"] if add_eos else None
-        text = tokenizer_json(self.tokens, self._merges(), added, split, start, end)
-        return GgufTokenizer(text, None, self._meta(add_bos, add_eos, {}), tuple(self.notices))
+        meta = self._meta(add_bos, add_eos, {})
+
+        def make() -> bytes:
+            return tokenizer_json(self.tokens, self._merges(), added, split, start, end).encode()
+
+        return GgufTokenizer("tokenizer.json", make, meta, tuple(self.notices))
 
     def _split(self) -> Split:
         name = self._get("pre", str)
@@ -113,17 +121,14 @@ class _Reader:
             raise self._wrong("scores", "a sentencepiece vocabulary needs a score for each token")
         if UNKNOWN not in self.kinds and self.ids["unk"] is not None:
             self.kinds[self.ids["unk"]] = UNKNOWN
-        model = model_bytes(
-            self.tokens,
-            scores,
-            self.kinds,
-            self.named,
-            space_prefix=self._flag("add_space_prefix", True),
-            trim_spaces=self._flag("remove_extra_whitespaces", False),
-        )
+        prefix, trim = self._flag("add_space_prefix", True), self._flag("remove_extra_whitespaces", False)
+
+        def make() -> bytes:
+            return model_bytes(self.tokens, scores, self.kinds, self.named, space_prefix=prefix, trim_spaces=trim)
+
         added = {i: AddedToken(self.tokens[i], special=True) for i, kind in enumerate(self.kinds) if kind == CONTROL}
         meta = self._meta(self._flag("add_bos_token", True), self._flag("add_eos_token", False), added)
-        return GgufTokenizer(None, model, meta, tuple(self.notices))
+        return GgufTokenizer("tokenizer.model", make, meta, tuple(self.notices))
 
     def _meta(self, add_bos: bool, add_eos: bool, added: dict[int, AddedToken]) -> Metadata:
         ends = [self._id(f"{name}_token_id") for name in _ENDS]

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitnet_mlx.checkpoint.gguf_file import GgufFile, is_gguf
 from bitnet_mlx.errors import ConfigError, FormatError
 from bitnet_mlx.tokenizer import chat
 from bitnet_mlx.tokenizer.detokenize import Detokenizer
@@ -28,7 +27,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     ConfigError when the library that reads the file is not installed.
     """
     folder = Path(folder)
-    if folder.is_file() and is_gguf(folder):
+    if folder.is_file():
         return _from_gguf(folder)
     meta = read_metadata(folder)
     path = folder / "tokenizer.json"
@@ -44,12 +43,13 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def _from_gguf(path: Path) -> Tokenizer:
+    from bitnet_mlx.checkpoint.gguf_file import GgufFile
+
     found = read_vocabulary(GgufFile(path).metadata, path)
     for notice in found.notices:
         log.warning("%s: %s", path, notice)
-    if found.json is not None:
-        return Tokenizer(JsonEngine(path, found.meta, found.json), found.meta)
-    return Tokenizer(SentencePieceEngine(path, found.meta, found.model), found.meta)
+    engine = JsonEngine if found.file == "tokenizer.json" else SentencePieceEngine
+    return Tokenizer(engine(path, found.meta, found.make()), found.meta)
 
 
 class Tokenizer:
