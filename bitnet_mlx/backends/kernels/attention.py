@@ -111,7 +111,7 @@ def decode_attention(
     D + 2]; and recent' as recent. Raises BackendError where the shapes do not fit each other.
     """
     batch, one, width = qkv.shape
-    kv_heads, room, dim = past.shape[2:]
+    kv_heads, dim = past.shape[2], past.shape[4]
     slots = recent.shape[3]
     fits = (
         (one, width) == (1, (heads + 2 * kv_heads) * dim)
