@@ -16,8 +16,10 @@ from bitnet_mlx.bench.launches_mlx import launches
 from bitnet_mlx.bench.plain_mlx import PlainBlock, PlainCache
 from bitnet_mlx.bench.random_decoder import random_decoder
 from bitnet_mlx.models.cache_mlx import KVCache
+from bitnet_mlx.models.compiled_mlx import CompiledToken, Snapshot
 from bitnet_mlx.models.config import DecoderConfig
 from bitnet_mlx.models.decoder_mlx import SCALES, MlxModel
+from bitnet_mlx.models.layers_mlx import Plan
 from bitnet_mlx.models.rope_mlx import Rotary
 from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.ternary import GROUP, TernaryTensor
@@ -39,11 +41,17 @@ def ops_launches(config: DecoderConfig, ops: StockOps, scale: str = "tensor", bi
     """A layer of random weights at the configuration's shapes, in bfloat16, by any operations."""
     weights = random_decoder(replace(config, num_hidden_layers=1, vocab_size=64), scale=scale, activation_bits=bits)
     model = MlxModel(weights, "bfloat16", ops)
+    heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     cache = KVCache()
-    cache.kv = mx.zeros((2, 1, config.num_key_value_heads, cache.step, config.head_dim), mx.bfloat16)
-    cache.offset = PAST
+    cache.append(mx.zeros((2, 1, kv_heads, PAST, dim), mx.bfloat16))
     rotation = Rotary(config).at(cache, 1)
     x = mx.zeros((1, 1, config.hidden_size), mx.bfloat16)
+    if ops.attends(heads, kv_heads, dim, mx.bfloat16):
+        token = CompiledToken(ops, Plan.of(config), Snapshot(model.layers).flat or [])
+        kv, recent = cache.open((2, 1, kv_heads, 1, dim), mx.bfloat16)
+        lengths = mx.array(cache.lengths, mx.int32)
+        mx.eval(kv, recent, lengths, rotation, x)
+        return launches(lambda x: token.trace(x, rotation, lengths, [kv], [recent], token.numbers)[0], x)
     mx.eval(cache.kv, rotation, x)
     return launches(lambda x: model.layers[0](x, None, cache, rotation), x)
 

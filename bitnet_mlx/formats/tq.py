@@ -26,10 +26,10 @@ _POWERS = (1, 3, 9, 27, 81)
 _AT_ONCE = 1 << 20  # weights converted at a time
 
 
-def row_bytes(kind: str, k: int) -> int:
+def row_bytes(kind: str, k: int, name: str = "weight") -> int:
     """Bytes of a row of K weights. Raises FormatError where K is not a multiple of 256."""
     if k % BLOCK:
-        raise FormatError(f"[{kind}] rows of {k} weights; this layout needs a multiple of {BLOCK}")
+        raise FormatError(f"[{kind}] tensor {name} has rows of {k} weights; this layout needs a multiple of {BLOCK}")
     return k // BLOCK * BYTES[kind]
 
 
@@ -39,7 +39,7 @@ def to_words2(data: np.ndarray, k: int, kind: str, name: str = "weight") -> tupl
     kind: "TQ1_0" or "TQ2_0". name: the tensor, for messages. Raises FormatError on another dtype or shape and, for
     TQ2_0, on code 3.
     """
-    width = row_bytes(kind, k)
+    width = row_bytes(kind, k, name)
     if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != width:
         raise FormatError(
             f"[{kind}] tensor {name} is {data.dtype} {data.shape}; rows of {k} weights are uint8 [N, {width}]"
@@ -63,7 +63,7 @@ def from_words2(words: np.ndarray, scale: np.ndarray, k: int, kind: str, name: s
     A block of zeros gets the scale 0, as ggml writes it. Raises FormatError where K is not a multiple of 256, where
     float16 cannot hold a scale (it becomes 0 or infinite), or where the two groups of a block differ in scale.
     """
-    width, n, blocks = row_bytes(kind, k), words.shape[0], k // BLOCK
+    width, n, blocks = row_bytes(kind, k, name), words.shape[0], k // BLOCK
     d = _block_scales(scale, n, blocks, kind, name)
     d = np.where(used_blocks(words, BLOCK, blocks), d, np.float16(0))
     out = np.empty((n, width), np.uint8)

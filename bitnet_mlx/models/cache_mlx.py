@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from bitnet_mlx.backends.attention_mlx import RECENT
 from bitnet_mlx.backends.mlx_import import mx
 from bitnet_mlx.errors import MemoryLimitError
 
@@ -12,25 +13,45 @@ from bitnet_mlx.errors import MemoryLimitError
 class KVCache:
     """Keys and values of one layer in one array `kv` [2, B, num_key_value_heads, capacity, head_dim], keys first.
 
-    `offset` positions are filled. One array means one write a step. The class's name and the layout of `state` are
-    those of mlx_lm.models.cache.KVCache: a prompt cache that mlx-lm saves from this one loads there as its own.
+    One array means one write a step. A compiled step cannot write in place: it takes the last positions in a small array
+    of their own, `recent` [2, B, num_key_value_heads, RECENT, head_dim], and gives it back with one more; when that is
+    full, or anything else asks, they move into `kv`. The class's name and the layout of `state` are those of
+    mlx_lm.models.cache.KVCache: a prompt cache that mlx-lm saves from this one loads there as its own.
     """
 
     step = 256  # positions of a growth
 
     def __init__(self, limit: int | None = None) -> None:
         self.kv: mx.array | None = None
-        self.offset = 0
+        self.recent: mx.array | None = None
         self.limit = limit
+        self._past = self._late = 0  # positions filled in kv and in recent
+
+    @property
+    def offset(self) -> int:
+        """Filled positions."""
+        return self._past + self._late
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Filled positions of `kv` and of `recent`."""
+        return self._past, self._late
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """What there is to evaluate."""
+        return [a for a in (self.kv, self.recent) if a is not None]
 
     @property
     def keys(self) -> mx.array | None:
         """[B, num_key_value_heads, capacity, head_dim]: a view, made anew, since a view that is kept costs a copy."""
+        self._gather()
         return None if self.kv is None else halves(self.kv)[0]
 
     @property
     def values(self) -> mx.array | None:
         """Like `keys`."""
+        self._gather()
         return None if self.kv is None else halves(self.kv)[1]
 
     def reserve(self, count: int) -> None:
@@ -43,13 +64,44 @@ class KVCache:
 
     def append(self, kv: mx.array) -> tuple[mx.array, mx.array]:
         """Add keys and values [2, B, heads, L, D]; returns all keys and all values, [B, heads, offset, D], as views."""
-        count = kv.shape[3]
-        self.reserve(count)
-        end = self.offset + count
-        held = self._grown(kv, end)
-        held[:, :, :, self.offset : end] = kv  # in place: MLX writes into the array where nothing else holds it
-        self.kv, self.offset = held, end
-        return held[0, :, :, :end], held[1, :, :, :end]
+        self._gather()
+        self.reserve(kv.shape[3])
+        held = self._write(kv)
+        return held[0, :, :, : self._past], held[1, :, :, : self._past]
+
+    def open(self, like: tuple[int, ...], dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
+        """`kv` and `recent` for a step that adds one position; `lengths` say what is filled. `close` ends the step.
+
+        like: the shape of one position, (2, B, heads, 1, D), for an empty cache.
+        """
+        self.reserve(1)
+        if self._late == RECENT:
+            self._gather()
+        if self.kv is None:
+            self.kv = self._grown(mx.zeros(like, dtype), 1)
+        if self.recent is None:
+            two, b, heads, _, dim = like
+            self.recent = mx.zeros((two, b, heads, RECENT, dim), dtype)
+        return self.kv, self.recent
+
+    def close(self, recent: mx.array) -> None:
+        """The step's own `recent`, with one more position."""
+        self.recent = recent
+        self._late += 1
+
+    def _gather(self) -> None:
+        """Move the recent positions into kv."""
+        if self._late and self.recent is not None:
+            late, self._late = self._late, 0
+            self._write(self.recent[:, :, :, :late])
+
+    def _write(self, new: mx.array) -> mx.array:
+        """Put positions behind those of kv; returns kv."""
+        end = self._past + new.shape[3]
+        held = self._grown(new, end)
+        held[:, :, :, self._past : end] = new  # in place: MLX writes into the array where nothing else holds it
+        self.kv, self._past = held, end
+        return held
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """The same for keys and values [B, heads, L, D] that come apart, as mlx-lm's caches are called."""
@@ -64,8 +116,8 @@ class KVCache:
         if self.limit is not None:
             capacity = min(capacity, self.limit)
         two, b, heads, _, dim = new.shape
-        zeros = mx.zeros((two, b, heads, capacity - (0 if held is None else self.offset), dim), new.dtype)
-        return zeros if held is None else mx.concatenate([held[:, :, :, : self.offset], zeros], axis=3)
+        zeros = mx.zeros((two, b, heads, capacity - (0 if held is None else self._past), dim), new.dtype)
+        return zeros if held is None else mx.concatenate([held[:, :, :, : self._past], zeros], axis=3)
 
     @property
     def state(self) -> tuple[mx.array | None, mx.array | None, int]:
@@ -74,7 +126,8 @@ class KVCache:
 
     @state.setter
     def state(self, value: Sequence[Any]) -> None:
-        keys, values, self.offset = value
+        keys, values, self._past = value
+        self.recent, self._late = None, 0
         self.kv = None if keys is None else mx.stack([keys, values])
         if self.kv is not None:
             mx.eval(self.kv)  # a lazy array belongs to the thread that made it
@@ -92,7 +145,9 @@ class KVCache:
     def trim(self, n: int) -> int:
         """Forget the last n positions, or all if there are fewer; returns how many were forgotten."""
         n = min(self.offset, n)
-        self.offset -= n
+        late = min(self._late, n)
+        self._late -= late
+        self._past -= n - late
         return n
 
     def size(self) -> int:
@@ -105,7 +160,7 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        return 0 if self.kv is None else self.kv.nbytes
+        return sum(a.nbytes for a in self.arrays)
 
     def make_mask(self, n: int, return_array: bool = False, window_size: int | None = None) -> mx.array | str | None:
         """The mask for n new positions: None for one, "causal", or a boolean [n, offset + n] where True may be seen."""
@@ -122,6 +177,7 @@ class KVCache:
 
         quantized = _mlxlm.module("models.cache").QuantizedKVCache(group_size=group_size, bits=bits)
         quantized.offset = self.offset
+        self._gather()
         if self.kv is not None:
             keys, values = halves(self.kv)
             quantized.keys = mx.quantize(keys, group_size=group_size, bits=bits)

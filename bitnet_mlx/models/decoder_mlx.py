@@ -26,7 +26,6 @@ from bitnet_mlx.nn.dense import DenseLinear, head_layer
 from bitnet_mlx.nn.site import PackedSite
 from bitnet_mlx.ternary import SCALES
 
-COMPILED_ROWS = 8  # up to so many rows a step is a decode step, whose few shapes are worth a trace each
 _EARLY = 8  # layers whose graph is built before a GPU begins with them
 _PREFILL = 512  # tokens of one pass, so that memory does not grow with the prompt
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
@@ -56,10 +55,10 @@ class Backbone(nn.Module):
         mask = _mask(x.shape[1], caches[0])
         rotation = self._rotary.at(caches[0], x.shape[1])
         begin = _begin if early and mx.default_device() == mx.gpu else _wait
-        if self._compiled is not None and x.shape[0] * x.shape[1] <= COMPILED_ROWS:
-            flat = self._compiled.flat(self.layers)
-            if flat is not None:
-                return self._compiled.run(flat, x, caches, mask, rotation, begin)
+        if self._compiled is not None:
+            out = self._compiled.run(self.layers, x, caches, mask, rotation, begin)
+            if out is not None:
+                return out
         for i, (layer, entry) in enumerate(zip(self.layers, caches, strict=True)):
             begin(i, x)
             x = layer(x, mask, entry, rotation)
@@ -139,7 +138,7 @@ class MlxModel(nn.Module):
                 pieces.append(self.head(x)[0].astype(mx.float32))
             elif at + _PREFILL >= len(ids):
                 pieces.append(self.head(x[:, -1])[0].astype(mx.float32))
-            mx.eval(pieces, [entry.kv for entry in cache])
+            mx.eval(pieces, [entry.arrays for entry in cache])
         return np.concatenate([np.array(p) for p in pieces])
 
 

@@ -77,10 +77,15 @@ def enter(rotate: Rotate, plan: Plan, qkv: Site, x: mx.array, rotation: Rotation
 
 
 def leave(plan: Plan, o: Site, gate_up: Site, down: Site, x: mx.array, out: mx.array) -> mx.array:
-    """The way after it: the layer's input x [B, L, H] and attention's output [B, heads, L, D] -> the next layer's."""
-    b, length, _ = x.shape
-    x = o(out.transpose(0, 2, 1, 3).reshape(b, length, -1), x)
+    """The way after it: the layer's input x [B, L, H] and attention's output [B, L, heads * D] -> the next layer's."""
+    x = o(out, x)
     return down.gated(gate_up(x), plan.act, x)
+
+
+def side_by_side(out: mx.array) -> mx.array:
+    """Attention's output [B, heads, L, D] -> [B, L, heads * D]."""
+    b, _, length, _ = out.shape
+    return out.transpose(0, 2, 1, 3).reshape(b, length, -1)
 
 
 class Attention(nn.Module):
@@ -144,7 +149,7 @@ class Block(nn.Module):
         sites = self.sites()
         rotate = rope_kv if self.training else self.ops.rope_kv
         q, kv = enter(rotate, self.plan, sites.qkv, x, rotation)
-        return leave(self.plan, *sites[1:], x, attend(q, kv, cache, mask))
+        return leave(self.plan, *sites[1:], x, side_by_side(attend(q, kv, cache, mask)))
 
 
 def attend(q: mx.array, kv: mx.array, cache: Any, mask: mx.array | str | None) -> mx.array:

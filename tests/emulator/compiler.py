@@ -215,6 +215,8 @@ def _prelude(flags: tuple[str, ...]) -> Path:
                     "-Xclang",
                     "-emit-pch",
                     "-Xclang",
+                    "-fno-pch-timestamp",  # a checkout made again has other dates; contents are in the path
+                    "-Xclang",
                     "-o",
                     "-Xclang",
                     out,
