@@ -57,6 +57,17 @@ def test_weights_are_counted_once(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_linears_with_norms_of_their_own(engine: str) -> None:
+    names = ("self_attn.k_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    weights = random_weights(tiny_config(qk_norms=True, max_position_embeddings=600), normed=names, head="float32")
+    decoder = make_decoder(engine, weights)
+    made = replay(decoder, [5] * 300 if engine == "cpu" else [5] * 9, [11, 12], copy=1e9)
+    assert made.same and all(set(layer) == set(LAYER_PARTS) for layer in made.layers())
+    traffic = timed(decoder).traffic(1, 0)
+    assert sum(traffic.values()) - traffic["attention"] - traffic.get("embedding", 0) == weights.nbytes
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_linears_that_are_not_packed(engine: str) -> None:
     made = profiled(engine, dense=("mlp.up_proj", "self_attn.o_proj"))
     assert made.same and {"o", "gate_up"} < set(made.layers()[1])

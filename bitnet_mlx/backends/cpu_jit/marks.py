@@ -22,7 +22,8 @@ if available:
             mark = longs(here)
             clock_gettime(CLOCK, here + 8)  # seconds and nanoseconds, in the last two fields
             mark[2] += mark[1] * 1000000000
-            mark[0], mark[1] = state[at.JOB], state[at.LAYER]
+            which = state[at.WHICH] if state[at.JOB] == at.SINGLE else 0
+            mark[0], mark[1] = state[at.JOB] + at.MARK_WHICH * which, state[at.LAYER]
             state[at.MARKED] += 1
 
 else:

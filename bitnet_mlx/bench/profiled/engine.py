@@ -55,9 +55,10 @@ def weight_traffic(weights: DecoderWeights, tokens: int) -> dict[str, int]:
         linears = [weights.layer_linear(layer, name) for layer in layers for name in names]
         return sum(x.weight.nbytes + (0 if x.bias is None else x.bias.nbytes) for x in linears)
 
+    own = [linear.norm for linear in weights.linears.values() if linear.norm is not None]
     return {
         "embedding": tokens * weights.embed_tokens.nbytes // weights.embed_tokens.shape[0],
-        "norm": sum(norm.nbytes for norm in weights.norms.values()),
+        "norm": sum(norm.nbytes for norm in (*weights.norms.values(), *own)),
         "qkv": of("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         "o": of("self_attn.o_proj"),
         "gate_up": of("mlp.gate_proj", "mlp.up_proj"),

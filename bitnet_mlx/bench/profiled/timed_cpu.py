@@ -16,9 +16,13 @@ from bitnet_mlx.profile.spans import Recorder
 
 _PART = {
     at.ENTER: "host", at.PREPARE: "norm", at.QKV: "qkv", at.ROTATE: "attention", at.ATTEND: "attention", at.OUT: "o",
-    at.GATE_UP: "gate_up", at.DOWN: "down", at.FINAL_NORM: "norm", at.HEAD: "head",
+    at.GATE_UP: "gate_up", at.GATED: "gate_up", at.DOWN: "down", at.FINAL_NORM: "norm", at.HEAD: "head",
 }  # fmt: skip
-_JOBS = 10  # of a layer
+_PART.update(
+    (at.SINGLE + at.MARK_WHICH * which, part)
+    for which, part in enumerate(("qkv", "qkv", "qkv", "o", "gate_up", "gate_up", "down"))
+)
+_JOBS = 22  # of a layer at most: where each linear has a norm of its own
 _OUTSIDE = 3  # the entry, the last norm, the head
 
 

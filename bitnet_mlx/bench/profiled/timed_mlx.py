@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from bitnet_mlx.backends.mlx_affine import Codes
-from bitnet_mlx.backends.mlx_import import mx, nn
+from bitnet_mlx.backends.mlx_import import mx
 from bitnet_mlx.bench.launches_mlx import launches
 from bitnet_mlx.bench.layer_launches_mlx import ops_launches
 from bitnet_mlx.bench.profiled.engine import cache_traffic
 from bitnet_mlx.models.layers_mlx import attend, side_by_side
 from bitnet_mlx.nn.norm import RMSNorm
-from bitnet_mlx.nn.site import ModuleSite, PackedSite
+from bitnet_mlx.nn.site import PackedSite
 from bitnet_mlx.profile.spans import Recorder
 from bitnet_mlx.ternary import SCALES
 
@@ -107,9 +107,9 @@ class TimedMlx:
             self._end(x, "down", i)
         return x
 
-    def _cut(self, site: PackedSite | ModuleSite, layer: int) -> PackedSite | ModuleSite:
-        """The site with its quantiser apart; one that goes module by module is a part as a whole."""
-        if isinstance(site, ModuleSite):
+    def _cut(self, site: Any, layer: int) -> Any:
+        """A packed site with its quantiser apart; another, which goes module by module, is a part as a whole."""
+        if not isinstance(site, PackedSite):
             return site
         ops: Any = _CutOps(site.ops, self.recorder, layer)
         return PackedSite(ops, site.static, site.arrays)
@@ -149,7 +149,8 @@ class TimedMlx:
 
 
 def _bytes(module: Any) -> int:
-    return sum(array.nbytes for _, array in nn.utils.tree_flatten(module.parameters()))
+    """Of a module's own arrays, without those of modules inside it."""
+    return sum(value.nbytes for value in module.values() if isinstance(value, mx.array))
 
 
 def _count(model: Any) -> int:

@@ -10,10 +10,12 @@ import numpy as np
 from bitnet_mlx.bench.profiled.engine import cache_traffic, weight_traffic
 from bitnet_mlx.models.cache import KVCache
 from bitnet_mlx.models.decoder_numpy import NumpyDecoder
+from bitnet_mlx.models.weights import Linear
 from bitnet_mlx.profile.spans import Recorder
 
 _PART = {
-    "self_attn.q_proj": "qkv", "self_attn.o_proj": "o", "mlp.gate_proj": "gate_up", "mlp.down_proj": "down",
+    "self_attn.q_proj": "qkv", "self_attn.k_proj": "qkv", "self_attn.v_proj": "qkv", "self_attn.o_proj": "o",
+    "mlp.gate_proj": "gate_up", "mlp.up_proj": "gate_up", "mlp.down_proj": "down",
 }  # fmt: skip
 # What lies between the linear before and this one.
 _BEFORE = {"qkv": "norm", "o": "attention", "gate_up": "norm", "down": "gate_up"}
@@ -56,6 +58,12 @@ class TimedNumpy(NumpyDecoder):
         outputs = super()._linears(layer, names, x, norm)
         self.recorder.mark(part, layer)
         return outputs
+
+    def _normed_linear(self, module: str, linear: Linear, norm: np.ndarray, x: np.ndarray) -> np.ndarray:
+        out = super()._normed_linear(module, linear, norm, x)
+        _, _, layer, name = module.split(".", 3)
+        self.recorder.mark(_PART[name], int(layer))
+        return out
 
     def _feed_forward(self, layer: int, x: np.ndarray) -> np.ndarray:
         out = super()._feed_forward(layer, x)
