@@ -46,7 +46,7 @@ def ops_launches(config: DecoderConfig, ops: StockOps, scale: str = "tensor", bi
     cache.append(mx.zeros((2, 1, kv_heads, PAST, dim), mx.bfloat16))
     rotation = Rotary(config).at(cache, 1)
     x = mx.zeros((1, 1, config.hidden_size), mx.bfloat16)
-    if ops.attends(heads, kv_heads, dim, mx.bfloat16):
+    if ops.attends(1, heads, kv_heads, dim, cache.room, mx.bfloat16):
         token = CompiledToken(ops, Plan.of(config), Snapshot(model.layers).flat or [])
         kv, recent = cache.open((2, 1, kv_heads, 1, dim), mx.bfloat16)
         lengths = mx.array(cache.lengths, mx.int32)

@@ -38,6 +38,11 @@ class KVCache:
         return self._past, self._late
 
     @property
+    def room(self) -> int:
+        """Positions that `kv` has room for, or will have."""
+        return self.step if self.kv is None else self.kv.shape[3]
+
+    @property
     def arrays(self) -> list[mx.array]:
         """What there is to evaluate."""
         return [a for a in (self.kv, self.recent) if a is not None]

@@ -122,7 +122,8 @@ class CompiledLayers:
         if not isinstance(first, KVCache):
             return False
         alike = all(isinstance(cache, KVCache) and cache.lengths == first.lengths for cache in caches)
-        return alike and self._ops.attends(plan.heads, plan.kv_heads, 2 * rotation[0].shape[-1], x.dtype)
+        dim = 2 * rotation[0].shape[-1]
+        return alike and self._ops.attends(x.shape[0], plan.heads, plan.kv_heads, dim, first.room, x.dtype)
 
 
 def _parts(ops: StockOps, plan: Plan) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
