@@ -20,7 +20,7 @@ from bitnet_mlx.nn.site import PackedSite
 
 # A site as a compiled function takes it: a tree of arrays, and the constants that are part of a trace's key.
 _Flat = tuple[Any, Any]
-_LENGTHS, _CAPACITIES = 16, 4  # traces that are kept: a trace holds its kernels' texts
+_LENGTHS, _CAPACITIES = 16, 8  # traces that are kept: a trace holds its kernels' texts
 _Made = TypeVar("_Made")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
+from bitnet_mlx.backends.attention_mlx import RECENT
 from bitnet_mlx.backends.kernels import attention, check, products
 from bitnet_mlx.backends.kernels.chooser import BestGuess, Chooser
 from bitnet_mlx.backends.kernels.layout import Layout
@@ -109,6 +110,11 @@ class KernelOps(StockOps):
             return super().rope_kv(qkv, cos, sin, heads, kv_heads)
         q, kv = self.runner(kernel.launch(qkv, cos, sin))
         return q, kv
+
+    def attends(self, batch: int, heads: int, kv_heads: int, dim: int, room: int, dtype: mx.Dtype) -> bool:
+        if not attention.possible(heads, kv_heads, dim):
+            return False
+        return self.chooser.allows(DecodeAttention.of(batch, heads, kv_heads, dim, room, RECENT, _NAMES[dtype]))
 
     def decode_attention(
         self,
