@@ -6,13 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from bitnet_mlx.backends.attention_mlx import RECENT
-from bitnet_mlx.backends.kernels import check, chips, tune
+from bitnet_mlx.backends.kernels import check, chips, row_attention, tune
 from bitnet_mlx.backends.kernels.chooser import Measured
 from bitnet_mlx.backends.kernels.problem import Product, product_data
 from bitnet_mlx.backends.kernels.products import ROWS as MOST_ROWS
 from bitnet_mlx.backends.kernels.products import layouts
-from bitnet_mlx.backends.kernels.row_attention import DecodeAttention
 from bitnet_mlx.backends.kernels.row_kernels import FloatProduct, Quantiser, RopeKv, RowKernel
 from bitnet_mlx.backends.kernels.source import Platform
 from bitnet_mlx.backends.mlx_import import mx
@@ -21,7 +19,6 @@ from bitnet_mlx.doctor.report import KernelReport, Machine, ProductReport, Switc
 
 _DTYPE = "bfloat16"  # of models on GPUs
 _EPS = 1e-5
-_ROOMS = (256, 2048)  # positions of a cache: attention in one launch, and in two
 _HEADS = ((6, 2, 64), (20, 5, 128))  # heads, heads of keys and values, their width: the embedded model's and 2B-4T's
 
 
@@ -90,7 +87,7 @@ class KernelDoctor:
                 if k == widest:
                     kernels += [Quantiser(k, layout, _DTYPE, norm, act, _EPS if norm else 0.0) for norm, act in _GATES]
         kernels += [RopeKv(*heads, _DTYPE) for heads in _HEADS]
-        kernels += [DecodeAttention.of(1, *heads, room, RECENT, _DTYPE) for heads in _HEADS for room in _ROOMS]
+        kernels += [kernel for heads in _HEADS for kernel in row_attention.both(*heads, _DTYPE)]
         first = shapes[0]
         return [*kernels, *(FloatProduct(first.n, first.k, m, first.scale, _DTYPE) for m in (1, MOST_ROWS))]
 

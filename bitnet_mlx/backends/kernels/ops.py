@@ -39,6 +39,7 @@ class KernelOps(StockOps):
         self.runner: Runner = runner or partial(run, platform=platform)
         self.chooser: Chooser = chooser or BestGuess(platform)
         self.dtype = "bfloat16"  # of the model, from `prepare`
+        self._attends: dict[tuple[int, int, int, int, int, mx.Dtype], bool] = {}
 
     def prepare(self, shapes: Iterable[tuple[int, int, str]], dtype: str) -> None:
         """Choose kernels for a model's products and its dtype."""
@@ -112,9 +113,13 @@ class KernelOps(StockOps):
         return q, kv
 
     def attends(self, batch: int, heads: int, kv_heads: int, dim: int, room: int, dtype: mx.Dtype) -> bool:
-        if not attention.possible(heads, kv_heads, dim):
-            return False
-        return self.chooser.allows(DecodeAttention.of(batch, heads, kv_heads, dim, room, RECENT, _NAMES[dtype]))
+        """Whether the kernel that such a call takes is on; asked for every token, so the answer is kept."""
+        asked = (batch, heads, kv_heads, dim, room, dtype)
+        if asked not in self._attends:
+            self._attends[asked] = attention.possible(heads, kv_heads, dim) and self.chooser.allows(
+                DecodeAttention.of(batch, heads, kv_heads, dim, room, RECENT, _NAMES[dtype])
+            )
+        return self._attends[asked]
 
     def decode_attention(
         self,

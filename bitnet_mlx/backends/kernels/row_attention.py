@@ -108,6 +108,11 @@ class DecodeAttention:
         return x
 
 
+def both(heads: int, kv_heads: int, dim: int, dtype: str) -> list[DecodeAttention]:
+    """The kernels of one sequence's short and long contexts."""
+    return [DecodeAttention.of(1, heads, kv_heads, dim, room, RECENT, dtype) for room in _ROOM.values()]
+
+
 @dataclass(frozen=True)
 class Data:
     """float32 arrays with values of the kernel's dtype, and what must come of them: out and its size by float64.
