@@ -32,9 +32,7 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def take_turns(
-    contenders: Mapping[str, Callable[[], float]], repeats: int, warm: int = 1
-) -> dict[str, list[float]]:
+def take_turns(contenders: Mapping[str, Callable[[], float]], repeats: int, warm: int = 1) -> dict[str, list[float]]:
     """What each contender returned, `repeats` times, one after another in each turn, after `warm` turns for nothing."""
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(warm + repeats):

@@ -28,7 +28,14 @@ def measure(options: DecodeOptions) -> Record:
     make = maker(weights, options.dtype, options.threads)
     found = compare(present(), auto(), make, weights.nbytes, weights.config.vocab_size, options)
     return Record(
-        {"bench": "backends", **asdict(options), "backend": auto(), "weight_bytes": weights.nbytes, **found, **stamp(auto())}
+        {
+            "bench": "backends",
+            **asdict(options),
+            "backend": auto(),
+            "weight_bytes": weights.nbytes,
+            **found,
+            **stamp(auto()),
+        }
     )
 
 

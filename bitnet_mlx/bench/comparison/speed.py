@@ -87,5 +87,7 @@ def decide_latency(figures: Figures) -> Verdict:
         for name, f in figures["engines"].items()
     )
     if stalls[worst] > _STALLS:
-        return Verdict(False, "stalls", f"{worst}: {percent(stalls[worst])} of tokens take over 4 times the usual; {text}")
+        return Verdict(
+            False, "stalls", f"{worst}: {percent(stalls[worst])} of tokens take over 4 times the usual; {text}"
+        )
     return Verdict(True, "even", text)
