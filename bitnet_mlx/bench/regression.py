@@ -1,8 +1,9 @@
 """`bitnet-mlx bench regression`: the same work measured today and in a record, and whether it has become slower.
 
-A sample is taken together with a reference, plain numpy work that no change of ours can touch; a metric is kept as it is
-and divided by its reference, which takes the machine's moods out. It has regressed only if both say so: median worse by
-5 % and bands (p20 to p80) apart. What looks regressed is measured again, twice, and counts only if it does so each time.
+Other work on the machine must not look like ours. So each sample is kept in three forms: seconds; seconds divided by those
+of plain numpy work next to it, which slows down as the machine does; and, where the system tells, seconds less what threads
+waited for a core. A metric has regressed only if all of them say so: median worse by 5 % and bands (p20 to p80) apart. What
+looks regressed is measured again, twice, and counts only if it does so each time.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import numpy as np
 from bitnet_mlx.api import make_decoder
 from bitnet_mlx.backends import choose
 from bitnet_mlx.bench.comparison.engines import Sequences, prompt_ids
+from bitnet_mlx.bench.copying import cpu_threads
 from bitnet_mlx.bench.decode import DecodeOptions, check, subject_weights
+from bitnet_mlx.bench.delays import take
 from bitnet_mlx.bench.samples import Spread, seconds
 from bitnet_mlx.bench.stamp import stamp
 from bitnet_mlx.errors import ConfigError
@@ -59,7 +62,7 @@ def measure(options: DecodeOptions) -> tuple[Record, Callable[[], Samples]]:
 
 
 def summary(kinds: Mapping[str, list[float]]) -> dict[str, Any]:
-    """A metric's spread in seconds and in references, with the samples."""
+    """A metric's spread in each form, with the samples."""
     return {kind: {**vars(Spread.of(samples)), "samples": samples} for kind, samples in kinds.items()}
 
 
@@ -69,7 +72,7 @@ class Suite:
     def __init__(self, decoder: Decoder, options: DecodeOptions) -> None:
         prompt = prompt_ids(options.prompt, decoder.config.vocab_size)
         self._one, self._four = Sequences(decoder, 1, prompt), Sequences(decoder, 4, prompt[:8])
-        self._tokens = options.tokens
+        self._tokens, self._threads = options.tokens, cpu_threads(decoder.name)
         rng = np.random.default_rng(0)
         self._stream = rng.standard_normal(1 << 20).astype(np.float32)  # 4 MB: past the second level of caches
         self._work = rng.standard_normal((96, 96)).astype(np.float32)
@@ -80,24 +83,25 @@ class Suite:
         for turn in range(SAMPLES + 1):
             for name, value in self._turn():
                 if turn:
-                    raw, reference = value
-                    kinds = found.setdefault(name, {"seconds": [], "references": []})
-                    kinds["seconds"].append(raw)
-                    kinds["references"].append(raw / reference)
+                    for kind, sample in value.items():
+                        found.setdefault(name, {}).setdefault(kind, []).append(sample)
         return found
 
-    def _turn(self) -> Iterator[tuple[str, tuple[float, float]]]:
+    def _turn(self) -> Iterator[tuple[str, dict[str, float]]]:
         count = self._tokens
         yield "prefill", self._beside(self._one.prefill, 1)
         yield "decode", self._beside(self._one.step, count)
         self._four.prefill()
         yield "decode of 4", self._beside(self._four.step, count)
 
-    def _beside(self, call: Callable[[], Any], count: int) -> tuple[float, float]:
-        """(seconds a call, seconds of the reference: half before and half after)."""
+    def _beside(self, call: Callable[[], Any], count: int) -> dict[str, float]:
+        """Of one call, in each form; the reference is half of before and half of after."""
         before = self._reference()
-        took = seconds(lambda: [call() for _ in range(count)]) / count
-        return took, (before + self._reference()) / 2
+        taken = take(lambda: [call() for _ in range(count)])
+        reference = (before + self._reference()) / 2
+        found = {"seconds": taken.wall / count, "references": taken.wall / count / reference}
+        undelayed = taken.undelayed(self._threads)
+        return found if undelayed is None else {**found, "undelayed": undelayed / count}
 
     def _reference(self) -> float:
         return min(seconds(self._plain_work) for _ in range(3))
@@ -107,10 +111,11 @@ class Suite:
 
 
 def slower(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    """Whether a metric has regressed, by its spreads of both kinds."""
+    """Whether a metric has regressed, by its spreads in every form that both have."""
     return all(
         now[kind]["p50"] >= WORSE * before[kind]["p50"] and now[kind]["p20"] > before[kind]["p80"]
-        for kind in ("seconds", "references")
+        for kind in now
+        if kind in before
     )
 
 
@@ -123,7 +128,9 @@ def compare(record: Mapping[str, Any], baseline: Mapping[str, Any], again: Calla
             anew = {name: summary(kinds) for name, kinds in again().items()}
             suspects = [name for name in suspects if slower(anew[name], held[name])]
     ratios = {
-        name: {kind: metrics[name][kind]["p50"] / held[name][kind]["p50"] for kind in ("seconds", "references")}
+        name: {
+            kind: metrics[name][kind]["p50"] / held[name][kind]["p50"] for kind in metrics[name] if kind in held[name]
+        }
         for name in metrics
         if name in held
     }
