@@ -14,6 +14,7 @@ STORAGE_NAMES = {
     "packed": "Hugging Face packed uint8, 4 weights a byte",
     "online": "float master weights, ternarised when read",
     "words2": "native words2, 16 weights a uint32",
+    "trits5": "native trits5, 5 weights a byte",
     "dense": "floats, not ternary",
 }
 
@@ -43,7 +44,7 @@ class CheckpointInfo:
 
     @property
     def storage(self) -> str:
-        """packed, online, words2 or dense."""
+        """packed, online, words2, trits5 or dense."""
         return self.quantization.storage
 
     @property
