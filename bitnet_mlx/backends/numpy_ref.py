@@ -117,13 +117,13 @@ def _grouped_dots(x: np.ndarray, codes: np.ndarray, scales: np.ndarray) -> np.nd
 
 
 def rms_factor(x: np.ndarray, eps: float) -> np.ndarray:
-    """r = 1 / sqrt(mean(x^2) + eps): float32 [M, K] -> float32 [M]."""
+    """r = 1 / sqrt(mean(x^2) + eps): float32 [..., K] -> float32 [...]."""
     return _F(1) / np.sqrt(lane_sum(x * x) / _F(x.shape[-1]) + _F(eps))
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-    """(x * r) * weight, float32 [M, K]."""
-    return x * rms_factor(x, eps)[:, None] * weight
+    """(x * r) * weight, float32 [..., K]."""
+    return x * rms_factor(x, eps)[..., None] * weight
 
 
 def norm_quantize(x: np.ndarray, weight: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:

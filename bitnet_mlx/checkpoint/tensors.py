@@ -6,6 +6,7 @@ Every FormatError names the tensor, the file, what was found and what was needed
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 
@@ -42,16 +43,25 @@ def expect(table: TensorTable, name: str, dtypes: tuple[str, ...], shapes: tuple
 
 
 def check_finite(table: TensorTable, name: str, array: np.ndarray) -> None:
-    """Raise FormatError if a float tensor holds NaN or infinity; one pass in blocks."""
-    kind, exponent = _EXPONENT[table.info(name).dtype]
+    """Raise FormatError if a float tensor holds NaN or infinity."""
+    if not finite(array, table.info(name).dtype, table.one_pass):
+        raise damaged(table, name, "holds NaN or infinity; only finite values are allowed. The file is damaged")
+
+
+def finite(array: np.ndarray, dtype: str, one_pass: bool = False) -> bool:
+    """Whether floats ("F32", "F16", or "BF16" as uint16) are all finite; one pass in blocks.
+
+    one_pass: the pages of a mapped file may leave memory behind it.
+    """
+    kind, exponent = _EXPONENT[dtype]
     bits = array.reshape(-1).view(kind)
     for start in range(0, bits.size, _AT_ONCE):
         block = bits[start : start + _AT_ONCE]
-        bad = (block & kind(exponent)).max() == exponent
-        if table.one_pass:
+        if (block & kind(exponent)).max() == exponent:
+            return False
+        if one_pass:
             release(block)
-        if bad:
-            raise damaged(table, name, "holds NaN or infinity; only finite values are allowed. The file is damaged")
+    return True
 
 
 def as_float32(array: np.ndarray, dtype: str) -> np.ndarray:
@@ -172,9 +182,15 @@ def grouped(table: TensorTable, module: str, shape: tuple[int, int], bits: int) 
     return GroupedRows(codes, scales, bits)
 
 
-def quantize_in_blocks(
-    rows: DenseRows | GroupedRows, bits: int, advance: Callable[[int], None] | None = None
-) -> GroupedRows:
+class HasRows(Protocol):
+    """A matrix [N, K] whose rows can be had as float32."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    def rows(self, index: slice) -> np.ndarray: ...
+
+
+def quantize_in_blocks(rows: HasRows, bits: int, advance: Callable[[int], None] | None = None) -> GroupedRows:
     """formats.dense.quantize_rows over blocks of rows, so that the float32 copy stays small.
 
     advance: called with the rows done so far.

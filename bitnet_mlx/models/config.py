@@ -42,6 +42,8 @@ class DecoderConfig:
     max_position_embeddings: int = 4096
     hidden_act: Literal["relu2", "silu"] = "silu"
     sub_norms: bool = False  # attn_sub_norm before o_proj, ffn_sub_norm before down_proj
+    qk_norms: bool = False  # q_norm and k_norm, of head_dim, on each head of q and k before they are rotated (Qwen3)
+    linear_norm_eps: float = 1e-6  # of the norm that a linear may have of its own (weights.Linear.norm)
     tie_word_embeddings: bool = False
     rope: RopeConfig = field(default_factory=RopeConfig)
     activation_bits: int = 8
@@ -75,6 +77,8 @@ class DecoderConfig:
         if self.sub_norms:
             sizes["self_attn.attn_sub_norm"] = self.num_attention_heads * self.head_dim
             sizes["mlp.ffn_sub_norm"] = self.intermediate_size
+        if self.qk_norms:
+            sizes["self_attn.q_norm"] = sizes["self_attn.k_norm"] = self.head_dim
         return sizes
 
 

@@ -14,7 +14,10 @@ LINEAR_NAMES = (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
     "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
 )  # fmt: skip
-NORM_NAMES = ("input_layernorm", "self_attn.attn_sub_norm", "post_attention_layernorm", "mlp.ffn_sub_norm")
+NORM_NAMES = (
+    "input_layernorm", "self_attn.attn_sub_norm", "post_attention_layernorm", "mlp.ffn_sub_norm",
+    "self_attn.q_norm", "self_attn.k_norm",
+)  # fmt: skip
 _LINE = 64  # bytes of a cache line
 
 
@@ -42,7 +45,8 @@ class WeightTables:
                     self.norms[layer * at.LAYER_NORMS + i] = self._floats(weights.layer_norm(layer, name))
         self._fill(self.linears[-1], Linear(weights.lm_head), head=True)
         self.norms[-1] = self._floats(weights.norms["model.norm"])
-        self.scalars = np.array([config.rms_norm_eps, 1 / np.sqrt(config.head_dim)], np.float32)
+        scale = 1 / np.sqrt(config.head_dim)
+        self.scalars = np.array([config.rms_norm_eps, scale, config.linear_norm_eps], np.float32)
 
     def describe(self, state: np.ndarray) -> None:
         """Write the model's own slots of the state."""
@@ -72,6 +76,7 @@ class WeightTables:
             fields[at.SCALE_GROUPS] = scale.shape[1] if scale.ndim == 2 else 1
             fields[at.SCALE_STEP] = fields[at.SCALE_GROUPS] if scale.ndim else 0
         fields[at.BIAS] = 0 if linear.bias is None else self._floats(linear.bias)
+        fields[at.NORM] = 0 if linear.norm is None else self._floats(linear.norm)
 
     @staticmethod
     def _storage(fields: np.ndarray, weight: Matrix, head: bool) -> tuple[np.ndarray, np.ndarray | None]:
@@ -93,8 +98,9 @@ class WeightTables:
 class Buffers:
     """Scratch memory of one decoder: one block, grown when a step needs more rows, positions or threads."""
 
-    def __init__(self, config: DecoderConfig) -> None:
-        self._config = config
+    def __init__(self, config: DecoderConfig, normed: bool = False) -> None:
+        """normed: whether a linear has a norm of its own, whose input needs a buffer."""
+        self._config, self._normed = config, normed
         self._rows = self._positions = self._threads = 0
         self.block = np.zeros(0, np.uint8)
 
@@ -126,6 +132,7 @@ class Buffers:
         return {
             at.X: rows * padded(c.hidden_size) * 4,
             at.PLAIN: rows * widest * 4,
+            at.NORMED: rows * widest * 4 if self._normed else 0,
             at.CODES: -(-rows // 8) * 8 * widest,
             at.SUMS: rows * (widest // 128 + 1) * 4,
             at.SCALES: rows * 4,

@@ -35,7 +35,7 @@ class CpuDecoder:
         self.config = weights.config
         self._compiled = compiled.compiled_step()
         self._tables = WeightTables(weights)
-        self._buffers = Buffers(weights.config)
+        self._buffers = Buffers(weights.config, any(linear.norm is not None for linear in weights.linears.values()))
         self._inverse, self._rope_factor = inverse_frequencies(weights.config)
         self._cos = self._sin = np.zeros((0, len(self._inverse)), np.float32)
         room = np.zeros(at.STATE_SIZE + 8, np.int64)

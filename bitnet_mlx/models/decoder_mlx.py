@@ -23,6 +23,7 @@ from bitnet_mlx.models.rope_mlx import Rotary
 from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.nn.bitlinear import BitLinear
 from bitnet_mlx.nn.dense import DenseLinear, head_layer
+from bitnet_mlx.nn.head_norms import HeadNorms
 from bitnet_mlx.nn.site import PackedSite
 from bitnet_mlx.ternary import SCALES
 
@@ -180,7 +181,8 @@ def _mask(length: int, cache: Any) -> mx.array | str | None:
 def _product_shapes(model: Backbone) -> set[tuple[int, int, str]]:
     """(N, K, kind of scale) of every packed product that a step runs, joined ones as one."""
     found = set()
-    for site in (site for layer in model.layers for site in layer.sites()):
+    for place in (place for layer in model.layers for place in layer.sites()):
+        site = place.inner if isinstance(place, HeadNorms) else place
         if isinstance(site, PackedSite):
             words, scale, _ = site.arrays.packed
             found.add((words.shape[-2], site.static.k, SCALES[scale.ndim]))

@@ -1,7 +1,7 @@
 """The decoder in plain numpy: the specification that the other engines are compared with. Slow, and the same everywhere.
 
 x += o_proj(attn_sub_norm(attention(norm(x)))); x += down_proj(ffn_sub_norm(act(gate) * up)); logits = head(norm(x)).
-Sub-norms only where the family has them.
+Sub-norms, norms of q's and k's heads, and norms inside linears only where the model has them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bitnet_mlx.backends import numpy_ref as ref
 from bitnet_mlx.models.cache import KVCache
 from bitnet_mlx.models.config import inverse_frequencies
 from bitnet_mlx.models.rope import cos_sin
-from bitnet_mlx.models.weights import DecoderWeights
+from bitnet_mlx.models.weights import DecoderWeights, Linear
 from bitnet_mlx.ternary import TernaryTensor, quantize_activations
 
 
@@ -27,7 +27,7 @@ class NumpyDecoder:
     def __init__(self, weights: DecoderWeights) -> None:
         self.weights = weights
         self.config = weights.config
-        # Called with a linear's module name and its int8 input [M, K], once for linears that share the input.
+        # Called with a linear's module name and its int8 input [M, K], once for linears that share the codes.
         self.observe: Callable[[str, np.ndarray], None] | None = None
         self._inverse, self._rope_factor = inverse_frequencies(weights.config)
 
@@ -56,21 +56,34 @@ class NumpyDecoder:
     def _linears(self, layer: int, names: Sequence[str], x: np.ndarray, norm: np.ndarray | None) -> list[np.ndarray]:
         """Several linears on the same input, which is normed first where `norm` is given and quantised once."""
         eps = self.config.rms_norm_eps
-        codes = plain = None
+        codes = None
+        plain = x if norm is None else ref.rms_norm(x, norm, eps)
         outputs = []
         for name in names:
-            linear = self.weights.layer_linear(layer, name)
-            if isinstance(linear.weight, TernaryTensor) and linear.weight.activation_bits == 8:
+            module, linear = f"model.layers.{layer}.{name}", self.weights.layer_linear(layer, name)
+            if linear.norm is not None:
+                outputs.append(self._normed_linear(module, linear, linear.norm, plain))
+            elif isinstance(linear.weight, TernaryTensor) and linear.weight.activation_bits == 8:
                 if codes is None:
                     codes = quantize_activations(x) if norm is None else ref.norm_quantize(x, norm, eps)
-                    if self.observe is not None:
-                        self.observe(f"model.layers.{layer}.{name}", codes[0])
+                    self._show(module, codes[0])
                 outputs.append(ref.quantized_linear(*codes, linear.weight, linear.bias))
             else:
-                if plain is None:
-                    plain = x if norm is None else ref.rms_norm(x, norm, eps)
                 outputs.append(ref.dense_linear(plain, linear.weight, linear.bias))
         return outputs
+
+    def _normed_linear(self, module: str, linear: Linear, norm: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """A linear with a norm of its own, on the input that the layer's norm gave."""
+        weight, eps = linear.weight, self.config.linear_norm_eps
+        if isinstance(weight, TernaryTensor) and weight.activation_bits == 8:
+            codes = ref.norm_quantize(x, norm, eps)
+            self._show(module, codes[0])
+            return ref.quantized_linear(*codes, weight, linear.bias)
+        return ref.dense_linear(ref.rms_norm(x, norm, eps), weight, linear.bias)
+
+    def _show(self, module: str, q: np.ndarray) -> None:
+        if self.observe is not None:
+            self.observe(module, q)
 
     def _attention(
         self, layer: int, x: np.ndarray, cache: KVCache, rotation: tuple[np.ndarray, np.ndarray]
@@ -78,8 +91,11 @@ class NumpyDecoder:
         c, m, start = self.config, len(x), cache.offset
         names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
         q, k, v = self._linears(layer, names, x, self.weights.layer_norm(layer, "input_layernorm"))
-        q = ref.rope(q.reshape(m, c.num_attention_heads, c.head_dim), *rotation)
-        k = ref.rope(k.reshape(m, c.num_key_value_heads, c.head_dim), *rotation)
+        q, k = (v.reshape(m, -1, c.head_dim) for v in (q, k))
+        if c.qk_norms:
+            q = ref.rms_norm(q, self.weights.layer_norm(layer, "self_attn.q_norm"), c.rms_norm_eps)
+            k = ref.rms_norm(k, self.weights.layer_norm(layer, "self_attn.k_norm"), c.rms_norm_eps)
+        q, k = ref.rope(q, *rotation), ref.rope(k, *rotation)
         keys, values = cache.keys[layer], cache.values[layer]
         keys[:, start : start + m] = k.transpose(1, 0, 2)
         values[:, start : start + m] = v.reshape(m, c.num_key_value_heads, c.head_dim).transpose(1, 0, 2)

@@ -19,11 +19,13 @@ from bitnet_mlx.models.cache_mlx import KVCache, halves
 from bitnet_mlx.models.config import DecoderConfig
 from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.nn.dense import linear_layer
+from bitnet_mlx.nn.head_norms import HeadNorms
 from bitnet_mlx.nn.joined import Joined
 from bitnet_mlx.nn.norm import RMSNorm
 from bitnet_mlx.nn.site import ModuleSite, PackedSite, site
 
 Site = PackedSite | ModuleSite
+EntrySite = Site | HeadNorms
 Rotation = tuple[mx.array, mx.array]  # cos and sin of the step's positions
 Rotate = Callable[..., tuple[mx.array, mx.array]]  # rope_kv of some operations
 
@@ -37,7 +39,10 @@ class Parts:
     def linear(self, layer: int, name: str) -> nn.Module:
         """Linear `name` ("mlp.up_proj") of a layer."""
         linear = self.weights.layer_linear(layer, name)
-        return linear_layer(linear.weight, linear.bias, self.ops)
+        module = linear_layer(linear.weight, linear.bias, self.ops)
+        if linear.norm is not None:
+            module.norm = RMSNorm(linear.norm, self.config.linear_norm_eps, self.ops)
+        return module
 
     def norm(self, name: str) -> RMSNorm:
         """A norm by its full name."""
@@ -65,13 +70,13 @@ class Plan:
 class Sites(NamedTuple):
     """The four places of a layer."""
 
-    qkv: Site
+    qkv: EntrySite
     o: Site
     gate_up: Site
     down: Site
 
 
-def enter(rotate: Rotate, plan: Plan, qkv: Site, x: mx.array, rotation: Rotation) -> tuple[mx.array, mx.array]:
+def enter(rotate: Rotate, plan: Plan, qkv: EntrySite, x: mx.array, rotation: Rotation) -> tuple[mx.array, mx.array]:
     """The way before attention: x [B, L, H] -> q [B, heads, L, D] and kv [2, B, kv heads, L, D], rotated by `rotate`."""
     return rotate(qkv(x), *rotation, plan.heads, plan.kv_heads)
 
@@ -99,12 +104,17 @@ class Attention(nn.Module):
         self.o_proj = parts.linear(layer, "self_attn.o_proj")
         if parts.config.sub_norms:
             self.attn_sub_norm = parts.layer_norm(layer, "self_attn.attn_sub_norm")
+        if parts.config.qk_norms:
+            self.q_norm = parts.layer_norm(layer, "self_attn.q_norm")
+            self.k_norm = parts.layer_norm(layer, "self_attn.k_norm")
+        self._heads = parts.config.num_attention_heads, parts.config.num_key_value_heads
         self._qkv, self._o = Joined([self.q_proj, self.k_proj, self.v_proj]), Joined([self.o_proj])
 
-    def sites(self, norm: nn.Module) -> tuple[Site, Site]:
+    def sites(self, norm: nn.Module) -> tuple[EntrySite, Site]:
         """(q, k and v behind `norm`; o behind the sub-norm)."""
+        qkv = site(self._qkv, [self.q_proj, self.k_proj, self.v_proj], norm, self.training)
         return (
-            site(self._qkv, [self.q_proj, self.k_proj, self.v_proj], norm, self.training),
+            HeadNorms(qkv, self.q_norm, self.k_norm, *self._heads) if "q_norm" in self else qkv,
             site(self._o, [self.o_proj], self.get("attn_sub_norm"), self.training),
         )
 

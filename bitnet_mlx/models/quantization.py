@@ -17,14 +17,14 @@ _SUPPORTED = "supported are quant_method bitnet (Hugging Face), bitnet-mlx (this
 @dataclass(frozen=True)
 class Quantization:
     """storage: packed (uint8, four rows a byte, and weight_scale), online (float master weights, ternarised when read),
-    words2 and trits5 (this package's own) or dense (float layers run as floats).
+    words2 and trits5 (this package's own), dense (float layers run as floats) or gguf (each tensor tells its own type).
 
     divide: whether w = t / weight_scale; otherwise w = t * weight_scale.
     modules_to_not_convert: as in config.json; None stands for "the output head".
     head_bits: bits of the head's codes in this package's own format; None where the file's dtype says all.
     """
 
-    storage: Literal["packed", "online", "words2", "trits5", "dense"] = "dense"
+    storage: Literal["packed", "online", "words2", "trits5", "dense", "gguf"] = "dense"
     divide: bool = False
     modules_to_not_convert: tuple[str, ...] | None = None
     activation_bits: int = 8

@@ -16,10 +16,15 @@ Matrix = TernaryTensor | DenseRows | GroupedRows
 
 @dataclass(frozen=True)
 class Linear:
-    """weight [N, K] in any storage, and a float32 bias [N] where the checkpoint has one."""
+    """weight [N, K] in any storage, and a float32 bias [N] where the checkpoint has one.
+
+    norm: float32 [K], the weight of an RMSNorm that this linear applies to its input, after the norm that the layer has
+    there; its eps is the config's linear_norm_eps.
+    """
 
     weight: Matrix
     bias: np.ndarray | None = None
+    norm: np.ndarray | None = None
 
 
 @dataclass
@@ -52,5 +57,5 @@ class DecoderWeights:
         if self.lm_head is not self.embed_tokens:
             total += self.lm_head.nbytes
         for linear in self.linears.values():
-            total += linear.weight.nbytes + (linear.bias.nbytes if linear.bias is not None else 0)
+            total += linear.weight.nbytes + sum(v.nbytes for v in (linear.bias, linear.norm) if v is not None)
         return total

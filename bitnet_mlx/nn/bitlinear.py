@@ -16,6 +16,7 @@ class BitLinear(nn.Module):
     """y = x W^T (+ bias), W ternary [N, K]; inputs are quantised to int8 for each token unless activation_bits is 16.
 
     weight: uint32 code words as `ops` arranges them. scale: float32 [], [N] or [N, G]. bias: float32 [N], if any.
+    norm: an RMSNorm of the layer's own on x, if any; it is set after the layer is made.
     All stay frozen: packed weights cannot be trained; gradients flow to x, as if it were not quantised. `ops` computes;
     StockOps is stock MLX, on any device.
     """
@@ -55,13 +56,15 @@ class BitLinear(nn.Module):
         return TernaryTensor(words, np.array(self.scale), (self.output_dims, self.input_dims), self.activation_bits)
 
     def __call__(self, x: mx.array | Codes) -> mx.array:
-        """x: [..., K] of any float dtype, or its Codes if they are at hand. Returns [..., N] in the dtype of x."""
+        """x: [..., K] of any float dtype, or the Codes of the normed x. Returns [..., N] in the dtype of x."""
         width = x.columns if isinstance(x, Codes) else x.shape[-1]
         if width != self.input_dims:
             raise ConfigError(f"[BitLinear] the input has {width} columns; the layer takes {self.input_dims}")
         bias = self.bias if "bias" in self else None
         if isinstance(x, Codes):
             return self.ops.linear(x, self.weight, self.scale, bias)
+        norm = self.get("norm")
+        x = x if norm is None else norm(x)
         return straight_through(self.ops, self.activation_bits, x, self.weight, self.scale, bias)
 
     def rows(self, index: mx.array) -> mx.array:

@@ -31,6 +31,7 @@ class DenseLinear(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [..., K] -> [..., N] in the dtype of x; computed in float32 unless x and weight have the same dtype."""
+        x = _normed(self, x)
         if x.dtype == self.weight.dtype:
             y = x @ self.weight.T
         else:
@@ -71,6 +72,7 @@ class GroupedLinear(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [..., K] -> [..., N] in the dtype of x, computed in float32."""
+        x = _normed(self, x)
         wide = x.astype(mx.float32).reshape(-1, self.input_dims)
         pad = -self.input_dims % HEAD_GROUP
         if pad:
@@ -137,6 +139,11 @@ def _finish(layer: nn.Module, bias: np.ndarray | None) -> None:
     if bias is not None:
         layer.bias = mx.array(np.asarray(bias, np.float32))
     mx.eval(layer.parameters())
+
+
+def _normed(layer: nn.Module, x: mx.array) -> mx.array:
+    """x, or what the layer's own norm makes of it."""
+    return layer["norm"](x) if "norm" in layer else x
 
 
 def _biased(layer: nn.Module, y: mx.array) -> mx.array:

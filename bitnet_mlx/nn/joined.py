@@ -15,11 +15,12 @@ class Joined:
 
     Their words lie in one array, in order along N, and each layer's `weight` becomes the view of its own rows: nothing
     is held twice, and the layers stay what they were to all who call them by name. Scales per tensor become scales per
-    row, which gives the same bits; scales in groups join only their like. A single layer joins with nobody.
+    row, which gives the same bits; scales in groups join only their like. A single layer joins with nobody, and neither
+    does one that norms its own input.
     """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
-        ours = [layer for layer in layers if type(layer) is BitLinear]
+        ours = [layer for layer in layers if type(layer) is BitLinear and "norm" not in layer]
         self._packed = _join(ours) if len(ours) == len(layers) and _alike(ours) else None
         self._held = [(layer, dict(layer.parameters())) for layer in layers]
 

@@ -92,14 +92,21 @@ class ModuleSite:
         for layer in self.layers:
             if isinstance(layer, BitLinear) and layer.activation_bits == 8 and not self.training:
                 to = layer.ops.target(layer.weight, layer.scale, x.shape[0] * x.shape[1], layer.input_dims)
+                own = layer.get("norm")
+                if own is not None:
+                    plain = self._plain(x, dtype) if plain is None else plain
+                    outputs.append(layer(own.quantize(plain, to)))
+                    continue
                 if to not in codes:
                     codes[to] = self._codes(x, layer.ops, to)._replace(dtype=dtype)
                 outputs.append(layer(codes[to]))
             else:
-                if plain is None:
-                    plain = (x if self.norm is None else self.norm(x)).astype(dtype)
+                plain = self._plain(x, dtype) if plain is None else plain
                 outputs.append(layer(plain))
         return outputs
+
+    def _plain(self, x: mx.array, dtype: mx.Dtype) -> mx.array:
+        return (x if self.norm is None else self.norm(x)).astype(dtype)
 
     def _codes(self, x: mx.array, ops: StockOps, to: Layout | None) -> Codes:
         if isinstance(self.norm, RMSNorm):

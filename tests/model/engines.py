@@ -31,10 +31,13 @@ def observed_names(weights: DecoderWeights) -> list[str]:
         return isinstance(weight, TernaryTensor) and weight.activation_bits == 8
 
     def repeated(name: str) -> bool:
+        if weights.linears[name].norm is not None:
+            return False
         prefix, block, leaf = name.rsplit(".", 2)
         inner = f"{block}.{leaf}"
         earlier = next((group[: group.index(inner)] for group in SHARED if inner in group), ())
-        return any(quantised(f"{prefix}.{other}") for other in earlier)
+        shared = [name for name in (f"{prefix}.{other}" for other in earlier) if weights.linears[name].norm is None]
+        return any(quantised(name) for name in shared)
 
     return [name for name in weights.linears if quantised(name) and not repeated(name)]
 
@@ -67,6 +70,7 @@ class ObservedMlx:
         self.ops.names = {id(layers[name].weight): name for name in wanted}
         for number, block in enumerate(self.model.layers):
             for site, first in zip(block.sites(), ("self_attn.q_proj", None, "mlp.gate_proj", None), strict=True):
+                site = getattr(site, "inner", site)  # behind the norms of heads
                 if first and isinstance(site, PackedSite):  # one product, of which the first layer's weight is a part
                     self.ops.names[id(site.arrays.packed[0])] = f"model.layers.{number}.{first}"
 

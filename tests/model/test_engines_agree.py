@@ -20,6 +20,7 @@ WIDE: dict[str, Any] = dict(
 )
 LLAMA3 = RopeConfig(rope_theta=5e5, rope_type="llama3", factor=8.0, original_max_position_embeddings=32)
 YARN = RopeConfig(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
+ALL = tuple(tiny_config().linear_shapes())
 # What each case changes in the config, and in the weights.
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tensor scales, tied bfloat16 head": ({}, {}),
@@ -31,6 +32,15 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dense attention input, llama": (LLAMA, dict(dense=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"))),
     "no grouped heads, llama3 rope": (dict(LLAMA, num_key_value_heads=4, rope=LLAMA3), dict(head="float32")),
     "one layer, yarn rope": (dict(num_hidden_layers=1, rope=YARN), dict(head="8")),
+    "norms of heads, ternary head": (
+        dict(LLAMA, model_type="qwen3", qk_norms=True),
+        dict(scale="group", head="ternary"),
+    ),
+    "norms in all linears": (LLAMA, dict(normed=ALL, scale="row", head="float32")),
+    "norms in some linears, sub-norms, biases, dense": (
+        dict(WIDE, qk_norms=True),
+        dict(normed=ALL[1:3] + ALL[4:5] + ALL[6:], dense=ALL[2:3] + ALL[5:6], bias=True, scale="group"),
+    ),
 }
 LENGTH = 40
 # Measured on x86 between numpy and MLX: logits within 1e-5 of their standard deviation (8 to 16), and over the 27

@@ -36,21 +36,37 @@ def random_weights(
     head: str = "bfloat16",
     bias: bool = False,
     dense: tuple[str, ...] = (),
+    normed: tuple[str, ...] = (),
 ) -> DecoderWeights:
-    """dense: names inside a layer ("mlp.up_proj") whose linears stay float32."""
+    """dense: names inside a layer ("mlp.up_proj") whose linears stay float32. normed: of those with a norm of their own.
+
+    Activations have the config's bits.
+    """
     rng = np.random.default_rng(seed)
-    embed = random_rows(rng, config.vocab_size, config.hidden_size, head)
-    top: Matrix = embed if config.tie_word_embeddings else random_rows(rng, config.vocab_size, config.hidden_size, head)
+    embed = _table(rng, config, head)
+    top: Matrix = embed if config.tie_word_embeddings else _table(rng, config, head)
     weights = DecoderWeights(config, embed, top)
     for layer in range(config.num_hidden_layers):
         for name, (n, k) in config.linear_shapes().items():
             b = rng.standard_normal(n).astype(np.float32) * np.float32(0.1) if bias else None
-            w = random_rows(rng, n, k, "float32") if name in dense else random_ternary(rng, n, k, scale)
-            weights.linears[f"model.layers.{layer}.{name}"] = Linear(w, b)
+            w = (
+                random_rows(rng, n, k, "float32")
+                if name in dense
+                else random_ternary(rng, n, k, scale, config.activation_bits)
+            )
+            norm = _norm(rng, k) if name in normed else None
+            weights.linears[f"model.layers.{layer}.{name}"] = Linear(w, b, norm)
         for name, size in config.norm_sizes().items():
             weights.norms[f"model.layers.{layer}.{name}"] = _norm(rng, size)
     weights.norms["model.norm"] = _norm(rng, config.hidden_size)
     return weights
+
+
+def _table(rng: np.random.Generator, config: DecoderConfig, head: str) -> Matrix:
+    """head: as storage of random_rows, or "ternary": in groups of 128."""
+    if head == "ternary":
+        return random_ternary(rng, config.vocab_size, config.hidden_size, "group", 16)
+    return random_rows(rng, config.vocab_size, config.hidden_size, head)
 
 
 def _norm(rng: np.random.Generator, size: int) -> np.ndarray:

@@ -298,12 +298,19 @@ def rms_factor(x, k, eps):
 
 
 @njit(**OPTIONS)
-def rms_norm(x, weight, k, eps, out):
-    """(x * r) * weight, and zeros up to a whole block of 128."""
+def norm_row(x, weight, k, eps, out):
+    """(x * r) * weight; out may be x."""
     r = rms_factor(x, k, eps)
     source, w, y = floats(x), floats(weight), floats(out)
     for i in range(k):
         y[i] = source[i] * r * w[i]
+
+
+@njit(**OPTIONS)
+def rms_norm(x, weight, k, eps, out):
+    """The same, and zeros up to a whole block of 128."""
+    norm_row(x, weight, k, eps, out)
+    y = floats(out)
     for i in range(k, (k + 127) // 128 * 128):
         y[i] = ZERO
 

@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 from bitnet_mlx.backends.cpu_jit import layout as at
 from bitnet_mlx.backends.cpu_jit.attention import attend, gated, rotate
 from bitnet_mlx.backends.cpu_jit.emit import Builder, Value, i64
-from bitnet_mlx.backends.cpu_jit.floats import OPTIONS, floats, ints, longs, rms_norm
+from bitnet_mlx.backends.cpu_jit.floats import OPTIONS, floats, ints, longs, norm_row, rms_norm
 from bitnet_mlx.backends.cpu_jit.linear import float_rows, linear_rows
 from bitnet_mlx.backends.cpu_jit.product import BLOCK
 from bitnet_mlx.backends.cpu_jit.quantize import quantize_row
@@ -50,7 +50,7 @@ def tiles(state, which):
 @njit(**OPTIONS)
 def prepare(state, m):
     """Norm (where there is one) and quantise row m of the input. WANTS: 1 for codes, 2 for floats, 3 for both."""
-    k, weight, eps = state[at.K], state[at.WEIGHT], floats(state[at.SCALARS])[at.EPS]
+    k, weight, eps = state[at.K], state[at.WEIGHT], floats(state[at.SCALARS])[state[at.NORM_EPS]]
     x = state[at.INPUT] + m * state[at.INPUT_STRIDE] * 4
     blocks = padded(k) // BLOCK
     if state[at.WANTS] & 1:
@@ -75,18 +75,24 @@ def cache_of(state, m):
 
 @njit(**OPTIONS)
 def rotate_row(state, m):
-    """Queries of row m turned in place; its keys turned and its values copied into the cache."""
+    """Queries of row m normed (where there is a norm) and turned in place; its keys likewise, and its values, into the
+    cache."""
     dim = state[at.HEAD_DIM]
     size, position = dim * 4, longs(state[at.POSITIONS])[m]
     cos, sin = state[at.COS] + position * (dim // 2) * 4, state[at.SIN] + position * (dim // 2) * 4
     cache, heads = cache_of(state, m), state[at.HEADS]
     keys, values = cache[1 + 2 * state[at.LAYER]], cache[2 + 2 * state[at.LAYER]]
+    norms = longs(state[at.NORMS] + state[at.LAYER] * at.LAYER_NORMS * 8)
+    eps = floats(state[at.SCALARS])[at.EPS]
     for i in range(heads + state[at.KV_HEADS]):
         here = state[at.Q] + (m * heads + i) * size
         there = here
         if i >= heads:
             here = state[at.KEYS] + (m * state[at.KV_HEADS] + i - heads) * size
             there = keys + ((i - heads) * cache[0] + position) * size
+        weight = norms[at.Q_NORM if i < heads else at.K_NORM]
+        if weight != 0:
+            norm_row(here, weight, dim, eps, here)
         rotate(here, cos, sin, dim // 2, there)
     for h in range(state[at.KV_HEADS]):
         source = floats(state[at.VALUES] + (m * state[at.KV_HEADS] + h) * size)
@@ -117,7 +123,16 @@ def attend_item(state, item, worker):
 
 @njit(**OPTIONS)
 def place(state, job, item):
-    """(linear, its tile, out, floats between rows of out) of an item of QKV, OUT, GATE_UP or DOWN."""
+    """(linear, its tile, out, floats between rows of out) of an item of QKV, OUT, GATE_UP, DOWN or SINGLE."""
+    if job == at.SINGLE:
+        which = state[at.WHICH]
+        if which in (at.GATE_PROJ, at.UP_PROJ):
+            return which, item, state[at.GATE if which == at.GATE_PROJ else at.UP], padded(state[at.FFN])
+        if which in (at.O_PROJ, at.DOWN_PROJ):
+            return which, item, state[at.X], padded(state[at.HIDDEN])
+        if which == at.Q_PROJ:
+            return which, item, state[at.Q], state[at.HEADS] * state[at.HEAD_DIM]
+        return which, item, state[at.KEYS if which == at.K_PROJ else at.VALUES], state[at.KV_HEADS] * state[at.HEAD_DIM]
     if job in (at.OUT, at.DOWN):
         return (at.O_PROJ if job == at.OUT else at.DOWN_PROJ), item, state[at.X], padded(state[at.HIDDEN])
     if job == at.GATE_UP:
@@ -142,12 +157,19 @@ def linear_item(state, job, item, worker):
     n1 = min(n0 + at.TILE, longs(linear_at(state, which))[at.N])
     for i in range(2 if job == at.GATE_UP else 1):
         to = state[at.UP] if i == 1 else out
-        add = job in (at.OUT, at.DOWN)
+        add = which in (at.O_PROJ, at.DOWN_PROJ)
         linear_rows(state, linear_at(state, which + i), plain, plain_stride, n0, n1, to, stride, add, worker)
     if job == at.GATE_UP:
         for m in range(state[at.ROWS]):
             here = (m * stride + n0) * 4
             gated(out + here, state[at.UP] + here, n1 - n0, state[at.SILU])
+
+
+@njit(**OPTIONS)
+def gated_row(state, m):
+    """The gate of row m, where gate and up were not computed together."""
+    here = m * padded(state[at.FFN]) * 4
+    gated(state[at.GATE] + here, state[at.UP] + here, state[at.FFN], state[at.SILU])
 
 
 @njit(**OPTIONS)
@@ -184,6 +206,8 @@ def work(address, worker):
                 attend_item(state, item, worker)
             elif job == at.FINAL_NORM:
                 final_norm_row(state, item)
+            elif job == at.GATED:
+                gated_row(state, item)
             elif job == at.HEAD:
                 head_tile(state, item)
             else:

@@ -9,22 +9,23 @@ from __future__ import annotations
 # What is being done now. COUNTER hands out items to threads and has a cache line of its own (slots 8 to 15).
 JOB, LAYER, ITEMS, GRAIN, INPUT, INPUT_STRIDE, K = range(7)
 COUNTER = 8
-WEIGHT, WANTS, SERIAL_BELOW = range(26, 29)
+WEIGHT, WANTS, SERIAL_BELOW, WHICH, NORM_EPS = range(26, 31)
 # The model.
 LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, SILU, LINEARS, NORMS, SCALARS = range(16, 26)
 # This call.
 ROWS, TOKENS, THREADS, POSITIONS, CACHES, COS, SIN, CHOSEN, CHOSEN_ROWS, LOGITS, SEQUENCES, TEAM = range(32, 44)
 # Buffers.
 X, PLAIN, CODES, SUMS, SCALES, Q, KEYS, VALUES, ATTENTION, GATE, UP = range(48, 59)
-SCRATCH, SCRATCH_BYTES, TILE_AT, SCORES_AT = range(59, 63)
+SCRATCH, SCRATCH_BYTES, TILE_AT, SCORES_AT, NORMED = range(59, 64)
 STATE_SIZE = 64
 
 # Jobs.
-PREPARE, QKV, ROTATE, ATTEND, OUT, GATE_UP, DOWN, FINAL_NORM, HEAD = range(9)
+PREPARE, QKV, ROTATE, ATTEND, OUT, GATE_UP, DOWN, FINAL_NORM, HEAD, SINGLE, GATED = range(11)
 
 # A linear: int64 [FIELDS] each; a layer has seven, in this order; the head comes after the last layer.
-KIND, N, WIDTH, ROW_BYTES, DATA, SCALE, SCALE_STEP, SCALE_GROUPS, BIAS = range(9)
-FIELDS = 9
+# NORM: address of the weight of the norm that the linear has of its own, or 0.
+KIND, N, WIDTH, ROW_BYTES, DATA, SCALE, SCALE_STEP, SCALE_GROUPS, BIAS, NORM = range(10)
+FIELDS = 10
 Q_PROJ, K_PROJ, V_PROJ, O_PROJ, GATE_PROJ, UP_PROJ, DOWN_PROJ = range(7)
 LAYER_LINEARS = 7
 
@@ -32,12 +33,12 @@ LAYER_LINEARS = 7
 TERNARY, TERNARY_FLOAT, FLOAT32, BFLOAT16, GROUPED = range(5)
 
 # Norms of a layer: addresses of float32 vectors, 0 for none; the final norm comes after the last layer.
-INPUT_NORM, OUT_NORM, FFN_NORM, DOWN_NORM = range(4)
-LAYER_NORMS = 4
+INPUT_NORM, OUT_NORM, FFN_NORM, DOWN_NORM, Q_NORM, K_NORM = range(6)
+LAYER_NORMS = 6
 
 # A sequence's cache: its capacity, then the addresses of keys and of values of each layer.
-# SCALARS: float32 [eps, 1 / sqrt(head_dim)]. POSITIONS: int64 [rows]; SEQUENCES: int64 [rows].
-EPS, ATTENTION_SCALE = range(2)
+# SCALARS: float32 [eps, 1 / sqrt(head_dim), eps of norms inside linears]. POSITIONS, SEQUENCES: int64 [rows].
+EPS, ATTENTION_SCALE, LINEAR_EPS = range(3)
 
 TILE = 64  # rows of a weight that one item covers
 PORTIONS = 4  # portions of tiles that a thread takes in a job of one row (measured: a tenth faster than tile by tile)

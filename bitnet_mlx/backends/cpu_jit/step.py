@@ -47,14 +47,60 @@ def stretch(state, items, rows):
 
 @njit(**OPTIONS)
 def take_input(address, norm, source, k, stride, first, last):
-    """Name the input of linears first .. last, and norm and quantise its rows."""
+    """Name the input of linears first .. last, and norm and quantise its rows. norm: address of a weight, or 0."""
     state = longs(address)
     state[at.INPUT], state[at.K], state[at.INPUT_STRIDE], state[at.WANTS] = source, k, stride, 0
-    state[at.WEIGHT] = longs(state[at.NORMS])[state[at.LAYER] * at.LAYER_NORMS + norm]
+    state[at.WEIGHT], state[at.NORM_EPS] = norm, at.EPS
     for which in range(first, last + 1):
         state[at.WANTS] |= 1 if longs(linear_at(state, which))[at.KIND] == at.TERNARY else 2
     rows = state[at.ROWS]
     run(address, at.PREPARE, rows, 1, 8 * rows * k if rows > 1 else 0)
+
+
+@njit(**OPTIONS)
+def separately(address, norm, source, k, stride, first, last):
+    """Linears first .. last, of which some have a norm of their own, one after another."""
+    state = longs(address)
+    rows, normed, normed_stride = state[at.ROWS], source, stride
+    if norm != 0:
+        state[at.INPUT], state[at.K], state[at.INPUT_STRIDE], state[at.WANTS] = source, k, stride, 2
+        state[at.WEIGHT], state[at.NORM_EPS] = norm, at.EPS
+        run(address, at.PREPARE, rows, 1, 8 * rows * k)
+        # What was normed stays in a buffer of its own; the linears' norms write to the other.
+        state[at.PLAIN], state[at.NORMED] = state[at.NORMED], state[at.PLAIN]
+        normed, normed_stride = state[at.NORMED], padded(k)
+    for which in range(first, last + 1):
+        e = longs(linear_at(state, which))
+        state[at.K], state[at.WHICH] = k, which
+        if e[at.NORM] != 0:
+            state[at.INPUT], state[at.INPUT_STRIDE] = normed, normed_stride
+            state[at.WEIGHT], state[at.NORM_EPS] = e[at.NORM], at.LINEAR_EPS
+        else:
+            state[at.INPUT], state[at.INPUT_STRIDE] = source, stride
+            state[at.WEIGHT], state[at.NORM_EPS] = norm, at.EPS
+        state[at.WANTS] = 1 if e[at.KIND] == at.TERNARY else 2
+        run(address, at.PREPARE, rows, 1, 8 * rows * k)
+        count = tiles(state, which)
+        run(address, at.SINGLE, count, stretch(state, count, rows), e[at.N] * k * rows)
+    if first == at.GATE_PROJ:
+        run(address, at.GATED, rows, 1, 8 * rows * state[at.FFN])
+
+
+@njit(**OPTIONS)
+def linears(address, job, norm, source, k, stride, first, last):
+    """Linears first .. last on one input, behind the layer's norm of this number."""
+    state = longs(address)
+    weight = longs(state[at.NORMS])[state[at.LAYER] * at.LAYER_NORMS + norm]
+    count, own = 0, False
+    for which in range(first, last + 1):
+        count += tiles(state, which)
+        own = own or longs(linear_at(state, which))[at.NORM] != 0
+    if own:
+        separately(address, weight, source, k, stride, first, last)
+        return
+    take_input(address, weight, source, k, stride, first, last)
+    items = count // 2 if job == at.GATE_UP else count  # an item covers a tile of both
+    run(address, job, items, stretch(state, items, state[at.ROWS]), count * at.TILE * k * state[at.ROWS])
 
 
 def step(address):
@@ -64,21 +110,13 @@ def step(address):
     queries, wide = state[at.HEADS] * dim, padded(state[at.HIDDEN])
     for layer in range(state[at.LAYERS]):
         state[at.LAYER] = layer
-        take_input(address, at.INPUT_NORM, state[at.X], hidden, wide, at.Q_PROJ, at.V_PROJ)
-        count = tiles(state, at.Q_PROJ) + tiles(state, at.K_PROJ) + tiles(state, at.V_PROJ)
-        run(address, at.QKV, count, stretch(state, count, rows), count * at.TILE * hidden * rows)
+        linears(address, at.QKV, at.INPUT_NORM, state[at.X], hidden, wide, at.Q_PROJ, at.V_PROJ)
         run(address, at.ROTATE, rows, 1, rows * queries if rows > 1 else 0)
         reach = longs(state[at.POSITIONS])[rows - 1] + 1
         run(address, at.ATTEND, rows * (state[at.HEADS] // state[at.TEAM]), 1, rows * reach * queries * 8)
-        take_input(address, at.OUT_NORM, state[at.ATTENTION], queries, padded(queries), at.O_PROJ, at.O_PROJ)
-        count = tiles(state, at.O_PROJ)
-        run(address, at.OUT, count, stretch(state, count, rows), hidden * queries * rows)
-        take_input(address, at.FFN_NORM, state[at.X], hidden, wide, at.GATE_PROJ, at.UP_PROJ)
-        count = tiles(state, at.UP_PROJ)
-        run(address, at.GATE_UP, count, stretch(state, count, rows), 2 * hidden * ffn * rows)
-        take_input(address, at.DOWN_NORM, state[at.GATE], ffn, padded(ffn), at.DOWN_PROJ, at.DOWN_PROJ)
-        count = tiles(state, at.DOWN_PROJ)
-        run(address, at.DOWN, count, stretch(state, count, rows), hidden * ffn * rows)
+        linears(address, at.OUT, at.OUT_NORM, state[at.ATTENTION], queries, padded(queries), at.O_PROJ, at.O_PROJ)
+        linears(address, at.GATE_UP, at.FFN_NORM, state[at.X], hidden, wide, at.GATE_PROJ, at.UP_PROJ)
+        linears(address, at.DOWN, at.DOWN_NORM, state[at.GATE], ffn, padded(ffn), at.DOWN_PROJ, at.DOWN_PROJ)
     chosen = state[at.CHOSEN_ROWS]
     if chosen:
         state[at.LAYER] = state[at.LAYERS]

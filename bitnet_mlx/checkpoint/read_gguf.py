@@ -1,0 +1,243 @@
+"""A GGUF file -> DecoderWeights, strictly, tensor by tensor."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from bitnet_mlx.checkpoint import gguf_tensors as tensors
+from bitnet_mlx.checkpoint import gguf_types, i2s_probe
+from bitnet_mlx.checkpoint.folder import name_list
+from bitnet_mlx.checkpoint.gguf_config import architecture, hf_config
+from bitnet_mlx.checkpoint.gguf_file import GgufFile
+from bitnet_mlx.checkpoint.tensors import quantize_in_blocks
+from bitnet_mlx.errors import ConfigError, FormatError, UnsupportedModelError
+from bitnet_mlx.formats import ggml_floats, i2s, words2
+from bitnet_mlx.formats.dense import DenseRows
+from bitnet_mlx.formats.strict_json import shown
+from bitnet_mlx.models.config import DecoderConfig
+from bitnet_mlx.models.hf_config import ModelConfig, parse_config
+from bitnet_mlx.models.quantization import Quantization
+from bitnet_mlx.models.weights import DecoderWeights, Linear, Matrix
+from bitnet_mlx.ternary import TernaryTensor, ternarize
+
+log = logging.getLogger(__name__)
+
+EMBED, HEAD, NORM = "token_embd.weight", "output.weight", "output_norm.weight"
+# Names inside a layer, as Hugging Face has them and as GGUF has them.
+LINEARS = {
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+NORMS = {
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.attn_sub_norm": "attn_sub_norm",
+    "mlp.ffn_sub_norm": "ffn_sub_norm", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+}  # fmt: skip
+_PERMUTED = ("self_attn.q_proj", "self_attn.k_proj")
+
+
+def read_gguf(
+    path: Path | str,
+    *,
+    head_bits: int | None = None,
+    activations: int | None = None,
+    i2s_layout: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> DecoderWeights:
+    """Read a file's weights. Options as in read.read_weights; i2s_layout: "128", "64" or "rows", None finds it.
+
+    Raises ConfigError, UnsupportedModelError, or FormatError that names the tensor and the file.
+    """
+    model = GgufModel(path, i2s_layout)
+    file, config = model.file, model.config
+    done = 0
+
+    def advance(name: str) -> None:
+        nonlocal done
+        done += file.tensors[name].room
+        if progress:
+            progress(min(done, file.nbytes), file.nbytes)
+
+    embed = model.table(EMBED, head_bits)
+    advance(EMBED)
+    head = embed
+    if not config.tie_word_embeddings:
+        head = model.table(HEAD, head_bits)
+        advance(HEAD)
+    weights = DecoderWeights(config, embed, head)
+    for layer in range(config.num_hidden_layers):
+        for name in config.norm_sizes():
+            weights.norms[f"model.layers.{layer}.{name}"] = model.norm(layer, name)
+        for name in config.linear_shapes():
+            weights.linears[f"model.layers.{layer}.{name}"] = model.linear(layer, name)
+            advance(model.tensor(layer, name))
+    weights.norms["model.norm"] = tensors.vector(file, NORM, config.hidden_size)
+    if progress:
+        progress(file.nbytes, file.nbytes)
+    bits = activations or model.activation_bits(weights)
+    for notice in model.notices:
+        log.warning("%s: %s", file.path, notice)
+    return _with_activations(weights, bits)
+
+
+def _with_activations(weights: DecoderWeights, bits: int) -> DecoderWeights:
+    for name, linear in weights.linears.items():
+        if isinstance(linear.weight, TernaryTensor):
+            weights.linears[name] = replace(linear, weight=replace(linear.weight, activation_bits=bits))
+    weights.config = replace(weights.config, activation_bits=bits)
+    return weights
+
+
+class GgufModel:
+    """An open file whose tensors are what its metadata promises. `notices`: what is odd, in words.
+
+    layout: the I2_S layout, None where no tensor has that type.
+    """
+
+    def __init__(self, path: Path | str, i2s_layout: str | None = None) -> None:
+        """Raises ConfigError, FormatError or UnsupportedModelError; no weight is read but a sample of I2_S tensors."""
+        if i2s_layout is not None and i2s_layout not in i2s.LAYOUTS:
+            raise ConfigError(f"[gguf] i2s_layout is {i2s_layout!r}; {', '.join(i2s.LAYOUTS)} are allowed")
+        self.file = GgufFile(path)
+        self.architecture = architecture(self.file)
+        self.notices: list[str] = []
+        where = str(self.file.path)
+        self.hf_config = hf_config(self.file, self.notices)
+        self.model: ModelConfig = replace(
+            parse_config(self.hf_config, where), quantization=Quantization("gguf"), notices=()
+        )
+        self.config: DecoderConfig = self.model.decoder
+        _check_types(self.file)
+        self._check_names()
+        self._masters: list[str] = []
+        self.layout: str | None = i2s_layout
+        names = [name for name, info in self.file.tensors.items() if info.kind == "I2_S"]
+        if names and i2s_layout is None:
+            self.layout, evidence = i2s_probe.find(self.file, names)
+            self.notices.append(evidence)
+
+    @staticmethod
+    def tensor(layer: int, name: str, what: str = "weight") -> str:
+        """GGUF's name of a linear or a norm of a layer."""
+        return f"blk.{layer}.{LINEARS.get(name) or NORMS[name]}.{what}"
+
+    def _check_names(self) -> None:
+        """FormatError lists all tensors that are missing or unknown at once."""
+        config, there = self.config, self.file.tensors
+        layers = range(config.num_hidden_layers)
+        required = {EMBED, NORM}
+        required |= {self.tensor(i, name) for i in layers for name in (*config.norm_sizes(), *config.linear_shapes())}
+        allowed = required | {HEAD, "rope_freqs.weight"}
+        allowed |= {self.tensor(i, name, what) for i in layers for name in LINEARS for what in ("bias", "scale")}
+        missing = [name for name in required if name not in there]
+        unknown = [name for name in there if name not in allowed]
+        parts = [f"lacks {len(missing)} tensors: {name_list(missing)}"] if missing else []
+        if unknown:
+            kind = self.file.metadata["general.architecture"]
+            parts.append(f"has {len(unknown)} tensors that a {kind} model does not know: {name_list(unknown)}")
+        if parts:
+            raise FormatError(
+                f"[gguf] {self.file.path} {'; it '.join(parts)}. It is damaged, or of another kind of model"
+            )
+
+    def norm(self, layer: int, name: str) -> np.ndarray:
+        """Weight of a norm of a layer, float32."""
+        return tensors.vector(self.file, self.tensor(layer, name), self.config.norm_sizes()[name])
+
+    def linear(self, layer: int, name: str) -> Linear:
+        """A linear of a layer, its rows in Hugging Face's order, with 8-bit activations until that is decided."""
+        shape, full = self.config.linear_shapes()[name], self.tensor(layer, name)
+        weight: Matrix = tensors.rows(self.file, full, shape, self.layout)
+        if isinstance(weight, DenseRows) and self.config.model_type == "bitnet":
+            weight = self._ternary_floats(weight, full)
+        bias = self._optional(self.tensor(layer, name, "bias"), shape[0])
+        factor = self._optional(self.tensor(layer, name, "scale"), 1)
+        if factor is not None:
+            weight = self._scaled(weight, factor, self.tensor(layer, name, "scale"))
+        if self.architecture.permuted and name in _PERMUTED:
+            dim = self.config.head_dim
+            weight = tensors.unpermuted_rows(weight, dim)
+            bias = None if bias is None else tensors.unpermuted(bias, dim)
+        return Linear(weight, bias)
+
+    def _optional(self, name: str, size: int) -> np.ndarray | None:
+        return tensors.vector(self.file, name, size) if name in self.file.tensors else None
+
+    def _scaled(self, weight: Matrix, factor: np.ndarray, name: str) -> TernaryTensor:
+        if not isinstance(weight, TernaryTensor) or factor[0] <= 0:
+            raise tensors.damaged(self.file, name, f"is {factor[0]:g}; a factor above 0 of a ternary tensor is allowed")
+        return tensors.scaled(weight, factor[0])
+
+    def _ternary_floats(self, weight: DenseRows, name: str) -> TernaryTensor:
+        """Floats of a BitNet model: -s, 0 and s as they stand; anything else is a master weight."""
+        values = weight.rows(slice(None))
+        scale = np.abs(values).max()
+        t = np.sign(values).astype(np.int8)
+        if scale == 0 or not np.array_equal(t * scale, values):
+            t, scale = ternarize(values)
+            self._masters.append(name)
+        return TernaryTensor(words2.pack(t), np.asarray(scale, np.float32), weight.shape)
+
+    def table(self, name: str, head_bits: int | None = None) -> Matrix:
+        """The embedding or the head. head_bits: 8, 6 or 4 quantise it; ternary ones stay ternary."""
+        shape, kind = (self.config.vocab_size, self.config.hidden_size), self.file.tensors[name].kind
+        if head_bits in (8, 6, 4) and kind not in gguf_types.TERNARY:
+            source = tensors.BlockRows(self.file, name, shape) if kind in ggml_floats.BLOCKS else None
+            rows = source or tensors.rows(self.file, name, shape)
+            found = quantize_in_blocks(rows, head_bits)
+            self.file.release(name)
+            return found
+        found = tensors.rows(self.file, name, shape, self.layout)
+        if head_bits is not None and isinstance(found, TernaryTensor):
+            self.notices.append(f"{name} is ternary ({kind}); it stays so, whatever head_bits says")
+        return replace(found, activation_bits=16) if isinstance(found, TernaryTensor) else found
+
+    def activation_bits(self, weights: DecoderWeights) -> int:
+        """Bits of the ternary layers' inputs, which no key of the file tells: see the notices for what was taken."""
+        if self._masters:
+            self.notices.append(
+                f"{len(self._masters)} matrices hold floats that are not ternary; they were ternarised by their mean"
+            )
+        ternary = [linear.weight for linear in weights.linears.values() if isinstance(linear.weight, TernaryTensor)]
+        if self.config.model_type == "bitnet" or not ternary:
+            if not ternary:
+                self.notices.append("no layer is ternary; the layers run as floats")
+            return 8
+        kinds = {info.kind for info in self.file.tensors.values()}
+        whole = all(weight.scale.ndim == 0 for weight in ternary)
+        bits = 8 if "I2_S" in kinds or (whole and self.config.model_type == "llama" and "Q2_0" not in kinds) else 16
+        reason = "each matrix has one scale, as BitNet's have" if whole else "scales differ inside a matrix"
+        self.notices.append(
+            f"the file does not tell whether layers quantise their inputs; {bits} bits are taken ({reason}); "
+            f"--activations {24 - bits} takes the other"
+        )
+        return bits
+
+
+def _check_types(file: GgufFile) -> None:
+    """Refuse types that are not read where they stand, all at once, each with the reason."""
+    faults: dict[tuple[str, str], list[str]] = {}
+    for name, info in file.tensors.items():
+        if re.fullmatch(r"blk\.\d+\.(" + "|".join(LINEARS.values()) + r")\.weight", name):
+            allowed = (*gguf_types.TERNARY, *ggml_floats.PLAIN)
+        elif name in (EMBED, HEAD):
+            allowed = (*gguf_types.TERNARY, *gguf_types.DENSE)
+        else:
+            allowed = tuple(ggml_floats.PLAIN)
+        if info.kind not in allowed:
+            reason = gguf_types.REASONS.get(info.kind, f"{', '.join(allowed)} are read there")
+            faults.setdefault((info.kind, reason), []).append(name)
+    if faults:
+        parts = [
+            f"{len(names)} tensors of type {kind} ({name_list(names)}): {reason}"
+            for (kind, reason), names in faults.items()
+        ]
+        raise UnsupportedModelError(
+            f"[gguf] {file.path} has {'; and '.join(parts)}. Take a file of another type, or the model's "
+            f"{shown('safetensors')} repository"
+        )
