@@ -22,6 +22,11 @@ struct Pool {  // device memory of one measurement
       cudaMemcpy(to + at, block.data(), std::min(bytes * copies - at, block.size() * 4), cudaMemcpyHostToDevice);
     return to;
   }
+  char* numbers(const std::vector<int>& values) {  // these int32, in device memory
+    char* to = array(values.size() * 4, 1, false);
+    if (to) cudaMemcpy(to, values.data(), values.size() * 4, cudaMemcpyHostToDevice);
+    return to;
+  }
   ~Pool() {
     for (char* p : held) cudaFree(p);
   }
