@@ -35,7 +35,6 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "graph.jsonl"
 SHAPES = ((2560, 2560), (3840, 2560), (13824, 2560), (2560, 6912), (20480, 3200))
 MATRICES = ((2560, 6912, 16), (2560, 6912, 64), (2560, 6912, 512), (2560, 6912, 2048), (13824, 2560, 512))
-ROOMS = (256, 512, 1024, 4096)
 ROTATED, REPEATS = 150e6, 21
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "int32": 4, "uint32": 4}
 BYTES = Layout("bytes")
@@ -69,25 +68,22 @@ def items() -> Iterator[Item]:
         launch = quantize.quantize(x, layout=BYTES, dtype="bfloat16", norm=norm, eps=1e-5, act=act)
         yield Item(f"quantize {k} norm {act or ''}".strip(), launch, "")
     qkv, angle = np.zeros((1, 1, 3840), ml_dtypes.bfloat16), np.zeros((1, 1, 64), np.float32)
+    for room in (256, 512, 1024, 2048, 4096):
+        yield from attentions(room)
     yield Item("rope", rope.rope_kv(qkv, angle, angle, heads=20, kv_heads=5, dtype="bfloat16"), "")
-    for room in ROOMS:
-        yield from attention_items(qkv, angle, room)
 
 
-def attention_items(qkv: np.ndarray, angle: np.ndarray, room: int) -> Iterator[Item]:
-    """A token's attention to a full cache of `room` positions and 32 recent ones."""
-    past, recent = (np.broadcast_to(qkv.dtype.type(0), (2, 1, 5, n, 128)) for n in (room, 64))
+def attentions(room: int) -> Iterator[Item]:
+    """The launches of one token's attention behind `room` positions."""
+    qkv, angle = np.zeros((1, 1, 3840), ml_dtypes.bfloat16), np.zeros((1, 1, 64), np.float32)
+    past, recent = (np.zeros((2, 1, 5, n, 128), ml_dtypes.bfloat16) for n in (room, 64))
     cut = attention.plan(1, 20, 5, 128, room, 64, "bfloat16")
     lengths = np.array([room, 32], np.int32)
-    arrays = (qkv, angle, angle, past, recent, lengths)
-    yield Item(
-        f"attention {room}, shares {cut.shares}",
-        attention.decode_attention(*arrays, heads=20, dtype="bfloat16", cut=cut),
-        "past",
-    )
+    launch = attention.decode_attention(qkv, angle, angle, past, recent, lengths, heads=20, dtype="bfloat16", cut=cut)
+    yield Item(f"attention {room} {cut}", launch, "past")
     if cut.shares > 1:
-        shares = np.broadcast_to(np.float32(0), (1, 20, cut.shares, 130))
-        yield Item(f"attention {room}, merger", attention.merge(shares, "bfloat16"), "")
+        shares = np.zeros(launch.outputs[0][0], np.float32)
+        yield Item(f"attention {room} merge", attention.merge(shares, "bfloat16"), "")
 
 
 def program(item: Item) -> str:
@@ -98,10 +94,10 @@ def program(item: Item) -> str:
     for name, a in zip(source.inputs, launch.inputs, strict=True):
         size = math.prod(a.shape) * SIZES[a.dtype.name]
         copies = min(64, max(2, int(ROTATED / size))) if name == item.rotated else 1
-        filled = f"array({size}ull, {copies}, {str(name == item.rotated).lower()})"
-        if a.dtype == np.int32:  # lengths, which a kernel loops over
-            filled = f"numbers({{{', '.join(map(str, a.flat))}}})"
-        lines.append(f"char* {name} = pool.{filled};")
+        made = f"pool.array({size}ull, {copies}, {str(name == item.rotated).lower()})"
+        if a.dtype == np.int32:  # numbers that a kernel counts by
+            made = f"pool.numbers({{{', '.join(map(str, a))}}})"
+        lines.append(f"char* {name} = {made};")
         kind = cuda_text.TYPES[a.dtype.name]
         arguments.append(f"(const {kind}*)({name} + call % {copies} * {size}ull)")
         if cuda_text.has_shape(body, name, a):
