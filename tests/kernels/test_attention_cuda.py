@@ -32,7 +32,7 @@ def test_on_the_cpu(case: Case, cut: Plan) -> None:
 @pytest.mark.skipif(cuda_text.NVCC is None, reason="needs nvcc, NVIDIA's compiler")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_compiles_without_spills(dtype: str, tmp_path: Path) -> None:
-    for old in (100, 500):
+    for old in (100, 2000):
         case = Case(20, 5, 128, old, old, 37, dtype=dtype)
         launch = of(case)
         report = cuda_text.compile_cuda(launch, tmp_path)
