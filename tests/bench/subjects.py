@@ -16,7 +16,7 @@ from tests.support.random_model import random_weights, tiny_config
 
 OPTIONS = DecodeOptions(prompt=12, tokens=6, repeats=3)
 ENGINES = ["numpy", "cpu", "mlx"]
-LONG = 0.25  # seconds: far more than a token of this model takes on any machine
+LONG = 0.08  # seconds: far more than a token of this model takes on any machine
 
 
 def weights() -> DecoderWeights:

@@ -32,7 +32,7 @@ def memory(decoder: Decoder, prompt: list[int], tokens: int) -> dict[str, Any]:
             points.append(
                 {"tokens": (number + 1) * tokens, "live_bytes": meter.live(), "peak_rss_bytes": peak_memory_bytes()}
             )
-        run = _run(decoder, prompt, tokens * _ROUNDS, meter)
+        run = _run(decoder, prompt, 2 * tokens, meter)
     return {"rounds": points, "run": run}
 
 
