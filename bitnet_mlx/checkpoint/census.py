@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from bitnet_mlx.checkpoint.detect import CheckpointInfo, detect
 from bitnet_mlx.checkpoint.folder import TensorTable, read_json
-from bitnet_mlx.checkpoint.read import plan, read_linear
+from bitnet_mlx.checkpoint.layout import parts, plan
+from bitnet_mlx.checkpoint.read import read_linear
 from bitnet_mlx.ternary import CODES_PER_WORD, ZERO_WORD, TernaryTensor
 
 _WORDS_AT_ONCE = 1 << 16
@@ -77,8 +78,9 @@ def take_census(folder: Path | str) -> Census:
     info = detect(folder)
     table = TensorTable(info.path)
     layout = plan(info.model, table)
+    info = replace(info, model=layout.model)
     config = info.config
-    census = Census(info, tied=layout.embed == layout.head, notices=(*info.model.notices, *layout.notices))
+    census = Census(info, tied=layout.embed == layout.head, notices=layout.notices)
     census.tensor_bytes = sum(_size(table, name) for name in layout.required)
     kinds: dict[str, None] = {}
     for layer in range(config.num_hidden_layers):
@@ -88,14 +90,16 @@ def take_census(folder: Path | str) -> Census:
                 census.parameters += shape[0]
                 census.norm_read_bytes += 4 * shape[0]
     census.granularity = tuple(kinds)
-    norms = config.num_hidden_layers * sum(config.norm_sizes().values()) + config.hidden_size
+    norms = sum(table.info(name).shape[0] for name in layout.required if name.endswith("norm.weight"))
     census.norm_read_bytes += 4 * norms
     rows = config.vocab_size * config.hidden_size
     census.parameters += norms + rows * (1 if census.tied else 2)
-    head = [f"{layout.head}.weight", f"{layout.head}.weight_scale"]
+    head = [f"{layout.head}.{part}" for part in parts(info.quantization.storage, True)]
     census.head_read_bytes = sum(_size(table, name) for name in head if name in layout.required)
     bits = info.quantization.head_bits
+    ternary = layout.head in info.model.ternary_tables
     census.head_storage = f"{bits} bits in groups of 64" if bits else table.info(head[0]).dtype
+    census.head_storage = "ternary" if ternary else census.head_storage
     return census
 
 
@@ -114,7 +118,7 @@ def _linear(census: Census, table: TensorTable, module: str, shape: tuple[int, i
         census.zeros += zeros
         census.layers[module] = zeros / count
         census.ternary_read_bytes += weight.nbytes
-        names = (f"{module}.weight", f"{module}.weight_scale")
+        names = [f"{module}.{part}" for part in parts(census.info.quantization.storage, True)]
         census.ternary_file_bytes += sum(_size(table, name) for name in names if name in table)
         kinds["tensor" if weight.scale.ndim == 0 else "row" if weight.scale.ndim == 1 else "group of 128"] = None
     else:

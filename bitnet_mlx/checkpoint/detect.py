@@ -14,6 +14,8 @@ STORAGE_NAMES = {
     "packed": "Hugging Face packed uint8, 4 weights a byte",
     "online": "float master weights, ternarised when read",
     "words2": "native words2, 16 weights a uint32",
+    "mlx": "MLX 2-bit, 16 weights a uint32, scales and biases for groups",
+    "unpacked": "floats that are ternary already",
     "dense": "floats, not ternary",
 }
 
@@ -43,13 +45,13 @@ class CheckpointInfo:
 
     @property
     def storage(self) -> str:
-        """packed, online, words2 or dense."""
+        """packed, online, words2, mlx, unpacked or dense."""
         return self.quantization.storage
 
     @property
     def scale_direction(self) -> str | None:
         """multiply (w = t * weight_scale), divide (w = t / weight_scale), or None where the file has no scales."""
-        if self.storage in ("online", "dense"):
+        if self.storage in ("online", "dense", "unpacked"):
             return None
         return "divide" if self.quantization.divide else "multiply"
 

@@ -7,16 +7,18 @@ blocks and their pages given back, so reading takes the result's memory and litt
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from bitnet_mlx.checkpoint import tensors
-from bitnet_mlx.checkpoint.folder import TensorTable, checkpoint_folder, name_list, read_config
-from bitnet_mlx.errors import ConfigError, FormatError, UnsupportedModelError
+from bitnet_mlx.checkpoint import mlx_tensors, tensors, ternary_floats
+from bitnet_mlx.checkpoint.folder import TensorTable, checkpoint_folder, read_config
+from bitnet_mlx.checkpoint.layout import Layout, plan
+from bitnet_mlx.checkpoint.settle import EMBED as EMBED
+from bitnet_mlx.checkpoint.settle import HEAD as HEAD
+from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.formats.dense import DenseRows, GroupedRows
 from bitnet_mlx.models.hf_config import ModelConfig, parse_config
 from bitnet_mlx.models.weights import DecoderWeights, Linear, Matrix
@@ -25,22 +27,20 @@ from bitnet_mlx.ternary import TernaryTensor
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
-EMBED, HEAD = "model.embed_tokens", "lm_head"
-# Buffers of old checkpoints, which follow from the config.
-_HARMLESS = re.compile(r"rotary_emb\.inv_freq$")
-
 
 def read_weights(
     folder: Path | str,
     *,
     head_bits: int | None = None,
     activations: int | None = None,
+    ternarize: bool = False,
     progress: Progress | None = None,
 ) -> DecoderWeights:
-    """Read a Hugging Face folder (packed, master or float weights) or a native one.
+    """Read a Hugging Face folder (packed, master or float weights), one of MLX's 2-bit form, or a native one.
 
     head_bits: 8, 6 or 4 quantise embedding and head in groups of 64 columns; 16 or None keep what the file has.
     activations: 8 or 16 bits for the ternary layers' inputs; None keeps the checkpoint's.
+    ternarize: take float linears for master weights, whatever config.json says or leaves out.
     progress: called with the bytes done and the bytes of all files.
 
     The arrays may be read-only views of the files. Raises ConfigError, UnsupportedModelError, or FormatError that names
@@ -51,13 +51,22 @@ def read_weights(
             raise ConfigError(f"[checkpoint] {option} is {value!r}; {', '.join(map(str, allowed))} are allowed")
     folder = checkpoint_folder(folder)
     model = parse_config(read_config(folder), str(folder / "config.json"))
-    if activations is not None:
-        model = _with_activations(model, activations)
+    if ternarize:
+        model = _masters(model)
     table = TensorTable(folder)
     layout = plan(model, table)
-    for notice in (*model.notices, *layout.notices):
+    for notice in layout.notices:
         log.warning("%s: %s", folder, notice)
+    model = layout.model if activations is None else _with_activations(layout.model, activations)
     return _Reader(table, model, layout, head_bits, progress).read()
+
+
+def _masters(model: ModelConfig) -> ModelConfig:
+    """The same with its float linears ternarised. Raises ConfigError where the linears are no floats."""
+    storage = model.quantization.storage
+    if storage not in ("dense", "packed", "online"):
+        raise ConfigError(f"[checkpoint] ternarize was given and the weights are stored as {storage}, not as floats")
+    return replace(model, quantization=replace(model.quantization, storage="online", divide=False), notices=())
 
 
 def _with_activations(model: ModelConfig, bits: int) -> ModelConfig:
@@ -68,112 +77,32 @@ def _with_activations(model: ModelConfig, bits: int) -> ModelConfig:
     )
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Which tensors a checkpoint must have, and where its embedding and head lie."""
-
-    required: dict[str, None]  # in the order of reading
-    embed: str
-    head: str  # the same module as `embed` where they are tied
-    notices: tuple[str, ...]
-
-
-def plan(model: ModelConfig, table: TensorTable) -> Layout:
-    """The tensors that config.json promises. FormatError lists all that are missing or unknown at once."""
-    config, quantization = model.decoder, model.quantization
-    embed, head, notices = _tie(model, table)
-    required: dict[str, None] = {}
-
-    def matrix(module: str, scaled: bool) -> None:
-        required[f"{module}.weight"] = None
-        if scaled:
-            required[f"{module}.weight_scale"] = None
-
-    small_head = quantization.storage == "words2" and quantization.head_bits is not None
-    matrix(embed, small_head)
-    for layer in range(config.num_hidden_layers):
-        for name in config.norm_sizes():
-            required[f"model.layers.{layer}.{name}.weight"] = None
-        for name in config.linear_shapes():
-            module = f"model.layers.{layer}.{name}"
-            matrix(module, quantization.storage in ("packed", "words2") and quantization.converts(module))
-            if model.has_bias(name):
-                required[f"{module}.bias"] = None
-    required["model.norm.weight"] = None
-    if head != embed:
-        matrix(head, small_head)
-    # What a tied head's own tensors hold has been compared already.
-    spare = {f"{HEAD}.weight", f"{EMBED}.weight"} if head == embed else set()
-    unknown = [name for name in table if name not in required and name not in spare and not _HARMLESS.search(name)]
-    missing = [name for name in required if name not in table]
-    if missing or unknown:
-        raise _mismatch(model, table, missing, unknown)
-    return Layout(required, embed, head, tuple(notices))
-
-
-def _tie(model: ModelConfig, table: TensorTable) -> tuple[str, str, list[str]]:
-    """Modules of the embedding and the head, as transformers ties them, and what is odd about it."""
-    quantization, notices = model.quantization, []
-    if quantization.storage in ("packed", "online") and quantization.converts(HEAD):
-        if quantization.storage == "online" or f"{HEAD}.weight_scale" in table:
-            raise UnsupportedModelError(
-                f"[checkpoint] {table.folder}: modules_to_not_convert leaves out {HEAD}, so the head is ternary; "
-                f'only float heads are supported. If the head is float, add "{HEAD}" to the list in config.json'
-            )
-        notices.append(f"modules_to_not_convert leaves out {HEAD}, but the head has no weight_scale; it runs as floats")
-    if not model.decoder.tie_word_embeddings:
-        return EMBED, HEAD, notices
-    names = (f"{EMBED}.weight", f"{HEAD}.weight")
-    if names[0] not in table and names[1] in table:
-        return HEAD, HEAD, notices
-    if names[1] in table and names[0] in table and not _same(table, *names):
-        notices.append(
-            f"tie_word_embeddings is true, but {names[1]} differs from {names[0]}; both are used, as transformers does"
-        )
-        return EMBED, HEAD, notices
-    return EMBED, EMBED, notices
-
-
-def _same(table: TensorTable, a: str, b: str) -> bool:
-    """Whether two tensors hold the same bytes, compared in blocks."""
-    if (table.info(a).dtype, table.info(a).shape) != (table.info(b).dtype, table.info(b).shape):
-        return False
-    x, y = table.array(a).reshape(-1).view(np.uint8), table.array(b).reshape(-1).view(np.uint8)
-    step = 1 << 20
-    return all(np.array_equal(x[at : at + step], y[at : at + step]) for at in range(0, x.size, step))
-
-
-def _mismatch(model: ModelConfig, table: TensorTable, missing: list[str], unknown: list[str]) -> FormatError:
-    parts = []
-    if missing:
-        parts.append(f"lacks {len(missing)} tensors: {name_list(missing)}")
-    if unknown:
-        parts.append(
-            f"has {len(unknown)} tensors that a {model.decoder.model_type} model does not know: {name_list(unknown)}"
-        )
-    examples = ", ".join(f"{name} {table.info(name)}" for name in sorted(table)[:3])
-    hint = ""
-    if missing and all(name.endswith("weight_scale") for name in missing) and model.quantization.storage == "packed":
-        hint = '; for master weights config.json says "linear_class": "autobitlinear", "quantization_mode": "online"'
-    if f"{HEAD}.weight" in missing:
-        hint = '; an output head that is the embedding needs "tie_word_embeddings": true in config.json'
-    return FormatError(
-        f"[checkpoint] {table.folder} {'; it '.join(parts)}; it has {len(table)}, such as {examples}{hint}"
-    )
-
-
 def read_linear(table: TensorTable, model: ModelConfig, module: str, shape: tuple[int, int]) -> Matrix:
     """The weight of one linear layer, without its bias, in the storage that it keeps at run time."""
     quantization = model.quantization
     if not quantization.converts(module):
         return tensors.dense(table, f"{module}.weight", shape)
+    bits = quantization.activation_bits
     if quantization.storage == "words2":
-        return tensors.native(table, module, shape, quantization.activation_bits)
+        return tensors.native(table, module, shape, bits)
+    if quantization.storage == "mlx":
+        return mlx_tensors.affine(table, module, shape, quantization.group, bits)
+    if quantization.storage == "unpacked":
+        return ternary_floats.unpacked(table, module, shape, bits)
     if quantization.storage == "online":
         ternary = tensors.online(table, module, shape)
     else:
         ternary = tensors.packed(table, module, shape, quantization.divide)
-    return replace(ternary, activation_bits=quantization.activation_bits)
+    return replace(ternary, activation_bits=bits)
+
+
+def read_linear_norm(table: TensorTable, model: ModelConfig, module: str, width: int) -> np.ndarray | None:
+    """The weight of the norm inside one linear layer, float32 [K], or None."""
+    if model.linear_norm is None or not model.quantization.converts(module):
+        return None
+    if not model.linear_norm:
+        return np.ones(width, np.float32)
+    return tensors.vector(table, f"{module}.{model.linear_norm}.weight", width)
 
 
 class _Reader:
@@ -220,13 +149,25 @@ class _Reader:
         if bias is not None and isinstance(weight, TernaryTensor) and quantization.scales_bias:
             bias = bias * weight.scale
         self._advance(f"{module}.weight")
-        return Linear(weight, bias)
+        return Linear(weight, bias, read_linear_norm(self.table, self.model, module, shape[1]))
 
-    def _table_rows(self, module: str) -> DenseRows | GroupedRows:
+    def _ternary_table(self, module: str, shape: tuple[int, int]) -> Matrix:
+        """A ternary embedding or head, whose inputs are never quantised."""
+        quantization = replace(self.model.quantization, modules_to_not_convert=())
+        rows = read_linear(self.table, replace(self.model, quantization=quantization), module, shape)
+        assert isinstance(rows, TernaryTensor)
+        if self.head_bits is not None:
+            log.warning("%s: %s.weight is ternary; it stays so, whatever head_bits says", self.table.folder, module)
+        self._advance(f"{module}.weight")
+        return replace(rows, activation_bits=16)
+
+    def _table_rows(self, module: str) -> Matrix:
         """The embedding or the head, in the storage asked for."""
         config, bits = self.model.decoder, self.model.quantization.head_bits
         shape = (config.vocab_size, config.hidden_size)
         name = f"{module}.weight"
+        if module in self.model.ternary_tables:
+            return self._ternary_table(module, shape)
         rows: DenseRows | GroupedRows
         if bits is not None and self.model.quantization.storage == "words2":
             rows = tensors.grouped(self.table, module, shape, bits)

@@ -25,7 +25,7 @@ _AT_ONCE = 1 << 18  # values converted at a time, about 1 MB as float32
 
 def damaged(table: TensorTable, name: str, text: str) -> FormatError:
     """A FormatError about one tensor."""
-    return FormatError(f"[checkpoint] {table.path(name)}: tensor {shown(name)} {text}")
+    return FormatError(f"[checkpoint] {table.path(name)}: tensor {shown(table.label(name))} {text}")
 
 
 def expect(table: TensorTable, name: str, dtypes: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]) -> np.ndarray:
@@ -100,7 +100,7 @@ def packed(table: TensorTable, module: str, shape: tuple[int, int], divide: bool
             'its quantization_config lacks "linear_class": "autobitlinear" and "quantization_mode": "online"',
         )
     array = expect(table, name, ("U8",), ((hf.packed_rows(n), k),))
-    words = hf.to_words2(array, n, f"{name} in {table.path(name)}")
+    words = hf.to_words2(array, n, f"{table.label(name)} in {table.path(name)}")
     table.release(name)
     return TernaryTensor(words, scale, shape)
 
@@ -139,13 +139,17 @@ def _pack_floats(table: TensorTable, name: str) -> np.ndarray:
 
 
 def online(table: TensorTable, module: str, shape: tuple[int, int]) -> TernaryTensor:
-    """Float master weights, ternarised by absmean exactly as ternary.ternarize does, in blocks of rows."""
+    """Float master weights, ternarised by absmean exactly as ternary.ternarize does, in blocks of rows.
+
+    Where the weight is rows of a larger tensor, the mean is the larger one's: it was trained as one matrix.
+    """
     name = f"{module}.weight"
     array = expect(table, name, tuple(FLOATS), (shape,))
     check_finite(table, name, array)
     dtype = table.info(name).dtype
-    total = sum(np.abs(as_float32(array[part], dtype)).sum(dtype=np.float64) for part in row_blocks(array))
-    m = max(np.float32(total / max(array.size, 1)), MIN_SCALE)
+    whole = table.whole(name)
+    total = sum(np.abs(as_float32(whole[part], dtype)).sum(dtype=np.float64) for part in row_blocks(whole))
+    m = max(np.float32(total / max(whole.size, 1)), MIN_SCALE)
     inverse = np.float32(1) / m
     words = np.empty((shape[0], padded(shape[1]) // CODES_PER_WORD), np.uint32)
     for part in row_blocks(array):
@@ -164,7 +168,7 @@ def native(table: TensorTable, module: str, shape: tuple[int, int], activation_b
     n, k = shape
     name, scale_name = f"{module}.weight", f"{module}.weight_scale"
     words = expect(table, name, ("U32",), ((n, padded(k) // CODES_PER_WORD),))
-    words2.check(words, k, f"{name} in {table.path(name)}")
+    words2.check(words, k, f"{table.label(name)} in {table.path(name)}")
     scale = expect(table, scale_name, ("F32",), ((), (n,), (n, padded(k) // GROUP)))
     check_finite(table, scale_name, scale)
     # A group of zeros may have any scale, 0 too; a whole row or tensor of scale 0 is a fault.

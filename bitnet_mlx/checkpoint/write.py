@@ -98,7 +98,7 @@ def native_config(weights: DecoderWeights, source_config: dict[str, Any]) -> dic
     """config.json of the native folder. FormatError where layers or heads differ in their bits."""
     ternary = [linear.weight for linear in weights.linears.values() if isinstance(linear.weight, TernaryTensor)]
     activations = {weight.activation_bits for weight in ternary}
-    heads = {getattr(rows, "bits", 16) for rows in (weights.embed_tokens, weights.lm_head)}
+    heads = {_table_bits(rows) for rows in (weights.embed_tokens, weights.lm_head)}
     if len(activations) > 1 or len(heads) > 1:
         raise FormatError(
             f"[write] layers have {sorted(activations)} activation bits and heads {sorted(heads)} bits; "
@@ -107,7 +107,7 @@ def native_config(weights: DecoderWeights, source_config: dict[str, Any]) -> dic
     kept = [name for name, linear in weights.linears.items() if not isinstance(linear.weight, TernaryTensor)]
     config = {key: value for key, value in source_config.items() if key not in _DROPPED}
     config["tie_word_embeddings"] = weights.lm_head is weights.embed_tokens
-    config["quantization_config"] = {
+    table = config["quantization_config"] = {
         "quant_method": NATIVE_METHOD,
         "format": NATIVE_FORMAT,
         "format_version": NATIVE_VERSION,
@@ -115,7 +115,26 @@ def native_config(weights: DecoderWeights, source_config: dict[str, Any]) -> dic
         "head_bits": heads.pop(),
         "modules_to_not_convert": [HEAD, *kept],
     }
+    if _normed(weights):
+        table |= {"linear_norms": True, "linear_norm_eps": weights.config.linear_norm_eps}
     return config
+
+
+def _table_bits(rows: Matrix) -> int:
+    """Bits of an embedding or a head as config.json tells them; 2 are ternary."""
+    return 2 if isinstance(rows, TernaryTensor) else getattr(rows, "bits", 16)
+
+
+def _normed(weights: DecoderWeights) -> bool:
+    """Whether the ternary linears have norms of their own. FormatError where only some have."""
+    found = {linear.norm is not None for linear in weights.linears.values() if isinstance(linear.weight, TernaryTensor)}
+    dense = [n for n, x in weights.linears.items() if x.norm is not None and not isinstance(x.weight, TernaryTensor)]
+    if len(found) > 1 or dense:
+        raise FormatError(
+            "[write] some linears have norms of their own and others have none; the native format holds such norms for "
+            "all ternary linears and for no float ones"
+        )
+    return True in found
 
 
 def _tensors(weights: DecoderWeights) -> Iterator[Pending]:
@@ -126,16 +145,14 @@ def _tensors(weights: DecoderWeights) -> Iterator[Pending]:
         yield from _matrix(module, linear.weight)
         if linear.bias is not None:
             yield pending(f"{module}.bias", linear.bias)
+        if linear.norm is not None:
+            yield pending(f"{module}.norm.weight", linear.norm)
     for module, norm in weights.norms.items():
         yield pending(f"{module}.weight", norm)
 
 
 def _matrix(module: str, matrix: Matrix) -> Iterator[Pending]:
     if isinstance(matrix, TernaryTensor):
-        if module in (EMBED, HEAD):
-            raise FormatError(
-                f"[write] {module} is ternary; the native format holds embeddings and heads of 4 bits or more"
-            )
         yield pending(f"{module}.weight", matrix.words)
         yield pending(f"{module}.weight_scale", matrix.scale)
     elif isinstance(matrix, GroupedRows):
@@ -174,7 +191,7 @@ def _arrays(linear: Linear) -> list[np.ndarray]:
         arrays = [w.words, w.scale, np.array([w.activation_bits])]
     else:
         arrays = [w.codes, w.scales, np.array([w.bits])] if isinstance(w, GroupedRows) else [w.data]
-    return arrays if linear.bias is None else [*arrays, linear.bias]
+    return [*arrays, *(v for v in (linear.bias, linear.norm) if v is not None)]
 
 
 def _equal(name: str, found: list[np.ndarray], wanted: list[np.ndarray]) -> None:
