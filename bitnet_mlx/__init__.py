@@ -20,6 +20,7 @@ _HOME = {
     "stream_generate": "bitnet_mlx.generation",
     "TernaryTensor": "bitnet_mlx.ternary",
     "BitLinear": "bitnet_mlx.nn.bitlinear",
+    "MemoryTracker": "bitnet_mlx.memory.tracker",
     "BitnetError": "bitnet_mlx.errors",
     "FormatError": "bitnet_mlx.errors",
     "UnsupportedModelError": "bitnet_mlx.errors",
@@ -36,6 +37,7 @@ __all__ = [
     "ConfigError",
     "FormatError",
     "MemoryLimitError",
+    "MemoryTracker",
     "ServeError",
     "TernaryTensor",
     "UnsupportedModelError",
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from bitnet_mlx.generation import generate, stream_generate
+    from bitnet_mlx.memory.tracker import MemoryTracker
     from bitnet_mlx.nn.bitlinear import BitLinear
     from bitnet_mlx.ternary import TernaryTensor
 

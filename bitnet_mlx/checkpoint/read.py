@@ -15,9 +15,9 @@ import numpy as np
 
 from bitnet_mlx.checkpoint import mlx_tensors, tensors, ternary_floats
 from bitnet_mlx.checkpoint.folder import TensorTable, checkpoint_folder, read_config
+from bitnet_mlx.checkpoint.gguf_file import is_gguf
 from bitnet_mlx.checkpoint.layout import Layout, plan
-from bitnet_mlx.checkpoint.settle import EMBED as EMBED
-from bitnet_mlx.checkpoint.settle import HEAD as HEAD
+from bitnet_mlx.checkpoint.read_gguf import read_gguf
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.formats.dense import DenseRows, GroupedRows
 from bitnet_mlx.models.hf_config import ModelConfig, parse_config
@@ -34,14 +34,16 @@ def read_weights(
     head_bits: int | None = None,
     activations: int | None = None,
     ternarize: bool = False,
+    i2s_layout: str | None = None,
     progress: Progress | None = None,
 ) -> DecoderWeights:
-    """Read a Hugging Face folder (packed, master or float weights), one of MLX's 2-bit form, or a native one.
+    """Read a Hugging Face folder (packed, master or float weights, or MLX's 2 bits), a native one, or a GGUF file.
 
     head_bits: 8, 6 or 4 quantise embedding and head in groups of 64 columns; 16 or None keep what the file has.
     activations: 8 or 16 bits for the ternary layers' inputs; None keeps the checkpoint's.
-    ternarize: take float linears for master weights, whatever config.json says or leaves out.
-    progress: called with the bytes done and the bytes of all files.
+    ternarize: take a folder's float linears for master weights, whatever config.json says or leaves out.
+    i2s_layout: "128", "64" or "rows", of a GGUF file's I2_S tensors; None finds it. progress: called with the bytes done
+    and the bytes of all files.
 
     The arrays may be read-only views of the files. Raises ConfigError, UnsupportedModelError, or FormatError that names
     the tensor and the file; nothing unknown, missing or non-finite passes.
@@ -49,6 +51,12 @@ def read_weights(
     for option, value, allowed in (("head_bits", head_bits, (32, 16, 8, 6, 4)), ("activations", activations, (8, 16))):
         if value is not None and value not in allowed:
             raise ConfigError(f"[checkpoint] {option} is {value!r}; {', '.join(map(str, allowed))} are allowed")
+    if is_gguf(folder):
+        if ternarize:
+            raise ConfigError(f"[checkpoint] ternarize was given, and {folder} is a GGUF file; it is for folders")
+        return read_gguf(folder, head_bits=head_bits, activations=activations, i2s_layout=i2s_layout, progress=progress)
+    if i2s_layout is not None:
+        raise ConfigError(f"[checkpoint] i2s_layout was given, and {folder} is no GGUF file; leave it out")
     folder = checkpoint_folder(folder)
     model = parse_config(read_config(folder), str(folder / "config.json"))
     if ternarize:

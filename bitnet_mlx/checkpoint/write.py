@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from bitnet_mlx.checkpoint.folder import SINGLE, TOKENIZER_FILES
-from bitnet_mlx.checkpoint.read import EMBED, HEAD, read_weights
+from bitnet_mlx.checkpoint.read import read_weights
 from bitnet_mlx.checkpoint.safetensors_writer import Pending, pending, write_safetensors
+from bitnet_mlx.checkpoint.settle import EMBED, HEAD
 from bitnet_mlx.checkpoint.tensors import FLOATS, quantize_in_blocks
 from bitnet_mlx.errors import ConfigError, FormatError
 from bitnet_mlx.formats.dense import GroupedRows

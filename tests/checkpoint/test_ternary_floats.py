@@ -28,7 +28,7 @@ SIZES: dict[str, Any] = dict(
 DOWN = "model.layers.1.mlp.down_proj"
 
 
-def groups(rng: np.random.Generator, shape: tuple[int, int], group: int = 128) -> tuple[np.ndarray, np.ndarray]:
+def groups(rng: np.random.Generator, shape: tuple[int, ...], group: int = 128) -> tuple[np.ndarray, np.ndarray]:
     """t int8 [N, K] and float16 scales [N, K / group]."""
     scale = rng.uniform(0.02, 0.5, (shape[0], shape[1] // group)).astype(np.float16)
     return rng.integers(-1, 2, shape).astype(np.int8), scale
@@ -45,6 +45,13 @@ def bonsai(path: Path, dtype: mx.Dtype = mx.float16, **changes: Any) -> tuple[hf
             wrote.tensors[name] = mx.array((t * np.repeat(scale, 128, axis=1)).astype(np.float32)).astype(dtype)
     wrote.save()
     return wrote, parts
+
+
+def opened(path: Path) -> hf_folder.HFFolder:
+    """A folder to change and save again."""
+    tensors: Any = mx.load(str(path / "model.safetensors"))
+    mx.eval(tensors)
+    return hf_folder.HFFolder(path, json.loads((path / "config.json").read_text()), dict(tensors))
 
 
 def to_mlx(folder: hf_folder.HFFolder, parts: dict[str, Any], path: Path, group: int = 128, sign: int = 1) -> Path:
@@ -114,7 +121,7 @@ def test_groups_of_64_in_rows_of_no_whole_128(tmp_path: Path) -> None:
     path = to_mlx(folder, parts, tmp_path / "mlx", 64)
     t, scale = groups(np.random.default_rng(8), (128, 192), 64)
     scale[:, 1] = scale[:, 0]
-    wrote = hf_folder.HFFolder(path, json.loads((path / "config.json").read_text()), dict(mx.load(str(path / "model.safetensors"))))  # type: ignore[arg-type]  # fmt: skip
+    wrote = opened(path)
     wrote.config["intermediate_size"] = 192
     for layer in (0, 1):
         for name in ("gate_proj", "up_proj"):
@@ -143,7 +150,8 @@ def test_groups_of_64_in_rows_of_no_whole_128(tmp_path: Path) -> None:
 def test_mlx_forms_that_are_refused(tmp_path: Path, change: str) -> None:
     folder, parts = bonsai(tmp_path / "floats")
     path = to_mlx(folder, parts, tmp_path / "mlx")
-    tensors: Any = dict(mx.load(str(path / "model.safetensors")))
+    wrote = opened(path)
+    tensors = wrote.tensors
     words, scales = np.array(tensors[f"{DOWN}.weight"]), np.array(tensors[f"{DOWN}.scales"])
     text = {
         "code 3": "code 3 in row 2", "bias": r"is -?0\.\d+ in row 1, group 0.*bias -scale",
@@ -161,7 +169,7 @@ def test_mlx_forms_that_are_refused(tmp_path: Path, change: str) -> None:
     else:
         words = words[:, :-1]
     tensors |= {f"{DOWN}.weight": mx.array(words), f"{DOWN}.scales": mx.array(scales)}
-    hf_folder.HFFolder(path, json.loads((path / "config.json").read_text()), tensors).save()
+    wrote.save()
     if text is None:
         assert not read_weights(path).linears[DOWN].weight.rows(slice(0, 1))[0, 128:256].any()
         return

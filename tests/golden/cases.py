@@ -218,7 +218,7 @@ def _families() -> list[Case]:
         Case(
             "llama-shards",
             _llama({}, **{**wide, "intermediate_size": 512}),
-            seed=23, tokens=_tokens(24, 64), gains=GAINS, ternary="shards", activation_bits=16,
+            seed=23, tokens=_tokens(24, 64), gains={**GAINS, "q_proj": 0.12, "k_proj": 0.1}, ternary="shards", activation_bits=16,
         ),
         Case("llama-rms-norm", _llama(inside), seed=24, tokens=_tokens(24, 64), gains=GAINS),
         Case(
