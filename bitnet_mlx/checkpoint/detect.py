@@ -16,6 +16,7 @@ STORAGE_NAMES = {
     "packed": "Hugging Face packed uint8, 4 weights a byte",
     "online": "float master weights, ternarised when read",
     "words2": "native words2, 16 weights a uint32",
+    "trits5": "native trits5, 5 weights a byte",
     "mlx": "MLX 2-bit, 16 weights a uint32, scales and biases for groups",
     "unpacked": "floats that are ternary already",
     "dense": "floats, not ternary",
@@ -52,7 +53,7 @@ class CheckpointInfo:
 
     @property
     def storage(self) -> str:
-        """packed, online, words2, mlx, unpacked, dense or gguf."""
+        """packed, online, words2, trits5, mlx, unpacked, dense or gguf."""
         return self.quantization.storage
 
     @property

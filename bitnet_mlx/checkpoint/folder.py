@@ -123,7 +123,12 @@ class _Home:
 
 
 class TensorTable:
-    """All tensors of a folder, whatever file each lies in. A tensor may go by another name, or be rows of another one."""
+    """All tensors of a folder, whatever file each lies in. A tensor may go by another name, or be rows of another one.
+
+    one_pass: values are read once, so pages may go at once.
+    """
+
+    one_pass = False
 
     def __init__(self, folder: Path) -> None:
         """Open every weight file. Raises FormatError where files are missing, damaged or at odds with the index."""

@@ -8,6 +8,7 @@ from bitnet_mlx.checkpoint.census import Census, count_linear
 from bitnet_mlx.checkpoint.detect import CheckpointInfo
 from bitnet_mlx.checkpoint.read_gguf import EMBED, HEAD, GgufModel
 from bitnet_mlx.errors import FormatError
+from bitnet_mlx.formats import ggml_floats
 from bitnet_mlx.ternary import TernaryTensor
 from bitnet_mlx.tokenizer.gguf import read_vocabulary
 
@@ -35,6 +36,9 @@ def gguf_census(info: CheckpointInfo, gguf: GgufModel) -> Census:
     census.parameters += norms + config.vocab_size * config.hidden_size * (1 if census.tied else 2)
     head = EMBED if census.tied else HEAD
     census.head_read_bytes, census.head_storage = gguf.nbytes(head), gguf.file.tensors[head].kind
+    if census.head_storage in ggml_floats.BLOCKS:
+        census.head_read_bytes = 4 * config.vocab_size * config.hidden_size
+        census.head_storage += " (float32 when loaded, unless --head-bits says otherwise)"
     _tokenizer(census, gguf)
     bits = gguf.activation_bits(scales)
     model = replace(info.model, quantization=replace(info.quantization, activation_bits=bits))

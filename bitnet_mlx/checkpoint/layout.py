@@ -16,7 +16,7 @@ from bitnet_mlx.models.hf_config import ModelConfig
 # Buffers of old checkpoints, which follow from the config.
 _HARMLESS = re.compile(r"rotary_emb\.inv_freq$")
 _SCALED = ("weight", "weight_scale")
-_PARTS = {"packed": _SCALED, "words2": _SCALED, "mlx": ("weight", "scales", "biases")}
+_PARTS = {"packed": _SCALED, "words2": _SCALED, "trits5": _SCALED, "mlx": ("weight", "scales", "biases")}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def plan(model: ModelConfig, table: TensorTable) -> Layout:
     def matrix(module: str, scaled: bool) -> None:
         required.update({f"{module}.{part}": None for part in parts(quantization.storage, scaled)})
 
-    small_head = quantization.storage == "words2" and quantization.head_bits is not None
+    small_head = quantization.native and quantization.head_bits is not None
     matrix(embed, small_head or embed in model.ternary_tables)
     for layer in range(config.num_hidden_layers):
         for name in config.norm_sizes():

@@ -80,7 +80,7 @@ def read_gguf(
     if progress:
         progress(file.nbytes, file.nbytes)
     ternary = [linear.weight for linear in weights.linears.values() if isinstance(linear.weight, TernaryTensor)]
-    bits = activations or model.activation_bits({weight.scale.ndim for weight in ternary})
+    bits = model.activation_bits({weight.scale.ndim for weight in ternary}, activations)
     for notice in model.notices:
         log.warning("%s: %s", file.path, notice)
     return _with_activations(weights, bits)
@@ -198,10 +198,11 @@ class GgufModel:
             self.notices.append(f"{name} is ternary ({kind}); it stays so, whatever head_bits says")
         return replace(found, activation_bits=16) if isinstance(found, TernaryTensor) else found
 
-    def activation_bits(self, scales: set[int]) -> int:
+    def activation_bits(self, scales: set[int], asked: int | None = None) -> int:
         """Bits of the ternary layers' inputs, which no key of the file tells: see the notices for what was taken.
 
-        scales: how many dimensions the ternary layers' scales have; to be asked when all layers have been read.
+        scales: how many dimensions the ternary layers' scales have, all of which must have been read. asked: what the
+        user wants, which is then the answer.
         """
         if self._masters:
             self.notices.append(
@@ -209,8 +210,8 @@ class GgufModel:
             )
         if not scales:
             self.notices.append("no layer is ternary; the layers run as floats")
-        if self.config.model_type == "bitnet" or not scales:
-            return 8
+        if asked or self.config.model_type == "bitnet" or not scales:
+            return asked or 8
         kinds, whole = {info.kind for info in self.file.tensors.values()}, scales == {0}
         bits = 8 if "I2_S" in kinds or (whole and self.config.model_type == "llama" and "Q2_0" not in kinds) else 16
         reason = "each matrix has one scale, as BitNet's have" if whole else "scales differ inside a matrix"

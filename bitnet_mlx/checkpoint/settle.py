@@ -25,7 +25,7 @@ def settle(model: ModelConfig, table: TensorTable) -> ModelConfig:
     storage = model.quantization.storage
     if storage == "mlx":
         return _mlx(model, table)
-    if storage == "words2" and model.quantization.head_bits == 2:
+    if model.quantization.native and model.quantization.head_bits == 2:
         return replace(model, ternary_tables=(EMBED, HEAD))
     if storage == "dense" and all(looks_ternary(table, f"{first}.{n}.weight") for n in names if _has(table, first, n)):
         return _ternary_floats(model, table)

@@ -10,7 +10,7 @@ from bitnet_mlx.errors import FormatError, UnsupportedModelError
 from bitnet_mlx.formats.strict_json import shown
 from bitnet_mlx.models.config_fields import Fields
 
-NATIVE_METHOD, NATIVE_FORMAT, NATIVE_VERSION = "bitnet-mlx", "words2", 1
+NATIVE_METHOD, NATIVE_FORMATS, NATIVE_VERSION = "bitnet-mlx", ("words2", "trits5"), 1
 _SUPPORTED = (
     "supported are quant_method bitnet (Hugging Face), bitnet-mlx (this package), MLX's 2 bits in groups of 64 or 128, "
     "and no quantisation at all"
@@ -20,7 +20,7 @@ _SUPPORTED = (
 @dataclass(frozen=True)
 class Quantization:
     """storage: packed (uint8, four rows a byte, and weight_scale), online (float master weights, ternarised when read),
-    words2 (this package's own), mlx (MLX's 2-bit form: words, scales and biases), unpacked (floats that are ternary
+    words2 and trits5 (this package's own), mlx (MLX's 2-bit form: words, scales and biases), unpacked (floats that are ternary
     already), dense (float layers run as floats) or gguf (each tensor tells its own type).
 
     divide: whether w = t / weight_scale; otherwise w = t * weight_scale.
@@ -30,7 +30,7 @@ class Quantization:
     group: columns that share a scale in MLX's form.
     """
 
-    storage: Literal["packed", "online", "words2", "mlx", "unpacked", "dense", "gguf"] = "dense"
+    storage: Literal["packed", "online", "words2", "trits5", "mlx", "unpacked", "dense", "gguf"] = "dense"
     divide: bool = False
     modules_to_not_convert: tuple[str, ...] | None = None
     activation_bits: int = 8
@@ -38,6 +38,11 @@ class Quantization:
     linear_norm: str | None = None
     linear_norm_eps: float = 1e-6
     group: int = 128
+
+    @property
+    def native(self) -> bool:
+        """Whether this package wrote it."""
+        return self.storage in NATIVE_FORMATS
 
     @property
     def scales_bias(self) -> bool:
@@ -140,10 +145,11 @@ def _mlx(fields: Fields) -> Quantization:
 
 def _native(fields: Fields, kept: tuple[str, ...] | None) -> Quantization:
     name, version = fields.get("format"), fields.get("format_version")
-    if name != NATIVE_FORMAT or version != NATIVE_VERSION or isinstance(version, bool):
+    if name not in NATIVE_FORMATS or version != NATIVE_VERSION or isinstance(version, bool):
         raise UnsupportedModelError(
             f"[config] {fields.where}: format {shown(name)} version {shown(version)}; "
-            f"{NATIVE_FORMAT} version {NATIVE_VERSION} is read here. A newer bitnet-mlx may have written it: upgrade"
+            f"{' and '.join(NATIVE_FORMATS)} version {NATIVE_VERSION} are read here. "
+            "A newer bitnet-mlx may have written it: upgrade"
         )
     bits = fields.size("activation_bits", 8)
     if bits not in (8, 16):
@@ -152,6 +158,6 @@ def _native(fields: Fields, kept: tuple[str, ...] | None) -> Quantization:
     if head not in (32, 16, 8, 6, 4, 2):
         raise fields.wrong("head_bits", "16, 8, 6, 4 or 2 (ternary) is allowed")
     return Quantization(
-        "words2", False, kept, bits, head if head < 16 else None,
+        name, False, kept, bits, head if head < 16 else None,
         "norm" if fields.flag("linear_norms", False) else None, fields.number("linear_norm_eps", 1e-6),
     )  # fmt: skip

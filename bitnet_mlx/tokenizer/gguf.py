@@ -17,7 +17,7 @@ from bitnet_mlx.tokenizer.gguf_bpe import SPLITS, Split, tokenizer_json
 from bitnet_mlx.tokenizer.metadata import AddedToken, Metadata
 from bitnet_mlx.tokenizer.sentencepiece_model import CONTROL, UNKNOWN, USER_DEFINED, model_bytes
 
-_KEY = "tokenizer.ggml."
+_KEY, _WHOLE = "tokenizer.ggml.", "tokenizer.huggingface.json"
 _NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # ours: the key's "<name>_token_id"
 _ENDS = ("eos", "eot", "eom")
 _WRONG_TEMPLATE = "BITNETAssistant"
@@ -66,6 +66,8 @@ class _Reader:
         self.named = {name: self.tokens[number] for name, number in self.ids.items() if number is not None}
 
     def read(self) -> GgufTokenizer:
+        if self.metadata.get(_WHOLE) is not None:
+            return self._whole(self.metadata[_WHOLE])
         kind = self._get("model", str)
         if kind == "gpt2":
             return self._byte_level()
@@ -75,6 +77,12 @@ class _Reader:
             f"[tokenizer] {self.path}: {_KEY}model is {shown(kind)}; gpt2 (byte-level BPE) and llama (sentencepiece) "
             "are supported"
         )
+
+    def _whole(self, text: Any) -> GgufTokenizer:
+        """tokenizer.huggingface.json, a key of the format's own: the model's tokenizer.json as it stands."""
+        if not isinstance(text, str):
+            raise FormatError(f"[tokenizer] {self.path}: {_WHOLE} is {shown(text)}; a text is needed")
+        return GgufTokenizer("tokenizer.json", text.encode, self._meta(False, False, {}), tuple(self.notices))
 
     def _byte_level(self) -> GgufTokenizer:
         split = self._split()

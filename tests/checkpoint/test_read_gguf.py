@@ -85,7 +85,7 @@ def test_biases_heads_of_their_own_size_and_rotation_of_q_and_k(tmp_path: Path) 
     assert_same(found, expected)
 
 
-@pytest.mark.parametrize("head", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q6_K"])
+@pytest.mark.parametrize("head", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q6_K", "Q4_K"])
 def test_embedding_and_head_of_every_type(head: str, tmp_path: Path) -> None:
     expected = model("llama")
     path = written(tmp_path, expected, "llama", "TQ2_0", head=head)

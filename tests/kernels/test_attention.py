@@ -115,10 +115,10 @@ def test_plans() -> None:
         cut = plan(batch, 20, 5, dim, room, 64, dtype)
         return cut.queries, cut.shares
 
-    assert [planned(1, room) for room in (1, 256, 257, 512, 4096)] == [(1, 1), (1, 1), (4, 11), (4, 18), (4, 51)]
-    assert [planned(batch, 512) for batch in (2, 8, 100)] == [(4, 18), (4, 6), (4, 1)]
-    assert planned(100, 256) == (4, 1)
-    assert planned(1, 512, 256) == (2, 18) and planned(1, 512, 128, "float32") == (4, 18)
+    assert [planned(1, room) for room in (1, 1024, 1025, 1536, 4096)] == [(1, 1), (1, 1), (4, 35), (4, 50), (4, 51)]
+    assert [planned(batch, 2048) for batch in (2, 8, 100)] == [(4, 25), (4, 6), (4, 1)]
+    assert planned(100, 256) == planned(100, 1024) == (4, 1) and planned(10, 512) == (4, 5)
+    assert planned(1, 2048, 256) == (2, 25) and planned(1, 2048, 128, "float32") == (4, 51)
 
 
 def test_shapes_that_do_not_fit() -> None:

@@ -107,7 +107,7 @@ def test_the_rotary_embedding() -> None:
         assert runner.names == ["rope_kv"]
 
 
-@pytest.mark.parametrize(("dim", "room", "kernels"), [(6, 9, 1), (6, 300, 2), (258, 9, 0)])
+@pytest.mark.parametrize(("dim", "room", "kernels"), [(6, 9, 1), (6, 1100, 2), (258, 9, 0)])
 def test_attention_of_a_token(dim: int, room: int, kernels: int) -> None:
     """In one launch, in two, and by stock MLX where a head is too wide."""
     case = Case(4, 2, dim, room, 7, 5, dtype="bfloat16", batch=2)
@@ -116,7 +116,7 @@ def test_attention_of_a_token(dim: int, room: int, kernels: int) -> None:
     out, recent = ops.decode_attention(*map(to_mlx, case.inputs()), 4, 2)
     check(case, to_numpy(out), to_numpy(recent))
     assert runner.names == ["decode_attention", "decode_attention_merge"][:kernels]
-    assert ops.attends(4, 2, dim, mx.bfloat16) == bool(kernels)
+    assert ops.attends(2, 4, 2, dim, room, mx.bfloat16) == bool(kernels)
 
 
 def test_attention_that_is_switched_off() -> None:
@@ -126,8 +126,8 @@ def test_attention_that_is_switched_off() -> None:
 
     runner = Counted()
     ops = KernelOps("metal", runner, Wary("metal"))
-    assert not ops.attends(4, 2, 6, mx.float32)
-    case = Case(4, 2, 6, 300, 299, 63)
+    assert ops.attends(1, 4, 2, 6, 1024, mx.float32) and not ops.attends(1, 4, 2, 6, 1100, mx.float32)
+    case = Case(4, 2, 6, 1100, 299, 63)
     out, recent = ops.decode_attention(*map(to_mlx, case.inputs()), 4, 2)
     check(case, to_numpy(out), to_numpy(recent))
     assert not runner.names

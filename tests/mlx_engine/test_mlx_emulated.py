@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bitnet_mlx.api import embedded_model
+from bitnet_mlx.backends.kernels import attention
 from bitnet_mlx.backends.kernels.launch import Launch
 from bitnet_mlx.backends.kernels.ops import KernelOps
 from bitnet_mlx.checkpoint.read import read_weights
@@ -65,8 +66,9 @@ def test_the_embedded_model() -> None:
     assert len(names) == 9 * weights.config.num_hidden_layers
 
 
-def test_a_whole_token() -> None:
+def test_a_whole_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph that is compiled on a GPU, with attention by our kernel, in one launch and in two."""
+    monkeypatch.setattr(attention, "_SHORT", 256)  # a prompt of a thousand tokens would take long here
     weights = build("bitnet", max_position_embeddings=1024)
     ops = KernelOps("metal", counted := Counted())
     ops.compiles = True  # but for the compilation: the emulated grid wants values

@@ -24,7 +24,8 @@ MERGE = KernelSource(
     outputs=("result",),
 )
 WIDEST = 256  # D
-_SHORT = 256  # positions of `past` up to which one launch is as fast as two
+_TINY = 256  # positions of `past` that are not worth shares
+_SHORT = 1024  # positions of `past` up to which one launch takes less time than two, the host's part included
 _FEW = 128  # threadgroups that run at once on a large GPU, about
 _MANY = 256  # threadgroups that such a GPU holds
 _MOST_SHARES = 64
@@ -88,7 +89,7 @@ def plan(batch: int, heads: int, kv_heads: int, dim: int, room: int, slots: int,
     groups = -(-sharing // most)
     queries = -(-sharing // groups)
     simdgroups = 8
-    if room <= _SHORT:
+    if room <= _TINY:
         return Plan(queries, simdgroups, 1)
     at_once = simdgroups * (32 // at.lanes) * at.ahead(queries)
     threadgroups = batch * kv_heads * groups

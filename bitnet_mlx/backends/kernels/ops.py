@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
+from bitnet_mlx.backends.attention_mlx import RECENT
 from bitnet_mlx.backends.kernels import attention, check, products
 from bitnet_mlx.backends.kernels.chooser import BestGuess, Chooser
 from bitnet_mlx.backends.kernels.layout import Layout
 from bitnet_mlx.backends.kernels.layout_mlx import prepare_mlx, scales_mlx
 from bitnet_mlx.backends.kernels.problem import Product
 from bitnet_mlx.backends.kernels.products import ROWS, Runner
-from bitnet_mlx.backends.kernels.row_attention import DecodeAttention, both
+from bitnet_mlx.backends.kernels.row_attention import DecodeAttention
 from bitnet_mlx.backends.kernels.row_kernels import FloatProduct, Quantiser, RopeKv
 from bitnet_mlx.backends.kernels.run import DTYPES, run
 from bitnet_mlx.backends.kernels.source import Platform
@@ -38,7 +39,7 @@ class KernelOps(StockOps):
         self.runner: Runner = runner or partial(run, platform=platform)
         self.chooser: Chooser = chooser or BestGuess(platform)
         self.dtype = "bfloat16"  # of the model, from `prepare`
-        self._attends: dict[tuple[int, int, int, mx.Dtype], bool] = {}
+        self._attends: dict[tuple[int, int, int, int, int, mx.Dtype], bool] = {}
 
     def prepare(self, shapes: Iterable[tuple[int, int, str]], dtype: str) -> None:
         """Choose kernels for a model's products and its dtype."""
@@ -111,12 +112,13 @@ class KernelOps(StockOps):
         q, kv = self.runner(kernel.launch(qkv, cos, sin))
         return q, kv
 
-    def attends(self, heads: int, kv_heads: int, dim: int, dtype: mx.Dtype) -> bool:
-        """Whether the kernel serves short and long contexts; asked for every token, so the answer is kept."""
-        asked = (heads, kv_heads, dim, dtype)
+    def attends(self, batch: int, heads: int, kv_heads: int, dim: int, room: int, dtype: mx.Dtype) -> bool:
+        """Whether the kernel that such a call takes is on; asked for every token, so the answer is kept."""
+        asked = (batch, heads, kv_heads, dim, room, dtype)
         if asked not in self._attends:
-            kernels = both(heads, kv_heads, dim, _NAMES[dtype]) if attention.possible(heads, kv_heads, dim) else []
-            self._attends[asked] = bool(kernels) and all(self.chooser.allows(kernel) for kernel in kernels)
+            self._attends[asked] = attention.possible(heads, kv_heads, dim) and self.chooser.allows(
+                DecodeAttention.of(batch, heads, kv_heads, dim, room, RECENT, _NAMES[dtype])
+            )
         return self._attends[asked]
 
     def decode_attention(
