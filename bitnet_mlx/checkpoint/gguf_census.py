@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bitnet_mlx.checkpoint.census import Census, count_linear
+from bitnet_mlx.checkpoint.census import Census, count_linear, count_ternary
 from bitnet_mlx.checkpoint.detect import CheckpointInfo
 from bitnet_mlx.checkpoint.read_gguf import EMBED, HEAD, GgufModel
 from bitnet_mlx.errors import FormatError
-from bitnet_mlx.formats import ggml_floats
-from bitnet_mlx.ternary import TernaryTensor
+from bitnet_mlx.formats import ggml_floats, i2s
+from bitnet_mlx.ternary import CODES_PER_WORD, TernaryTensor, padded
 from bitnet_mlx.tokenizer.gguf import read_vocabulary
 
 
@@ -22,14 +22,7 @@ def gguf_census(info: CheckpointInfo, gguf: GgufModel) -> Census:
     scales: set[int] = set()
     for layer in range(config.num_hidden_layers):
         for name in config.linear_shapes():
-            linear, full = gguf.linear(layer, name), gguf.tensor(layer, name)
-            count_linear(census, f"model.layers.{layer}.{name}", linear.weight, gguf.nbytes(full), kinds)
-            if isinstance(linear.weight, TernaryTensor):
-                scales.add(linear.weight.scale.ndim)
-            if linear.bias is not None:
-                census.parameters += linear.bias.size
-                census.norm_read_bytes += 4 * linear.bias.size
-            gguf.file.release(full)
+            _linear(census, gguf, layer, name, kinds, scales)
     census.granularity = tuple(kinds)
     norms = config.num_hidden_layers * sum(config.norm_sizes().values()) + config.hidden_size
     census.norm_read_bytes += 4 * norms
@@ -45,6 +38,27 @@ def gguf_census(info: CheckpointInfo, gguf: GgufModel) -> Census:
     census.info = replace(info, model=replace(model, decoder=replace(config, activation_bits=bits)))
     census.notices = (*gguf.notices, *census.notices)
     return census
+
+
+def _linear(census: Census, gguf: GgufModel, layer: int, name: str, kinds: dict[str, None], scales: set[int]) -> None:
+    """Add a linear. I2_S, whose one scale is known beforehand, is counted as it lies: a model of it takes no second."""
+    (n, k), module, full = gguf.config.linear_shapes()[name], f"model.layers.{layer}.{name}", gguf.tensor(layer, name)
+    info, bias = gguf.file.tensors[full], gguf.tensor(layer, name, "bias")
+    if info.kind == "I2_S" and info.shape == (n, k):
+        zeros = i2s.count_zeros(gguf.file.array(full), n, k, f"{full} in {gguf.file.path}")
+        census.parameters += n * k
+        words = n * padded(k) // CODES_PER_WORD
+        count_ternary(census, module, n * k, zeros, 4 * (words + 1), gguf.nbytes(full))
+        kinds["tensor"] = None
+        scales.add(0)
+    else:
+        weight = gguf.linear(layer, name).weight
+        count_linear(census, module, weight, gguf.nbytes(full), kinds)
+        scales |= {weight.scale.ndim} if isinstance(weight, TernaryTensor) else set()
+    if bias in gguf.file.tensors:
+        census.parameters += n
+        census.norm_read_bytes += 4 * n
+    gguf.file.release(full)
 
 
 def _tokenizer(census: Census, gguf: GgufModel) -> None:

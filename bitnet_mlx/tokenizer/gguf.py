@@ -102,8 +102,8 @@ class _Reader:
         if name in (None, "default"):
             llama3 = {"<|begin_of_text|>", "<|eot_id|>"} <= set(self.tokens)
             name = "llama-bpe" if llama3 else "gpt-2"
-            owner = "Llama 3, whose vocabulary it has," if llama3 else "GPT-2"
-            self.notices.append(f"{_KEY}pre is missing; text is split as for {owner} ({name})")
+            owner = "for Llama 3, whose vocabulary it has" if llama3 else "for GPT-2"
+            self.notices.append(f"{_KEY}pre is missing; text is split as {owner}")
         if name == "falcon_e":
             self.notices.append("text is split as for falcon3; that falcon_e means the same was not verified")
         if name not in SPLITS:
