@@ -19,7 +19,7 @@ import numpy as np
 from bitnet_mlx.checkpoint import masters, tensors
 from bitnet_mlx.checkpoint.folder import TensorTable, checkpoint_folder, name_list, read_config
 from bitnet_mlx.checkpoint.gguf_file import is_gguf
-from bitnet_mlx.checkpoint.read_gguf import read_gguf
+from bitnet_mlx.checkpoint.read_gguf import GgufModel, read_gguf
 from bitnet_mlx.errors import ConfigError, FormatError, UnsupportedModelError
 from bitnet_mlx.formats.dense import DenseRows, GroupedRows
 from bitnet_mlx.models.hf_config import ModelConfig, parse_config
@@ -68,6 +68,10 @@ def open_weights(folder: Path | str, *, errors: dict[str, float] | None = None) 
 
     errors: takes the relative error of each linear that is ternarised when read, by module name.
     """
+    if is_gguf(folder):
+        model, linears = GgufModel(folder), OnDemand()
+        linears.data.update({module: partial(model.linear, *where) for module, where in model.modules().items()})
+        return replace(model.weights(), linears=linears)
     reader = _open(folder, None, None, None)
     reader.errors, reader.table.one_pass = errors, True
     return reader.read(OnDemand())
