@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bitnet_mlx.checkpoint import target as common
+from bitnet_mlx.checkpoint.read import open_weights
 from bitnet_mlx.checkpoint.safetensors_writer import Pending, pending
 from bitnet_mlx.errors import ConfigError, FormatError
 from bitnet_mlx.formats import trits5
@@ -17,7 +19,7 @@ from bitnet_mlx.models.weights import DecoderWeights, Linear, Matrix
 from bitnet_mlx.ternary import TernaryTensor
 
 
-class NativeTarget:
+class NativeTarget(common.FolderTarget):
     """Every scale and bias as float32, norms as float32, embedding and head in groups of 64 or as floats."""
 
     def __init__(
@@ -33,13 +35,12 @@ class NativeTarget:
         if head_bits not in (None, 32, 16, 8, 6, 4):
             raise ConfigError(f"[write] head_bits is {head_bits!r}; 16, 8, 6 or 4 are allowed")
         assert format in NATIVE_FORMATS
-        self.format, self.notices = format, []
-        self._weights, self._source = weights, source
-        self._dtype = dtype and common.check_dtype(dtype, weights.config)
+        super().__init__(weights, source, dtype)
+        self.format = format
         self._bits = self._head_bits(head_bits, default_head_bits)
 
     def _head_bits(self, asked: int | None, default: int) -> int:
-        tables = (self._weights.embed_tokens, self._weights.lm_head)
+        tables = (self.weights.embed_tokens, self.weights.lm_head)
         bits = {min(16, common.head_choice(rows, asked, default)) for rows in tables}
         stored = {rows.bits for rows in tables if isinstance(rows, GroupedRows)}
         if asked is not None and asked >= 16 and stored:
@@ -63,8 +64,8 @@ class NativeTarget:
         elif isinstance(w, GroupedRows):
             raise FormatError(f"[write] {module} is in {w.bits}-bit groups; linears are ternary or float here")
         else:
-            tensors = [common.dense_rows(f"{module}.weight", w, self._dtype)]
-            linear = common.recast(linear, self._dtype)
+            tensors = [common.dense_rows(f"{module}.weight", w, self.dtype)]
+            linear = common.recast(linear, self.dtype)
         if linear.bias is not None:
             tensors.append(pending(f"{module}.bias", linear.bias))
         return tensors, linear
@@ -75,7 +76,7 @@ class NativeTarget:
                 f"[write] {module} is ternary; the native format holds embeddings and heads of 4 bits or more"
             )
         if self._bits >= 16:
-            yield common.dense_rows(f"{module}.weight", rows, self._dtype)
+            yield common.dense_rows(f"{module}.weight", rows, self.dtype)
             return
         n, k = rows.shape
         scales = np.empty((n, -(-k // HEAD_GROUP)), np.float32)
@@ -92,7 +93,8 @@ class NativeTarget:
         return pending(f"{module}.weight", norm)
 
     def config(self, kept: list[str], activation_bits: int) -> dict[str, Any]:
-        config = common.base_config(self._source, self._weights, self._dtype or self._weights.config.dtype)
+        config = common.base_config(self.source, self.weights, self.dtype or self.weights.config.dtype)
+        self._activation_bits = activation_bits
         config["quantization_config"] = {
             "quant_method": NATIVE_METHOD,
             "format": self.format,
@@ -102,3 +104,13 @@ class NativeTarget:
             "modules_to_not_convert": [common.HEAD, *kept],
         }
         return config
+
+    def reopen(self, folder: Path) -> Mapping[str, Linear]:
+        found = open_weights(folder)
+        common.check_config(found.config, self.weights.config)
+        if found.config.activation_bits != self._activation_bits:
+            raise FormatError(
+                f"[write] the layers take {self._activation_bits}-bit activations, and the folder read back "
+                f"{found.config.activation_bits}; this is a fault of ours"
+            )
+        return found.linears

@@ -11,6 +11,8 @@ from bitnet_mlx.cli.progress import Bar
 FORMATS = {
     "words2": "this package's own folder, 2 bits a weight, used in place (the default)",
     "trits5": "its own too, 1.6 bits a weight, unpacked to 2 when it is loaded",
+    "hf": "Hugging Face's packed layout, for transformers",
+    "mlx-2bit": "for stock mlx-lm; llama and qwen3 families",
 }
 
 
