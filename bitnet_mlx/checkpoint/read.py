@@ -19,7 +19,7 @@ from bitnet_mlx.checkpoint import masters, mlx_tensors, tensors, ternary_floats
 from bitnet_mlx.checkpoint.folder import TensorTable, checkpoint_folder, read_config
 from bitnet_mlx.checkpoint.gguf_file import is_gguf
 from bitnet_mlx.checkpoint.layout import Layout, plan
-from bitnet_mlx.checkpoint.read_gguf import read_gguf
+from bitnet_mlx.checkpoint.read_gguf import GgufModel, read_gguf
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.formats.dense import DenseRows, GroupedRows
 from bitnet_mlx.models.hf_config import ModelConfig, parse_config
@@ -70,6 +70,10 @@ def open_weights(
 
     errors: takes the relative error of each linear that is ternarised when read, by module name.
     """
+    if is_gguf(folder):
+        model, linears = GgufModel(folder), OnDemand()
+        linears.data.update({module: partial(model.linear, *where) for module, where in model.modules().items()})
+        return replace(model.weights(), linears=linears)
     reader = _open(folder, None, None, None, ternarize)
     reader.errors, reader.table.one_pass = errors, True
     return reader.read(OnDemand())
