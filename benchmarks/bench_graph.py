@@ -26,7 +26,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from bitnet_mlx.backends.kernels import dp4a, matmul, quantize, rope
+from bitnet_mlx.backends.kernels import attention, dp4a, matmul, quantize, rope
 from bitnet_mlx.backends.kernels.launch import Launch
 from bitnet_mlx.backends.kernels.layout import Layout
 from tests.kernels import cuda_text
@@ -68,7 +68,22 @@ def items() -> Iterator[Item]:
         launch = quantize.quantize(x, layout=BYTES, dtype="bfloat16", norm=norm, eps=1e-5, act=act)
         yield Item(f"quantize {k} norm {act or ''}".strip(), launch, "")
     qkv, angle = np.zeros((1, 1, 3840), ml_dtypes.bfloat16), np.zeros((1, 1, 64), np.float32)
+    for room in (512, 1024, 2048, 4096):
+        yield from attentions(room)
     yield Item("rope", rope.rope_kv(qkv, angle, angle, heads=20, kv_heads=5, dtype="bfloat16"), "")
+
+
+def attentions(room: int) -> Iterator[Item]:
+    """The launches of one token's attention behind `room` positions."""
+    qkv, angle = np.zeros((1, 1, 3840), ml_dtypes.bfloat16), np.zeros((1, 1, 64), np.float32)
+    past, recent = (np.zeros((2, 1, 5, n, 128), ml_dtypes.bfloat16) for n in (room, 64))
+    cut = attention.plan(1, 20, 5, 128, room, 64, "bfloat16")
+    lengths = np.array([room, 32], np.int32)
+    launch = attention.decode_attention(qkv, angle, angle, past, recent, lengths, heads=20, dtype="bfloat16", cut=cut)
+    yield Item(f"attention {room} {cut}", launch, "past")
+    if cut.shares > 1:
+        shares = np.zeros(launch.outputs[0][0], np.float32)
+        yield Item(f"attention {room} merge", attention.merge(shares, "bfloat16"), "")
 
 
 def program(item: Item) -> str:
@@ -79,7 +94,10 @@ def program(item: Item) -> str:
     for name, a in zip(source.inputs, launch.inputs, strict=True):
         size = math.prod(a.shape) * SIZES[a.dtype.name]
         copies = min(64, max(2, int(ROTATED / size))) if name == item.rotated else 1
-        lines.append(f"char* {name} = pool.array({size}ull, {copies}, {str(name == item.rotated).lower()});")
+        made = f"pool.array({size}ull, {copies}, {str(name == item.rotated).lower()})"
+        if a.dtype == np.int32:  # numbers that a kernel counts by
+            made = f"pool.numbers({{{', '.join(map(str, a))}}})"
+        lines.append(f"char* {name} = {made};")
         kind = cuda_text.TYPES[a.dtype.name]
         arguments.append(f"(const {kind}*)({name} + call % {copies} * {size}ull)")
         if cuda_text.has_shape(body, name, a):

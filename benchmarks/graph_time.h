@@ -22,6 +22,13 @@ struct Pool {  // device memory of one measurement
       cudaMemcpy(to + at, block.data(), std::min(bytes * copies - at, block.size() * 4), cudaMemcpyHostToDevice);
     return to;
   }
+  char* numbers(const std::vector<int>& values) {
+    char* to = nullptr;
+    if (cudaMalloc(&to, values.size() * 4) != cudaSuccess) return nullptr;
+    held.push_back(to);
+    cudaMemcpy(to, values.data(), values.size() * 4, cudaMemcpyHostToDevice);
+    return to;
+  }
   ~Pool() {
     for (char* p : held) cudaFree(p);
   }

@@ -18,6 +18,7 @@ _HOME = {
     "load": "bitnet_mlx.api",
     "generate": "bitnet_mlx.generation",
     "stream_generate": "bitnet_mlx.generation",
+    "profile_generation": "bitnet_mlx.bench.profiled",
     "TernaryTensor": "bitnet_mlx.ternary",
     "BitLinear": "bitnet_mlx.nn.bitlinear",
     "MemoryTracker": "bitnet_mlx.memory.tracker",
@@ -43,11 +44,13 @@ __all__ = [
     "UnsupportedModelError",
     "generate",
     "load",
+    "profile_generation",
     "stream_generate",
 ]
 
 if TYPE_CHECKING:
     from bitnet_mlx.api import load
+    from bitnet_mlx.bench.profiled import profile_generation
     from bitnet_mlx.errors import (
         BackendError,
         BitnetError,

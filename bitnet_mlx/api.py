@@ -1,4 +1,4 @@
-"""load: from a folder or a Hugging Face name to a model that runs and its tokenizer."""
+"""load: from a folder, a GGUF file or a Hugging Face name to a model that runs and its tokenizer."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 HEAD_BITS = (16, 8, 6, 4)
 ACTIVATIONS = (8, 16)
 DTYPES = ("float32", "bfloat16", "float16")
+I2S_LAYOUTS = ("128", "64", "rows")  # formats/i2s.py tells them
 
 
 def embedded_model() -> Path:
@@ -36,13 +37,15 @@ def load(
     dtype: str | None = None,
     activations: int | None = None,
     threads: int | None = None,
+    i2s_layout: str | None = None,
 ) -> tuple[Decoder, Tokenizer]:
     """Load a model and its tokenizer.
 
-    path_or_repo: a folder, a Hugging Face name "owner/name", or None for the model in the package. backend: auto, metal,
-    cuda, mlx, cpu or numpy; a named one never falls back. head_bits: 16 keeps the head as it is, 8, 6 or 4 quantise it;
-    None keeps the file's. dtype: of what passes between layers (cpu and numpy compute in float32). activations: 8 or 16 bits;
-    None is the model's own. threads: CPU threads.
+    path_or_repo: a folder, a GGUF file, a Hugging Face name "owner/name", or None for the model in the package. backend:
+    auto, metal, cuda, mlx, cpu or numpy; a named one never falls back. head_bits: 16 keeps the head as it is, 8, 6 or 4
+    quantise it; None keeps the file's. dtype: of what passes between layers (cpu and numpy compute in float32).
+    activations: 8 or 16 bits; None is the model's own. threads: CPU threads. i2s_layout: "128", "64" or "rows", of a
+    GGUF file's I2_S tensors; None finds it from the weights.
 
     The model offers models/decoder.py's protocol; on MLX it is an mlx.nn.Module as well, which mlx_lm's generate accepts.
     Raises ConfigError, BackendError, UnsupportedModelError or FormatError.
@@ -62,7 +65,7 @@ def load(
         raise ConfigError(f"[load] dtype is {dtype} and the backend is {choice.name}, which computes in float32 alone")
     folder = embedded_model() if path_or_repo is None else resolve(path_or_repo, revision)
     tokenizer = load_tokenizer(folder)
-    weights = read_weights(folder, head_bits=head_bits, activations=activations)
+    weights = read_weights(folder, head_bits=head_bits, activations=activations, i2s_layout=i2s_layout)
     return make_decoder(choice.name, weights, dtype, threads), tokenizer
 
 

@@ -18,4 +18,5 @@ inline float div_rn(float a, float b) {
 }
 inline float sqrt_rn(float a) { return metal::precise::sqrt(a); }
 inline float round_even(float a) { return metal::rint(a); }
+inline float power_of_two(float a) { return metal::exp2(a); }
 #endif

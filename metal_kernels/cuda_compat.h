@@ -21,6 +21,7 @@ typedef __nv_bfloat16 bfloat16_t;
          blockIdx.z * blockDim.z + threadIdx.z})
 #define thread_position_in_threadgroup (uint3{threadIdx.x, threadIdx.y, threadIdx.z})
 #define threadgroup_position_in_grid (uint3{blockIdx.x, blockIdx.y, blockIdx.z})
+#define threadgroups_per_grid (uint3{gridDim.x, gridDim.y, gridDim.z})
 #define threads_per_threadgroup (uint3{blockDim.x, blockDim.y, blockDim.z})
 #define thread_index_in_threadgroup (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z))
 #define thread_index_in_simdgroup (thread_index_in_threadgroup & 31u)
@@ -55,3 +56,4 @@ inline __device__ float add_rn(float a, float b) { return __fadd_rn(a, b); }
 inline __device__ float div_rn(float a, float b) { return __fdiv_rn(a, b); }
 inline __device__ float sqrt_rn(float a) { return __fsqrt_rn(a); }
 inline __device__ float round_even(float a) { return rintf(a); }
+inline __device__ float power_of_two(float a) { return exp2f(a); }

@@ -12,16 +12,6 @@ struct Piece<20> {
 };
 template <int V>
 using PieceOf = typename Piece<V>::type;
-FN void split(uint4 piece, thread uint* to) {
-  to[0] = piece.x;
-  to[1] = piece.y;
-  to[2] = piece.z;
-  to[3] = piece.w;
-}
-FN void split(uint2 piece, thread uint* to) {
-  to[0] = piece.x;
-  to[1] = piece.y;
-}
 FN void join(const thread uint* from, thread uint4& piece) {
   piece.x = from[0];
   piece.y = from[1];
@@ -32,27 +22,6 @@ FN void join(const thread uint* from, thread uint2& piece) {
   piece.x = from[0];
   piece.y = from[1];
 }
-
-// The values in 32 bits of memory.
-template <typename T>
-struct Packed {  // float16
-  FN static void values(uint bits, thread float* to) {
-    const half2 pair = as_type<half2>(bits);
-    to[0] = float(pair.x);
-    to[1] = float(pair.y);
-  }
-};
-template <>
-struct Packed<float> {
-  FN static void values(uint bits, thread float* to) { to[0] = as_type<float>(bits); }
-};
-template <>
-struct Packed<bfloat16_t> {
-  FN static void values(uint bits, thread float* to) {
-    to[0] = as_type<float>(bits << 16);
-    to[1] = as_type<float>(bits & 0xFFFF0000u);
-  }
-};
 
 // V values as they lie in memory, of which `left` are the row's, and as floats: 0 for the others.
 template <typename T, int V>

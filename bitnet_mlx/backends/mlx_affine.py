@@ -141,8 +141,8 @@ class StockOps:
         """Heads apart, queries and keys rotated: the function of the same name."""
         return rope_kv(qkv, cos, sin, heads, kv_heads)
 
-    def attends(self, heads: int, kv_heads: int, dim: int, dtype: mx.Dtype) -> bool:
-        """Whether `decode_attention` is one that pays: stock MLX's copies all that the cache holds."""
+    def attends(self, batch: int, heads: int, kv_heads: int, dim: int, room: int, dtype: mx.Dtype) -> bool:
+        """Whether `decode_attention` pays for a past of `room` positions: stock MLX's copies all that the cache holds."""
         return False
 
     def decode_attention(

@@ -102,7 +102,7 @@ def measure(options: DecodeOptions) -> dict[str, Any]:
         "bench": "decode", **asdict(options), "backend": decoder.name, "dtype": getattr(decoder, "dtype", "float32"),
         "layers": weights.config.num_hidden_layers, "weight_bytes": weights.nbytes, "results": results,
         "ratios": {name: r["decode_ms"] / results["ours"]["decode_ms"] for name, r in results.items() if name != "ours"},
-        "launches_per_layer": _launches(weights, choice.name), **_machine(choice.name),
+        "launches_per_layer": _launches(weights, choice.name, options.prompt), **_machine(choice.name),
     }  # fmt: skip
 
 
@@ -166,13 +166,13 @@ def _turns(contenders: dict[str, Contender], options: DecodeOptions, vocab: int)
     return {name: tuple(map(statistics.median, zip(*taken, strict=True))) for name, taken in samples.items()}
 
 
-def _launches(weights: DecoderWeights, backend: str) -> dict[str, int]:
-    """Of one layer in a decode step; nothing without MLX."""
+def _launches(weights: DecoderWeights, backend: str, past: int) -> dict[str, int]:
+    """Of one layer in a decode step with `past` positions behind it; nothing without MLX."""
     if missing("mlx"):
         return {}
     from bitnet_mlx.bench.layer_launches_mlx import counts
 
-    return counts(weights, kernels=backend != "mlx")
+    return counts(weights, kernels=backend != "mlx", past=past)
 
 
 def _machine(backend: str) -> dict[str, Any]:

@@ -27,9 +27,12 @@ from bitnet_mlx.ternary import GROUP, TernaryTensor
 PAST = 64  # positions behind the token
 
 
-def kernel_launches(config: DecoderConfig, scale: str = "tensor", bits: int = 8) -> list[str]:
-    """Ours by kernels, traced in their Metal form. scale: kind of the weights' scales. bits: of activations."""
-    return ops_launches(config, KernelOps("metal", runner=partial(run, platform="metal", stream=mx.gpu)), scale, bits)
+def kernel_launches(config: DecoderConfig, scale: str = "tensor", bits: int = 8, past: int = PAST) -> list[str]:
+    """Ours by kernels, traced in their Metal form. scale: kind of the weights' scales. bits: of activations. past: positions
+    behind the token.
+    """
+    ops = KernelOps("metal", runner=partial(run, platform="metal", stream=mx.gpu))
+    return ops_launches(config, ops, scale, bits, past)
 
 
 def stock_launches(config: DecoderConfig, scale: str = "tensor", bits: int = 8) -> list[str]:
@@ -37,16 +40,18 @@ def stock_launches(config: DecoderConfig, scale: str = "tensor", bits: int = 8) 
     return ops_launches(config, StockOps(), scale, bits)
 
 
-def ops_launches(config: DecoderConfig, ops: StockOps, scale: str = "tensor", bits: int = 8) -> list[str]:
+def ops_launches(
+    config: DecoderConfig, ops: StockOps, scale: str = "tensor", bits: int = 8, past: int = PAST
+) -> list[str]:
     """A layer of random weights at the configuration's shapes, in bfloat16, by any operations."""
     weights = random_decoder(replace(config, num_hidden_layers=1, vocab_size=64), scale=scale, activation_bits=bits)
     model = MlxModel(weights, "bfloat16", ops)
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     cache = KVCache()
-    cache.append(mx.zeros((2, 1, kv_heads, PAST, dim), mx.bfloat16))
+    cache.append(mx.zeros((2, 1, kv_heads, past, dim), mx.bfloat16))
     rotation = Rotary(config).at(cache, 1)
     x = mx.zeros((1, 1, config.hidden_size), mx.bfloat16)
-    if ops.attends(heads, kv_heads, dim, mx.bfloat16):
+    if ops.attends(1, heads, kv_heads, dim, cache.room, mx.bfloat16):
         token = CompiledToken(ops, Plan.of(config), Snapshot(model.layers).flat or [])
         kv, recent = cache.open((2, 1, kv_heads, 1, dim), mx.bfloat16)
         lengths = mx.array(cache.lengths, mx.int32)
@@ -91,14 +96,16 @@ def plain_launches(config: DecoderConfig) -> list[str]:
     return launches(lambda x: block(x, cache), mx.zeros((1, 1, config.hidden_size), mx.bfloat16))
 
 
-def counts(weights: DecoderWeights, kernels: bool) -> dict[str, int]:
-    """Launches of one layer of a model: ours (by kernels or stock operations), and of plain graphs of its shapes."""
+def counts(weights: DecoderWeights, kernels: bool, past: int = PAST) -> dict[str, int]:
+    """Launches of one layer of a model: ours (by kernels, `past` positions behind the token, or by
+    stock operations), and of plain graphs of its shapes."""
     config = weights.config
     linear = next((x.weight for x in weights.linears.values() if isinstance(x.weight, TernaryTensor)), None)
     found = {}
     if linear is not None:
-        kind, ops = SCALES[linear.scale.ndim], kernel_launches if kernels else stock_launches
-        found["ours"] = len(ops(config, kind, linear.activation_bits))
+        kind, bits = SCALES[linear.scale.ndim], linear.activation_bits
+        layer = kernel_launches(config, kind, bits, past) if kernels else stock_launches(config, kind, bits)
+        found["ours"] = len(layer)
     if all(k % GROUP == 0 for _, k in config.linear_shapes().values()):
         found["plain 2-bit"] = len(plain_launches(config))
     if importlib.util.find_spec("mlx_lm") and (theirs := mlxlm_launches(config)):

@@ -22,7 +22,7 @@ from bitnet_mlx.bench.turns_mlx import Call, Time, after, take_turns
 from bitnet_mlx.ternary import GROUP
 
 _ROTATED = 150e6  # bytes of weights that the calls go through
-CALLS, REPEATS = 64, 31  # of one chain, and chains
+CALLS, REPEATS = 256, 21  # of one chain, and chains; a GPU then works on some calls while others are encoded
 _FEW = 32  # calls of a chain where there are many rows
 
 

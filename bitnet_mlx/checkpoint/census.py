@@ -10,6 +10,7 @@ import numpy as np
 from bitnet_mlx.checkpoint.detect import CheckpointInfo, detect
 from bitnet_mlx.checkpoint.folder import TensorTable, read_json
 from bitnet_mlx.checkpoint.read import plan, read_linear
+from bitnet_mlx.models.weights import Matrix
 from bitnet_mlx.ternary import CODES_PER_WORD, ZERO_WORD, TernaryTensor
 
 _WORDS_AT_ONCE = 1 << 16
@@ -20,7 +21,7 @@ class Census:
     """Sums over a checkpoint. Parameters and bytes are counts; *_file_bytes as stored, *_read_bytes as one token reads.
 
     zeros: zero weights among ternary_parameters. layers: share of zeros by module name. granularity: what a scale
-    covers.
+    covers. tokenizer: which kind, and where it lies. types: of a GGUF file's tensors.
     """
 
     info: CheckpointInfo
@@ -38,6 +39,10 @@ class Census:
     head_read_bytes: int = 0
     norm_read_bytes: int = 0
     notices: tuple[str, ...] = ()
+    tokenizer: str | None = None
+    chat_template: bool = False
+    eos_ids: tuple[int, ...] = ()
+    types: tuple[str, ...] = ()
 
     @property
     def zeros_share(self) -> float | None:
@@ -75,10 +80,21 @@ def count_zeros(w: TernaryTensor) -> int:
 def take_census(folder: Path | str) -> Census:
     """Read a checkpoint once, a tensor at a time. Raises what read_weights raises, but for values in the head."""
     info = detect(folder)
+    if info.gguf is not None:
+        from bitnet_mlx.checkpoint.gguf_census import gguf_census
+
+        return gguf_census(info, info.gguf)
     table = TensorTable(info.path)
     layout = plan(info.model, table)
     config = info.config
-    census = Census(info, tied=layout.embed == layout.head, notices=(*info.model.notices, *layout.notices))
+    census = Census(
+        info,
+        tied=layout.embed == layout.head,
+        notices=(*info.model.notices, *layout.notices),
+        tokenizer=tokenizer_kind(info),
+        chat_template=has_chat_template(info),
+        eos_ids=stop_ids(info),
+    )
     census.tensor_bytes = sum(_size(table, name) for name in layout.required)
     kinds: dict[str, None] = {}
     for layer in range(config.num_hidden_layers):
@@ -106,7 +122,14 @@ def _size(table: TensorTable, name: str) -> int:
 
 def _linear(census: Census, table: TensorTable, module: str, shape: tuple[int, int], kinds: dict[str, None]) -> None:
     weight = read_linear(table, census.info.model, module, shape)
-    count = shape[0] * shape[1]
+    names = (f"{module}.weight", f"{module}.weight_scale")
+    count_linear(census, module, weight, sum(_size(table, name) for name in names if name in table), kinds)
+    table.release(f"{module}.weight")
+
+
+def count_linear(census: Census, module: str, weight: Matrix, file_bytes: int, kinds: dict[str, None]) -> None:
+    """Add one linear. file_bytes: of its tensors. kinds: gets what its scale covers."""
+    count = weight.shape[0] * weight.shape[1]
     census.parameters += count
     if isinstance(weight, TernaryTensor):
         zeros = count_zeros(weight)
@@ -114,12 +137,10 @@ def _linear(census: Census, table: TensorTable, module: str, shape: tuple[int, i
         census.zeros += zeros
         census.layers[module] = zeros / count
         census.ternary_read_bytes += weight.nbytes
-        names = (f"{module}.weight", f"{module}.weight_scale")
-        census.ternary_file_bytes += sum(_size(table, name) for name in names if name in table)
+        census.ternary_file_bytes += file_bytes
         kinds["tensor" if weight.scale.ndim == 0 else "row" if weight.scale.ndim == 1 else "group of 128"] = None
     else:
         census.dense_read_bytes += weight.nbytes
-    table.release(f"{module}.weight")
 
 
 def tokenizer_kind(info: CheckpointInfo) -> str | None:

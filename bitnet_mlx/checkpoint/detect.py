@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitnet_mlx.checkpoint.folder import TOKENIZER_FILES, checkpoint_folder, read_config, weight_files
+from bitnet_mlx.checkpoint.gguf_file import is_gguf
+from bitnet_mlx.checkpoint.read_gguf import GgufModel
 from bitnet_mlx.models.config import DecoderConfig
 from bitnet_mlx.models.hf_config import ModelConfig, parse_config
 from bitnet_mlx.models.quantization import Quantization
@@ -15,18 +17,23 @@ STORAGE_NAMES = {
     "online": "float master weights, ternarised when read",
     "words2": "native words2, 16 weights a uint32",
     "dense": "floats, not ternary",
+    "gguf": "GGUF",
 }
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """files: the weight files by name; nbytes: their size. tokenizer_files: the names of those present."""
+    """files: the weight files by name; nbytes: their size. tokenizer_files: the names of those present.
+
+    gguf: the open file, where it is one.
+    """
 
     path: Path
     model: ModelConfig
     files: tuple[Path, ...]
     nbytes: int
     tokenizer_files: tuple[str, ...]
+    gguf: GgufModel | None = None
 
     @property
     def config(self) -> DecoderConfig:
@@ -43,7 +50,7 @@ class CheckpointInfo:
 
     @property
     def storage(self) -> str:
-        """packed, online, words2 or dense."""
+        """packed, online, words2, dense or gguf."""
         return self.quantization.storage
 
     @property
@@ -60,11 +67,14 @@ class CheckpointInfo:
 
 
 def detect(path: Path | str) -> CheckpointInfo:
-    """Look at a folder.
+    """Look at a folder or a GGUF file.
 
-    Raises ConfigError where there is no such folder, UnsupportedModelError for what is not read (GGUF, pickles, other
-    families and methods), FormatError for a folder without config.json or weights, or with damaged ones.
+    Raises ConfigError where there is no such folder, UnsupportedModelError for what is not read (pickles, other families
+    and methods), FormatError for a folder without config.json or weights, or with damaged ones.
     """
+    if is_gguf(path):
+        gguf = GgufModel(path)
+        return CheckpointInfo(gguf.file.path, gguf.model, (gguf.file.path,), gguf.file.nbytes, (), gguf)
     folder = checkpoint_folder(path)
     model = parse_config(read_config(folder), str(folder / "config.json"))
     files = weight_files(folder)

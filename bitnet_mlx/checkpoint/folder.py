@@ -27,7 +27,7 @@ def checkpoint_folder(path: Path | str) -> Path:
     if folder.is_file():
         if folder.suffix == ".gguf":
             raise UnsupportedModelError(
-                f"[checkpoint] {folder} is a GGUF file, which is not read yet; give a folder with config.json and "
+                f"[checkpoint] {folder} is a GGUF file, which is not used here; give a folder with config.json and "
                 "model.safetensors, such as the model's Hugging Face repository"
             )
         raise ConfigError(

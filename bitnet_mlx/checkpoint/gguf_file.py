@@ -99,6 +99,15 @@ class GgufFile:
             self._map.madvise(mmap.MADV_DONTNEED, first, whole)
 
 
+def is_gguf(path: Path | str) -> bool:
+    """Whether a path is a file called .gguf, or one without such an ending (a cache's) that begins as GGUF does."""
+    path = Path(path)
+    if not path.is_file() or path.suffix:
+        return path.is_file() and path.suffix.lower() == ".gguf"
+    with open(path, "rb") as file:
+        return file.read(4) == b"GGUF"
+
+
 class _Cursor:
     """Reads a map from the front; what would pass the end is a FormatError that says what was being read."""
 

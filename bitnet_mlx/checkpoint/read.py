@@ -16,6 +16,8 @@ import numpy as np
 
 from bitnet_mlx.checkpoint import tensors
 from bitnet_mlx.checkpoint.folder import TensorTable, checkpoint_folder, name_list, read_config
+from bitnet_mlx.checkpoint.gguf_file import is_gguf
+from bitnet_mlx.checkpoint.read_gguf import read_gguf
 from bitnet_mlx.errors import ConfigError, FormatError, UnsupportedModelError
 from bitnet_mlx.formats.dense import DenseRows, GroupedRows
 from bitnet_mlx.models.hf_config import ModelConfig, parse_config
@@ -35,13 +37,15 @@ def read_weights(
     *,
     head_bits: int | None = None,
     activations: int | None = None,
+    i2s_layout: str | None = None,
     progress: Progress | None = None,
 ) -> DecoderWeights:
-    """Read a Hugging Face folder (packed, master or float weights) or a native one.
+    """Read a Hugging Face folder (packed, master or float weights), a native one, or a GGUF file.
 
     head_bits: 8, 6 or 4 quantise embedding and head in groups of 64 columns; 16 or None keep what the file has.
     activations: 8 or 16 bits for the ternary layers' inputs; None keeps the checkpoint's.
-    progress: called with the bytes done and the bytes of all files.
+    i2s_layout: "128", "64" or "rows", of a GGUF file's I2_S tensors; None finds it. progress: called with the bytes done
+    and the bytes of all files.
 
     The arrays may be read-only views of the files. Raises ConfigError, UnsupportedModelError, or FormatError that names
     the tensor and the file; nothing unknown, missing or non-finite passes.
@@ -49,6 +53,10 @@ def read_weights(
     for option, value, allowed in (("head_bits", head_bits, (32, 16, 8, 6, 4)), ("activations", activations, (8, 16))):
         if value is not None and value not in allowed:
             raise ConfigError(f"[checkpoint] {option} is {value!r}; {', '.join(map(str, allowed))} are allowed")
+    if is_gguf(folder):
+        return read_gguf(folder, head_bits=head_bits, activations=activations, i2s_layout=i2s_layout, progress=progress)
+    if i2s_layout is not None:
+        raise ConfigError(f"[checkpoint] i2s_layout was given, and {folder} is no GGUF file; leave it out")
     folder = checkpoint_folder(folder)
     model = parse_config(read_config(folder), str(folder / "config.json"))
     if activations is not None:

@@ -17,7 +17,7 @@ from bitnet_mlx.checkpoint.gguf_config import architecture, hf_config
 from bitnet_mlx.checkpoint.gguf_file import GgufFile
 from bitnet_mlx.checkpoint.tensors import quantize_in_blocks
 from bitnet_mlx.errors import ConfigError, FormatError, UnsupportedModelError
-from bitnet_mlx.formats import ggml_floats, i2s, words2
+from bitnet_mlx.formats import ggml_floats, i2s, q2, words2
 from bitnet_mlx.formats.dense import DenseRows
 from bitnet_mlx.formats.strict_json import shown
 from bitnet_mlx.models.config import DecoderConfig
@@ -79,7 +79,8 @@ def read_gguf(
     weights.norms["model.norm"] = tensors.vector(file, NORM, config.hidden_size)
     if progress:
         progress(file.nbytes, file.nbytes)
-    bits = activations or model.activation_bits(weights)
+    ternary = [linear.weight for linear in weights.linears.values() if isinstance(linear.weight, TernaryTensor)]
+    bits = activations or model.activation_bits({weight.scale.ndim for weight in ternary})
     for notice in model.notices:
         log.warning("%s: %s", file.path, notice)
     return _with_activations(weights, bits)
@@ -197,19 +198,20 @@ class GgufModel:
             self.notices.append(f"{name} is ternary ({kind}); it stays so, whatever head_bits says")
         return replace(found, activation_bits=16) if isinstance(found, TernaryTensor) else found
 
-    def activation_bits(self, weights: DecoderWeights) -> int:
-        """Bits of the ternary layers' inputs, which no key of the file tells: see the notices for what was taken."""
+    def activation_bits(self, scales: set[int]) -> int:
+        """Bits of the ternary layers' inputs, which no key of the file tells: see the notices for what was taken.
+
+        scales: how many dimensions the ternary layers' scales have; to be asked when all layers have been read.
+        """
         if self._masters:
             self.notices.append(
                 f"{len(self._masters)} matrices hold floats that are not ternary; they were ternarised by their mean"
             )
-        ternary = [linear.weight for linear in weights.linears.values() if isinstance(linear.weight, TernaryTensor)]
-        if self.config.model_type == "bitnet" or not ternary:
-            if not ternary:
-                self.notices.append("no layer is ternary; the layers run as floats")
+        if not scales:
+            self.notices.append("no layer is ternary; the layers run as floats")
+        if self.config.model_type == "bitnet" or not scales:
             return 8
-        kinds = {info.kind for info in self.file.tensors.values()}
-        whole = all(weight.scale.ndim == 0 for weight in ternary)
+        kinds, whole = {info.kind for info in self.file.tensors.values()}, scales == {0}
         bits = 8 if "I2_S" in kinds or (whole and self.config.model_type == "llama" and "Q2_0" not in kinds) else 16
         reason = "each matrix has one scale, as BitNet's have" if whole else "scales differ inside a matrix"
         self.notices.append(
@@ -217,6 +219,24 @@ class GgufModel:
             f"--activations {24 - bits} takes the other"
         )
         return bits
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of a tensor, without padding."""
+        info = self.file.tensors[name]
+        if info.stop is None:  # Q2_0, the only type of unknown size that passed
+            return q2.nbytes(int(np.prod(info.shape[:-1])), info.shape[-1], tensors.q2_group(self.file))
+        return info.stop - info.start
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """Types of the tensors by their share of the file, largest first; of I2_S and Q2_0 with the layout taken."""
+        sums: dict[str, int] = {}
+        for name, info in self.file.tensors.items():
+            sums[info.kind] = sums.get(info.kind, 0) + self.nbytes(name)
+        details = {"I2_S": f" (layout {self.layout})"}
+        if "Q2_0" in sums:
+            details["Q2_0"] = f" (groups of {tensors.q2_group(self.file)})"
+        return tuple(kind + details.get(kind, "") for kind in sorted(sums, key=lambda kind: -sums[kind]))
 
 
 def _check_types(file: GgufFile) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bitnet_mlx.checkpoint.census import Census, has_chat_template, stop_ids, tokenizer_kind
+from bitnet_mlx.checkpoint.census import Census
 from bitnet_mlx.checkpoint.detect import STORAGE_NAMES
 
 
@@ -23,6 +23,7 @@ def record(census: Census, context: int) -> dict[str, Any]:
         "path": str(info.path),
         "family": info.family,
         "storage": info.storage,
+        "storage_types": list(census.types),
         "scale_direction": info.scale_direction,
         "scale_granularity": list(census.granularity),
         "activation_bits": info.activation_bits,
@@ -48,9 +49,9 @@ def record(census: Census, context: int) -> dict[str, Any]:
         "rope": config.rope.rope_type,
         "rope_theta": config.rope.rope_theta,
         "bos_id": config.bos_token_id,
-        "eos_ids": list(stop_ids(info)),
-        "tokenizer": tokenizer_kind(info),
-        "chat_template": has_chat_template(info),
+        "eos_ids": list(census.eos_ids),
+        "tokenizer": census.tokenizer,
+        "chat_template": census.chat_template,
         "files": [file.name for file in info.files],
         "file_bytes": info.nbytes,
         "context": context,
@@ -64,7 +65,7 @@ def _notices(census: Census) -> list[str]:
     """What is odd about the checkpoint."""
     info = census.info
     odd = list(census.notices)
-    if not {"tokenizer.json", "tokenizer.model"} & set(info.tokenizer_files):
+    if census.tokenizer is None:
         odd.append("the folder has no tokenizer.json and no tokenizer.model")
     if census.zeros_share is not None and not 0.1 <= census.zeros_share <= 0.7:
         odd.append(f"{census.zeros_share:.1%} of the ternary weights are 0; trained models have a third to a half")
@@ -87,12 +88,13 @@ def table(r: dict[str, Any]) -> str:
     direction = {"multiply": "w = t * scale", "divide": "w = t / scale", None: "none in the file"}[r["scale_direction"]]
     total = r["read_bytes_per_token"]
     shape = f"{r['layers']} layers of {r['hidden_size']} / {r['intermediate_size']}, {r['hidden_act']}"
+    storage = ", ".join([STORAGE_NAMES[r["storage"]], *r["storage_types"]])
     tie = "tied to" if r["tied"] else "apart from"
     lines: list[tuple[str, str]] = [
         ("model", r["path"]),
         ("family", f"{r['family']}, {shape}{', sub-norms' if r['sub_norms'] else ''}"),
         ("attention", f"{r['heads']} heads of {r['head_dim']}, {r['kv_heads']} for keys and values"),
-        ("storage", f"{STORAGE_NAMES[r['storage']]}; {len(r['files'])} file(s), {size(r['file_bytes'])}"),
+        ("storage", f"{storage}; {len(r['files'])} file(s), {size(r['file_bytes'])}"),
         ("scales", f"{direction}; one a {' or a '.join(r['scale_granularity']) or 'tensor'}"),
         ("activations", f"{r['activation_bits']} bits" if r["activation_bits"] else "floats"),
         ("parameters", f"{r['parameters']:,}, of them {r['ternary_parameters']:,} ternary"),

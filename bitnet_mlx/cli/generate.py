@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from bitnet_mlx.cli import options
+from bitnet_mlx.cli import options, profiling
 from bitnet_mlx.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,35 +19,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", required=True, metavar="TEXT|-", help="the prompt; - reads it from stdin")
     options.add_model_arguments(parser)
     options.add_generation_arguments(parser)
+    profiling.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     prompt = _prompt(args.prompt)
     options.check(args)
+    profiling.check(args)
     from bitnet_mlx import load
     from bitnet_mlx.generation import Completion, prompt_ids, stream_generate
 
     start = time.perf_counter()
     model, tokenizer = load(args.model, **options.load_arguments(args))
     load_s = time.perf_counter() - start
+    sampling = options.sampling_config(args, tokenizer)
+    ids = prompt_ids(tokenizer, prompt, args.system_prompt, args.ignore_chat_template)
     stream = stream_generate(
         model,
         tokenizer,
-        prompt_ids(tokenizer, prompt, args.system_prompt, args.ignore_chat_template),
+        ids,
         args.max_tokens,
-        sampling=options.sampling_config(args, tokenizer),
+        sampling=sampling,
         stop=args.stop,
         max_kv_size=args.max_kv_size,
         progress=options.prefill_progress(args.verbose),
     )
+    if args.profile:
+        stream = profiling.watched(stream, args, model, ids, load_s, sampling)
     if args.json:
-        record = {
-            **Completion.of(stream).record(),
-            "load_s": load_s,
-            "backend": model.name,
-            "model": args.model or "embedded",
-        }
-        print(json.dumps(record))
+        completion = Completion.of(stream)
+        origin = {"load_s": load_s, "backend": model.name, "model": args.model or "embedded"}
+        print(json.dumps({**completion.record(), **origin}))
         return 0
     try:
         completion = Completion.of(options.shown(stream))

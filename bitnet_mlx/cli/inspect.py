@@ -11,7 +11,7 @@ DEFAULT_CONTEXT = 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    model = "a model folder, or owner/name on the Hugging Face hub (default: the model in the package)"
+    model = "a model folder, a GGUF file, or owner/name on the Hugging Face hub (default: the model in the package)"
     parser.add_argument("model", nargs="?", metavar="MODEL", help=model)
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
     parser.add_argument(

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from bitnet_mlx.api import ACTIVATIONS, DTYPES, HEAD_BITS
+from bitnet_mlx.api import ACTIVATIONS, DTYPES, HEAD_BITS, I2S_LAYOUTS
 from bitnet_mlx.backends import NAMES
 from bitnet_mlx.errors import ConfigError
 
@@ -20,7 +20,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, and what computes it."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", metavar="DIR|REPO", help="a folder or a Hugging Face name (default: the model in the package)"
+        "--model",
+        metavar="DIR|REPO|GGUF",
+        help="a folder, a Hugging Face name or a GGUF file (default: the model in the package)",
     )
     group.add_argument("--revision", help="branch, tag or commit of a Hugging Face model")
     group.add_argument("--backend", choices=NAMES, default="auto", help="what computes (default: auto)")
@@ -31,6 +33,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--head-bits", type=int, choices=HEAD_BITS, help="bits of the output head (default: as in the file)"
     )
     group.add_argument("--dtype", choices=DTYPES, help="type of everything that is not ternary")
+    group.add_argument(
+        "--i2s-layout",
+        choices=I2S_LAYOUTS,
+        help="byte layout of a GGUF file's I2_S tensors (default: found from the weights)",
+    )
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
 
 
@@ -72,7 +79,7 @@ def check(args: argparse.Namespace) -> None:
 
 def load_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of bitnet_mlx.load."""
-    names = ("backend", "revision", "head_bits", "dtype", "activations", "threads")
+    names = ("backend", "revision", "head_bits", "dtype", "activations", "threads", "i2s_layout")
     return {name: getattr(args, name) for name in names}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from bitnet_mlx.backends.kernels import check, chips, tune
+from bitnet_mlx.backends.kernels import check, chips, row_attention, tune
 from bitnet_mlx.backends.kernels.chooser import Measured
 from bitnet_mlx.backends.kernels.problem import Product, product_data
 from bitnet_mlx.backends.kernels.products import ROWS as MOST_ROWS
@@ -69,7 +69,7 @@ class KernelDoctor:
         return known.reason if known else ""
 
     def row_kernels(self, shapes: Sequence[Shape]) -> list[KernelReport]:
-        """Quantisers, rotary embedding and 16-bit products: checked now, whatever was remembered."""
+        """Quantisers, rotary embedding, attention and 16-bit products: checked now, whatever was remembered."""
         found = []
         for kernel in self._row_kernels(shapes):
             self.progress(f"{self.platform}: {kernel.question}")
@@ -87,6 +87,7 @@ class KernelDoctor:
                 if k == widest:
                     kernels += [Quantiser(k, layout, _DTYPE, norm, act, _EPS if norm else 0.0) for norm, act in _GATES]
         kernels += [RopeKv(*heads, _DTYPE) for heads in _HEADS]
+        kernels += [kernel for heads in _HEADS for kernel in row_attention.both(*heads, _DTYPE)]
         first = shapes[0]
         return [*kernels, *(FloatProduct(first.n, first.k, m, first.scale, _DTYPE) for m in (1, MOST_ROWS))]
 

@@ -20,7 +20,7 @@ from bitnet_mlx.nn.site import PackedSite
 
 # A site as a compiled function takes it: a tree of arrays, and the constants that are part of a trace's key.
 _Flat = tuple[Any, Any]
-_LENGTHS, _CAPACITIES = 16, 4  # traces that are kept: a trace holds its kernels' texts
+_LENGTHS, _CAPACITIES = 16, 8  # traces that are kept: a trace holds its kernels' texts
 _Made = TypeVar("_Made")
 
 
@@ -122,7 +122,8 @@ class CompiledLayers:
         if not isinstance(first, KVCache):
             return False
         alike = all(isinstance(cache, KVCache) and cache.lengths == first.lengths for cache in caches)
-        return alike and self._ops.attends(plan.heads, plan.kv_heads, 2 * rotation[0].shape[-1], x.dtype)
+        dim = 2 * rotation[0].shape[-1]
+        return alike and self._ops.attends(x.shape[0], plan.heads, plan.kv_heads, dim, first.room, x.dtype)
 
 
 def _parts(ops: StockOps, plan: Plan) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:

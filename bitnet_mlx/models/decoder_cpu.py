@@ -44,6 +44,21 @@ class CpuDecoder:
         self._tables.describe(self._state)
         self._state[at.SERIAL_BELOW] = serial_below
 
+    def mark_jobs(self, room: np.ndarray | None) -> None:
+        """From now on note when each job ends: into `room`, int64 [jobs, 3], from its first row on; None stops that.
+
+        A row: the job's number, its layer (cpu_jit/layout.py), and nanoseconds of cpu_jit.clock.now(). Once the room is
+        full nothing more is noted. It must live as long as steps write into it.
+        """
+        state = self._state
+        state[at.MARKS], state[at.MARKED] = 0 if room is None else address(room), 0
+        state[at.MARKS_ROOM] = 0 if room is None else len(room)
+
+    @property
+    def jobs_marked(self) -> int:
+        """How many rows `mark_jobs` has filled."""
+        return int(self._state[at.MARKED])
+
     def make_cache(self, limit: int | None = None) -> KVCache:
         return KVCache(self.config, limit=limit)
 

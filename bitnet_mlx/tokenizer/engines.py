@@ -34,13 +34,15 @@ class JsonEngine:
     transformers 5). Added tokens that only tokenizer_config.json knows are added.
     """
 
-    def __init__(self, path: Path, meta: Metadata) -> None:
+    def __init__(self, path: Path, meta: Metadata, data: bytes | None = None) -> None:
+        """data: the file's content, where it lies in no file of its own."""
         try:
             import tokenizers
         except ImportError as error:
             raise _missing("tokenizers", path) from error
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            load = tokenizers.Tokenizer
+            self._tokenizer = load.from_file(str(path)) if data is None else load.from_buffer(data)
         except Exception as error:  # the library raises nothing narrower
             raise FormatError(f"[tokenizer] {path} cannot be read: {error}; download the file again") from error
         self._tokenizer.no_truncation()
@@ -91,12 +93,13 @@ class SentencePieceEngine:
     space; without it, only the start of the text does.
     """
 
-    def __init__(self, path: Path, meta: Metadata) -> None:
+    def __init__(self, path: Path, meta: Metadata, data: bytes | None = None) -> None:
+        """data: the file's content, where it lies in no file of its own."""
         try:
             import sentencepiece
         except ImportError as error:
             raise _missing("sentencepiece", path) from error
-        data = path.read_bytes()
+        data = path.read_bytes() if data is None else data
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
             self._inner = self._model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,24 @@ from bitnet_mlx.errors import ConfigError, FormatError
 from bitnet_mlx.tokenizer import chat
 from bitnet_mlx.tokenizer.detokenize import Detokenizer
 from bitnet_mlx.tokenizer.engines import Engine, JsonEngine, SentencePieceEngine
+from bitnet_mlx.tokenizer.gguf import read_vocabulary
 from bitnet_mlx.tokenizer.metadata import Metadata, read_metadata
 from bitnet_mlx.tokenizer.pieces import Pieces
+
+log = logging.getLogger(__name__)
 
 _SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a model folder: tokenizer.json, else tokenizer.model or spiece.model.
+    """The tokenizer of a model folder (tokenizer.json, else tokenizer.model or spiece.model), or of a GGUF file.
 
     Raises FormatError when none is there or a file is damaged, UnsupportedModelError for an unknown kind of decoder,
     ConfigError when the library that reads the file is not installed.
     """
     folder = Path(folder)
+    if folder.is_file():
+        return _from_gguf(folder)
     meta = read_metadata(folder)
     path = folder / "tokenizer.json"
     if path.is_file():
@@ -34,6 +40,16 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         f"[tokenizer] {folder} has no tokenizer; one of tokenizer.json, {', '.join(_SENTENCEPIECE_FILES)} is needed: "
         "copy it from the model that the weights were made from"
     )
+
+
+def _from_gguf(path: Path) -> Tokenizer:
+    from bitnet_mlx.checkpoint.gguf_file import GgufFile
+
+    found = read_vocabulary(GgufFile(path).metadata, path)
+    for notice in found.notices:
+        log.warning("%s: %s", path, notice)
+    engine = JsonEngine if found.file == "tokenizer.json" else SentencePieceEngine
+    return Tokenizer(engine(path, found.meta, found.make()), found.meta)
 
 
 class Tokenizer:

@@ -1,4 +1,4 @@
-"""The count of kernel launches: its rules on small graphs, and the goal of eleven a layer."""
+"""The count of kernel launches: its rules on small graphs, and what a layer takes, at most eleven."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from tests.support.random_model import tiny_config
 
 X, ONES = mx.zeros((2, 3, 4, 8)), mx.array([1.0] * 8)
 LAYER = [
-    *("quantize", "ternary_matvec", "rope_kv", "SliceUpdate", "attention", "quantize", "ternary_matvec"),
+    *("quantize", "ternary_matvec", "decode_attention", "quantize", "ternary_matvec"),
     *("quantize", "ternary_matvec", "quantize", "ternary_matvec"),
 ]
+APART = ["rope_kv", "SliceUpdate", "attention"]  # in place of decode_attention where that is off
 
 
 def kernel(x: mx.array) -> mx.array:
@@ -68,25 +69,38 @@ def test_keys_that_lie_apart_for_each_sequence_are_copied() -> None:
 
 
 @pytest.mark.parametrize("scale", ["tensor", "group"])
-def test_a_layer_takes_eleven_launches(scale: str) -> None:
+def test_a_layer_takes_nine_launches(scale: str) -> None:
     found = layer_launches.kernel_launches(config_2b(1, 64), scale)
-    assert [name.removesuffix("_groups") for name in found] == LAYER
-    assert len(found) <= 11
+    assert [name.removesuffix("_groups") for name in found] == LAYER and len(found) == 9
+
+
+def test_a_layer_takes_ten_where_shares_of_the_positions_are_merged() -> None:
+    found = layer_launches.kernel_launches(config_2b(1, 64), past=2048)
+    assert found == [*LAYER[:3], "decode_attention_merge", *LAYER[3:]]
+
+
+def test_a_layer_takes_eleven_without_our_attention() -> None:
+    class Without(KernelOps):
+        def attends(self, *_: Any) -> bool:
+            return False
+
+    ops = Without("metal", runner=partial(run, platform="metal", stream=mx.gpu))
+    assert layer_launches.ops_launches(config_2b(1, 64), ops) == [*LAYER[:2], *APART, *LAYER[3:]]
 
 
 def test_silu_without_sub_norms_takes_as_many() -> None:
     config = tiny_config(hidden_act="silu", sub_norms=False)
-    assert len(layer_launches.kernel_launches(config)) == 11
+    assert len(layer_launches.kernel_launches(config)) == 9
 
 
 def test_a_planted_copy_is_counted() -> None:
     class Planted(KernelOps):
-        def rope_kv(self, qkv: mx.array, *args: Any) -> tuple[mx.array, mx.array]:
-            return super().rope_kv(qkv[..., ::-1], *args)
+        def decode_attention(self, qkv: mx.array, *args: Any) -> tuple[mx.array, mx.array]:
+            return super().decode_attention(qkv[..., ::-1], *args)
 
     ops = Planted("metal", runner=partial(run, platform="metal", stream=mx.gpu))
     found = layer_launches.ops_launches(config_2b(1, 64), ops)
-    assert len(found) == 12 and "copy for rope_kv" in found
+    assert len(found) == 10 and "copy for decode_attention" in found
 
 
 def test_plain_graphs_take_more_and_are_counted_alike() -> None:

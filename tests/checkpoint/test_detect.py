@@ -78,7 +78,7 @@ def _link(folder: Path) -> Path:
 
 NO_MODEL: dict[str, tuple[Callable[[Path], Path], type[BitnetError], str]] = {
     "missing folder": (_nothing, ConfigError, "no folder"),
-    "GGUF": (_file("model.gguf"), UnsupportedModelError, "GGUF file, which is not read yet; give a folder"),
+    "GGUF": (_file("model.gguf"), FormatError, "has 4 bytes; a GGUF file has at least 24"),
     "another file": (_file("model.safetensors"), ConfigError, "is a file; a folder"),
     "empty folder": (lambda folder: folder, FormatError, "no config.json; it is empty"),
     "folder without config": (lambda folder: _file("model.gguf")(folder).parent, FormatError, "it holds model.gguf"),

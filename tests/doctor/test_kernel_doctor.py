@@ -56,7 +56,7 @@ def test_sound_kernels() -> None:
     first = report.products[0]
     assert first.share == pytest.approx(33 * 136 / 4 / 1e-6 / 180e9) and first.predicted == 1.0
     assert all(kernel.text == "exact" for kernel in report.kernels)
-    assert {kernel.name.split()[0] for kernel in report.kernels} == {"quantiser", "rope", "float"}
+    assert {kernel.name.split()[0] for kernel in report.kernels} == {"quantiser", "rope", "attention", "float"}
     text = table(report)
     assert "16 GPU cores" in text and "of nominally 200" in text and "all engines and kernels agree" in text
     json.dumps(report.record())

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bitnet_mlx.backends import numpy_ref
-from bitnet_mlx.backends.kernels import dp4a, matmul, matvec, rope, trits
+from bitnet_mlx.backends.kernels import attention, dp4a, matmul, matvec, rope, trits
 from bitnet_mlx.backends.kernels.launch import Launch
 from bitnet_mlx.backends.kernels.layout import Layout, halves, prepare
 from bitnet_mlx.backends.kernels.run import run
@@ -19,7 +19,9 @@ from bitnet_mlx.backends.mlx_import import mx
 from bitnet_mlx.formats import trits5, words2
 from bitnet_mlx.ternary import TernaryTensor
 from tests.backend import shapes
-from tests.kernels.quantize_cases import LAYOUTS, Case, same_rows
+from tests.kernels.attention_cases import Case as Attention
+from tests.kernels.attention_cases import check as check_attention
+from tests.kernels.quantize_cases import DTYPES, LAYOUTS, Case, same_rows
 
 VECTOR_ROWS = (1, 2, 3, 8)
 MATRIX_ROWS = (9, 17)
@@ -143,6 +145,30 @@ def rope_family(device: Device) -> int:
     return 3
 
 
+def attention_family(device: Device) -> int:
+    """Attention of one token within a rounding of float64's, in one launch and in two, and the cache to the last bit."""
+    cases = [
+        Attention(20, 5, 128, 256, old, new, dtype=dtype, batch=batch)
+        for dtype in ("float32", "bfloat16")
+        for old, new, batch in ((0, 0, 1), (211, 37, 2), (256, 63, 1))
+    ]
+    cases += [Attention(20, 5, 128, room, old, 63, dtype="bfloat16") for room in (512, 4096) for old in (0, 1, room)]
+    cases += [
+        Attention(6, 2, 64, 300, 300, 5, dtype="float16", batch=3, angles=3, spread=8),
+        Attention(3, 1, 80, 300, 299, 0),
+    ]
+    for case in cases:
+        qkv, cos, sin, past, recent, lengths = case.inputs()
+        cut = attention.plan(case.batch, case.heads, case.kv_heads, case.dim, case.room, case.slots, case.dtype)
+        launch = attention.decode_attention(
+            qkv, cos, sin, past, recent, lengths, heads=case.heads, dtype=case.dtype, cut=cut
+        )
+        out, kept = device(launch)
+        out = device(attention.merge(out, case.dtype))[0] if cut.shares > 1 else out
+        check_attention(case, out.astype(DTYPES[case.dtype]), kept.astype(DTYPES[case.dtype]))
+    return len(cases)
+
+
 def float_family(device: Device) -> int:
     """Activations in floating point, on whole numbers, whose sums nothing rounds."""
     checked = 0
@@ -166,6 +192,7 @@ FAMILIES: dict[str, Callable[[Device], int]] = {
     "matmul": matmul_family,
     **{f"quantize {x.kind} {x.words}": partial(quantize_family, layout=x) for x in LAYOUTS},
     "rope": rope_family,
+    "attention": attention_family,
     "float": float_family,
 }
 PLATFORMS: dict[Platform, tuple[str, ...]] = {
@@ -188,4 +215,5 @@ def check(name: str, platform: Platform) -> dict[str, Any]:
 def source_digests(platform: Platform) -> dict[str, str]:
     """The sources that ran, by a hash of their text."""
     sources = [dp4a.SOURCE, dp4a.GROUPS, matvec.MATVEC, matvec.GROUPS, matvec.FLOAT, trits.SOURCE, rope.SOURCE]
+    sources += [attention.SOURCE, attention.MERGE]
     return {source.name: source.digest(platform) for source in sources if platform in source.platforms}

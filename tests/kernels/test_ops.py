@@ -7,13 +7,17 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from bitnet_mlx.backends.kernels.chooser import BestGuess
 from bitnet_mlx.backends.kernels.launch import Launch
 from bitnet_mlx.backends.kernels.layout import HALF_LIMIT, Layout, halves
 from bitnet_mlx.backends.kernels.ops import KernelOps, plain
+from bitnet_mlx.backends.kernels.row_kernels import RowKernel
 from bitnet_mlx.backends.kernels.source import Platform
 from bitnet_mlx.backends.mlx_affine import StockOps
 from bitnet_mlx.backends.mlx_import import mx
 from bitnet_mlx.ternary import TernaryTensor
+from tests.emulator import to_mlx, to_numpy
+from tests.kernels.attention_cases import Case, check
 from tests.kernels.twin import twin
 from tests.support.random_model import random_ternary
 
@@ -101,6 +105,32 @@ def test_the_rotary_embedding() -> None:
         for ours, expected in zip(found, STOCK.rope_kv(qkv, cos, sin, 4, 2), strict=True):
             same(ours, expected)
         assert runner.names == ["rope_kv"]
+
+
+@pytest.mark.parametrize(("dim", "room", "kernels"), [(6, 9, 1), (6, 1100, 2), (258, 9, 0)])
+def test_attention_of_a_token(dim: int, room: int, kernels: int) -> None:
+    """In one launch, in two, and by stock MLX where a head is too wide."""
+    case = Case(4, 2, dim, room, 7, 5, dtype="bfloat16", batch=2)
+    runner = Counted()
+    ops = KernelOps("metal", runner)
+    out, recent = ops.decode_attention(*map(to_mlx, case.inputs()), 4, 2)
+    check(case, to_numpy(out), to_numpy(recent))
+    assert runner.names == ["decode_attention", "decode_attention_merge"][:kernels]
+    assert ops.attends(2, 4, 2, dim, room, mx.bfloat16) == bool(kernels)
+
+
+def test_attention_that_is_switched_off() -> None:
+    class Wary(BestGuess):
+        def allows(self, kernel: RowKernel) -> bool:
+            return "in shares" not in kernel.question
+
+    runner = Counted()
+    ops = KernelOps("metal", runner, Wary("metal"))
+    assert ops.attends(1, 4, 2, 6, 1024, mx.float32) and not ops.attends(1, 4, 2, 6, 1100, mx.float32)
+    case = Case(4, 2, 6, 1100, 299, 63)
+    out, recent = ops.decode_attention(*map(to_mlx, case.inputs()), 4, 2)
+    check(case, to_numpy(out), to_numpy(recent))
+    assert not runner.names
 
 
 @pytest.mark.parametrize("scale", ["tensor", "row", "group"])

@@ -17,6 +17,7 @@ from bitnet_mlx.backends.kernels.launch import Launch
 from bitnet_mlx.backends.kernels.layout import Layout, halves, parts, prepare
 from bitnet_mlx.backends.kernels.ops import KernelOps
 from bitnet_mlx.backends.kernels.problem import Product
+from bitnet_mlx.backends.kernels.row_attention import DecodeAttention
 from bitnet_mlx.backends.kernels.row_kernels import FloatProduct, Quantiser, RopeKv
 from bitnet_mlx.backends.kernels.tune import Chain, Tuner
 from bitnet_mlx.backends.mlx_affine import StockOps
@@ -67,7 +68,7 @@ def corrupting(name: str, output: int = 0, word: int = 0) -> Callable[[Launch], 
 
     def run(launch: Launch) -> list[mx.array]:
         outputs = twin(launch)
-        if name in launch.source.name:
+        if name in launch.source.name and output < len(outputs):
             right = outputs[output]
             wrong = np.array(right if right.dtype == mx.uint32 else right.astype(mx.float32))
             if right.dtype == mx.uint32:
@@ -228,7 +229,8 @@ def row_kernels(dtype: str) -> list[object]:
         for norm in (False, True)
         for act in ("", "relu2", "silu")
     ]
-    return [*quantisers, RopeKv(4, 2, 6, dtype), FloatProduct(9, 140, 2, "group", dtype)]
+    attention = [DecodeAttention.of(1, 4, 2, 6, room, 64, dtype) for room in (100, 2000)]
+    return [*quantisers, RopeKv(4, 2, 6, dtype), *attention, FloatProduct(9, 140, 2, "group", dtype)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -238,7 +240,7 @@ def test_every_row_kernel_is_checked_and_chained(dtype: str) -> None:
         assert kernel.check(device).exact, kernel.question  # type: ignore[attr-defined]
         tuner = Tuner("metal", device, device.timer)
         assert tuner.row_kernel(kernel).label == "on"  # type: ignore[arg-type]
-        places = [(0, 0), (1, 0)] if isinstance(kernel, RopeKv) else [(0, 0)]
+        places = [(0, 0), (1, 0)] if isinstance(kernel, (RopeKv, DecodeAttention)) else [(0, 0)]
         if isinstance(kernel, Quantiser):
             places += [(0, kernel.layout.code_words(kernel.k))]
         for output, word in places:

@@ -18,6 +18,7 @@ from bitnet_mlx.backends.kernels.run import DTYPES
 from bitnet_mlx.backends.mlx_import import mx
 from bitnet_mlx.formats import words2
 from bitnet_mlx.ternary import TernaryTensor, quantize_activations
+from tests.kernels.twin_attention import attended, merged
 
 
 def twin(launch: Launch) -> list[mx.array]:
@@ -30,6 +31,10 @@ def twin(launch: Launch) -> list[mx.array]:
         outputs = _quantized(arrays, template)
     elif name == "rope_kv":
         outputs = _rotated(arrays, template, launch)
+    elif name == "decode_attention":
+        outputs = attended(arrays, template, launch)
+    elif name == "decode_attention_merge":
+        outputs = [merged(arrays["shares"], template["T"])]
     elif "float" in name:
         outputs = [_product(arrays["x"], None, arrays, template)]
     else:

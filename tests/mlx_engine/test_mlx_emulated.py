@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bitnet_mlx.api import embedded_model
+from bitnet_mlx.backends.kernels import attention
 from bitnet_mlx.backends.kernels.launch import Launch
 from bitnet_mlx.backends.kernels.ops import KernelOps
 from bitnet_mlx.checkpoint.read import read_weights
@@ -63,3 +64,24 @@ def test_the_embedded_model() -> None:
     weights = read_weights(embedded_model())
     names = compare(weights, "float32", ids(0, 9), 2)
     assert len(names) == 9 * weights.config.num_hidden_layers
+
+
+def test_a_whole_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph that is compiled on a GPU, with attention by our kernel, in one launch and in two."""
+    monkeypatch.setattr(attention, "_SHORT", 256)  # a prompt of a thousand tokens would take long here
+    weights = build("bitnet", max_position_embeddings=1024)
+    ops = KernelOps("metal", counted := Counted())
+    ops.compiles = True  # but for the compilation: the emulated grid wants values
+    stock, ours = MlxModel(weights), MlxModel(weights, ops=ops)
+    caches = stock.make_cache(), ours.make_cache()
+    mx.disable_compile()
+    try:
+        for tokens in (ids(0, 5), [3], [4], ids(1, 290), [5]):
+            counted.names.clear()
+            a, b = (m.step([tokens], [c])[0] for m, c in zip((stock, ours), caches, strict=True))
+            assert np.abs(a - b).max() < 2e-5 * np.abs(a).max()
+            attentions = [name for name in counted.names if "attention" in name]
+            launches = 0 if len(tokens) > 1 else 2 if caches[0].offset > 256 else 1
+            assert len(attentions) == launches * len(ours.layers)
+    finally:
+        mx.enable_compile()

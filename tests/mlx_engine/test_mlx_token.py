@@ -16,7 +16,7 @@ from bitnet_mlx.backends.attention_mlx import RECENT
 from bitnet_mlx.backends.mlx_affine import StockOps
 from bitnet_mlx.errors import MemoryLimitError
 from bitnet_mlx.models import compiled_mlx
-from bitnet_mlx.models.cache_mlx import KVCache
+from bitnet_mlx.models.cache_mlx import KVCache, capacity
 from bitnet_mlx.models.decoder_mlx import MlxModel
 from tests.mlx_engine.test_mlx_decoder import build, ids
 from tests.mlx_engine.test_mlx_fused import Adapter, logits
@@ -136,6 +136,12 @@ def test_other_caches_and_other_layers_go_layer_by_layer(untraced: None) -> None
         m.layers[1].self_attn.v_proj = Adapter(m.layers[1].self_attn.v_proj)
     assert close(logits(model), logits(plain))
     assert ops.attentions == 0
+
+
+def test_arrays_grow_by_a_third_or_a_half() -> None:
+    sizes = list(dict.fromkeys(capacity(n) for n in range(5000)))
+    assert sizes == [256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144]
+    assert all(capacity(n) >= n for n in range(5000))
 
 
 def test_the_latest_are_kept() -> None:

@@ -14,6 +14,8 @@ WEIGHT, WANTS, SERIAL_BELOW, WHICH, NORM_EPS = range(26, 31)
 LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, SILU, LINEARS, NORMS, SCALARS = range(16, 26)
 # This call.
 ROWS, TOKENS, THREADS, POSITIONS, CACHES, COS, SIN, CHOSEN, CHOSEN_ROWS, LOGITS, SEQUENCES, TEAM = range(32, 44)
+# Where the end of each job is noted (0: nowhere), how many are noted, and how many there is room for.
+MARKS, MARKED, MARKS_ROOM = range(44, 47)
 # Buffers.
 X, PLAIN, CODES, SUMS, SCALES, Q, KEYS, VALUES, ATTENTION, GATE, UP = range(48, 59)
 SCRATCH, SCRATCH_BYTES, TILE_AT, SCORES_AT, NORMED = range(59, 64)
@@ -21,6 +23,11 @@ STATE_SIZE = 64
 
 # Jobs.
 PREPARE, QKV, ROTATE, ATTEND, OUT, GATE_UP, DOWN, FINAL_NORM, HEAD, SINGLE, GATED = range(11)
+ENTER = 11  # no job: the mark of a compiled step's first moment
+
+# A mark: int64 [MARK_FIELDS], the job (SINGLE: plus MARK_WHICH times its linear), its layer, and when it ended in
+# nanoseconds of clock.now().
+MARK_FIELDS, MARK_WHICH = 3, 16
 
 # A linear: int64 [FIELDS] each; a layer has seven, in this order; the head comes after the last layer.
 # NORM: address of the weight of the norm that the linear has of its own, or 0.

@@ -14,6 +14,7 @@ from numba import njit, prange, types
 from bitnet_mlx.backends.cpu_jit import layout as at
 from bitnet_mlx.backends.cpu_jit.floats import OPTIONS, longs
 from bitnet_mlx.backends.cpu_jit.jobs import linear_at, padded, tiles
+from bitnet_mlx.backends.cpu_jit.marks import note
 
 WORK = "bitnet_mlx_cpu_work"
 work = types.ExternalFunction(WORK, types.void(types.int64, types.int64))
@@ -36,6 +37,8 @@ def run(address, job, items, grain, size):
         work(address, 0)
     else:
         region(address, workers)
+    if state[at.MARKS] != 0:
+        note(state)
 
 
 @njit(**OPTIONS)
@@ -106,6 +109,9 @@ def linears(address, job, norm, source, k, stride, first, last):
 def step(address):
     """All layers on the rows in X, in place; then the head on the chosen rows (CHOSEN_ROWS may be 0)."""
     state = longs(address)
+    if state[at.MARKS] != 0:
+        state[at.JOB] = at.ENTER
+        note(state)
     hidden, dim, rows, ffn = state[at.HIDDEN], state[at.HEAD_DIM], state[at.ROWS], state[at.FFN]
     queries, wide = state[at.HEADS] * dim, padded(state[at.HIDDEN])
     for layer in range(state[at.LAYERS]):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
-from bitnet_mlx.backends.kernels import check, products
+from bitnet_mlx.backends.attention_mlx import RECENT
+from bitnet_mlx.backends.kernels import attention, check, products
 from bitnet_mlx.backends.kernels.chooser import BestGuess, Chooser
 from bitnet_mlx.backends.kernels.layout import Layout
 from bitnet_mlx.backends.kernels.layout_mlx import prepare_mlx, scales_mlx
 from bitnet_mlx.backends.kernels.problem import Product
 from bitnet_mlx.backends.kernels.products import ROWS, Runner
+from bitnet_mlx.backends.kernels.row_attention import DecodeAttention
 from bitnet_mlx.backends.kernels.row_kernels import FloatProduct, Quantiser, RopeKv
 from bitnet_mlx.backends.kernels.run import DTYPES, run
 from bitnet_mlx.backends.kernels.source import Platform
@@ -37,6 +39,7 @@ class KernelOps(StockOps):
         self.runner: Runner = runner or partial(run, platform=platform)
         self.chooser: Chooser = chooser or BestGuess(platform)
         self.dtype = "bfloat16"  # of the model, from `prepare`
+        self._attends: dict[tuple[int, int, int, int, int, mx.Dtype], bool] = {}
 
     def prepare(self, shapes: Iterable[tuple[int, int, str]], dtype: str) -> None:
         """Choose kernels for a model's products and its dtype."""
@@ -108,6 +111,33 @@ class KernelOps(StockOps):
             return super().rope_kv(qkv, cos, sin, heads, kv_heads)
         q, kv = self.runner(kernel.launch(qkv, cos, sin))
         return q, kv
+
+    def attends(self, batch: int, heads: int, kv_heads: int, dim: int, room: int, dtype: mx.Dtype) -> bool:
+        """Whether the kernel that such a call takes is on; asked for every token, so the answer is kept."""
+        asked = (batch, heads, kv_heads, dim, room, dtype)
+        if asked not in self._attends:
+            self._attends[asked] = attention.possible(heads, kv_heads, dim) and self.chooser.allows(
+                DecodeAttention.of(batch, heads, kv_heads, dim, room, RECENT, _NAMES[dtype])
+            )
+        return self._attends[asked]
+
+    def decode_attention(
+        self,
+        qkv: mx.array,
+        cos: mx.array,
+        sin: mx.array,
+        past: mx.array,
+        recent: mx.array,
+        lengths: mx.array,
+        heads: int,
+        kv_heads: int,
+    ) -> tuple[mx.array, mx.array]:
+        batch, room, slots, dim = qkv.shape[0], past.shape[3], recent.shape[3], past.shape[4]
+        if attention.possible(heads, kv_heads, dim):
+            kernel = DecodeAttention.of(batch, heads, kv_heads, dim, room, slots, _NAMES[qkv.dtype])
+            if self.chooser.allows(kernel):
+                return kernel.run(self.runner, qkv, cos, sin, past, recent, lengths)
+        return super().decode_attention(qkv, cos, sin, past, recent, lengths, heads, kv_heads)
 
     def _candidate(self, words: mx.array, scale: mx.array, m: int, k: int, dtype: str) -> products.Candidate | None:
         return self.chooser.product(Product(words.shape[0], k, m, SCALES[scale.ndim], dtype)) if m else None

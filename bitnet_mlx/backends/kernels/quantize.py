@@ -15,7 +15,7 @@ from bitnet_mlx.ternary import CODES_PER_WORD
 SOURCE = KernelSource(
     name="quantize",
     body="quantize.metal",
-    headers=("common.h", "gated.h", "quantize.h"),
+    headers=("common.h", "gated.h", "packed.h", "quantize.h"),
     inputs=("x", "weight"),
     outputs=("codes",),
 )

@@ -12,6 +12,7 @@
 #define threadIdx (host::current->index)
 #define blockIdx (host::block)
 #define blockDim (host::threads)
+#define gridDim (host::blocks)
 
 struct uint2 { unsigned x, y; };
 struct uint3 { unsigned x, y, z; };

@@ -40,7 +40,7 @@ struct Fiber {
   std::deque<std::vector<Copy>> closed;
 };
 
-inline Index block, threads;
+inline Index block, threads, blocks;
 inline Fiber* current;
 inline jmp_buf scheduler;
 inline unsigned seed;
@@ -159,7 +159,8 @@ inline void run_block(unsigned char* stacks, size_t stack, size_t shared_bytes) 
   for (const Fiber& f : fibers)
     if (!f.done) fail("threads wait for others that will never come");
 }
-inline void run_grid(Index blocks, size_t shared_bytes) {
+inline void run_grid(Index all, size_t shared_bytes) {
+  blocks = all;
   const size_t stack = 64 * 1024;
   unsigned char* stacks = guarded(stack * threads.x * threads.y * threads.z, 0);
   shared = guarded(shared_bytes, 0);

@@ -1,0 +1,149 @@
+"""Pictures of records, by matplotlib, as PNG or as one HTML file with an SVG in it.
+
+Grounds are transparent and every colour has a middling brightness, so that a picture reads on white and on black: each
+has a contrast of 3:1 or more to both, the grey of the letters 4.5:1.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from bitnet_mlx.errors import ConfigError
+
+INK = "#767676"
+COLOURS = ("#2a84d2", "#cf6a1d", "#2c9350", "#b052c0", "#a87b00", "#c8505f", "#12909a", "#7f7fd0", "#8a8a3c", "#909090")
+MARKS = "os^DvPX*<>"
+_SUFFIXES = (".png", ".html")
+
+
+def check_path(path: str | Path) -> None:
+    """Raises ConfigError where a picture cannot be written: another kind of file, or no matplotlib."""
+    import importlib.util
+
+    if Path(path).suffix not in _SUFFIXES:
+        raise ConfigError(f"[plot] {path} was given; a path that ends in {' or '.join(_SUFFIXES)} is needed")
+    if not importlib.util.find_spec("matplotlib"):
+        raise ConfigError("[plot] matplotlib is not installed; pip install 'bitnet-mlx[plot]'")
+
+
+def draw(record: Mapping[str, Any], path: str | Path) -> None:
+    """The picture of a record, by its kind. Raises ConfigError for a kind without one; see check_path; OSError."""
+    check_path(path)
+    kind = record.get("bench")
+    if kind not in DRAWERS:
+        raise ConfigError(f"[plot] there is no picture of {kind!r}; of {', '.join(DRAWERS)} there is")
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    style = {
+        "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
+        "axes.titlecolor": INK, "grid.color": INK, "grid.alpha": 0.25, "font.size": 10, "svg.fonttype": "none",
+        "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.facecolor": "none",
+    }  # fmt: skip
+    with rc_context(style):
+        figure = Figure(figsize=(9, 5), layout="constrained", facecolor="none")
+        DRAWERS[kind](figure, record)
+        _save(figure, Path(path), _title(record))
+
+
+def _title(record: Mapping[str, Any]) -> str:
+    where = record.get("device_name") or record.get("processor") or record.get("machine", "")
+    return f"bitnet-mlx {record['bench']}: {record.get('backend', '')} on {where}"
+
+
+def _save(figure: Any, path: Path, title: str) -> None:
+    figure.suptitle(title, fontsize=11)
+    if path.suffix == ".png":
+        figure.savefig(path, dpi=144)
+        return
+    text = io.StringIO()
+    figure.savefig(text, format="svg")
+    svg = text.getvalue()
+    page = (
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(title)}</title>"
+        "<style>:root{color-scheme:light dark}body{margin:2rem}svg{max-width:100%;height:auto}</style>"
+        f"<body>{svg[svg.index('<svg') :]}</body></html>"
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def _axes(figure: Any, place: int, title: str, x: str, y: str) -> Any:
+    axes = figure.add_subplot(place)
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(visible=True)
+    return axes
+
+
+def _no_label(_value: float, _place: int | None) -> str:
+    return ""
+
+
+def roofline(figure: Any, record: Mapping[str, Any]) -> None:
+    """A profile: where each part's bandwidth lies under the copy's, and where the token's time goes."""
+    decode, copy = record["decode"], record["copy_bandwidth"] / 1e9
+    axes = _axes(figure, 121, "Roofline of a token", "ms of a token", "GB/s moved")
+    axes.axhline(copy, color=INK, linestyle="--", linewidth=1)
+    axes.text(0.99, copy * 1.08, f"copy {copy:.1f} GB/s", ha="right", transform=axes.get_yaxis_transform())
+    for i, (name, part) in enumerate(decode["parts"].items()):
+        if name != "host" and part["bytes"] and part["bandwidth"] > 0:
+            axes.scatter(part["seconds"] * 1e3, part["bandwidth"] / 1e9, color=COLOURS[i], marker=MARKS[i], label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.xaxis.set_minor_formatter(_no_label)
+    axes.yaxis.set_minor_formatter(_no_label)
+    axes.legend(fontsize=8, loc="best")
+    bars = _axes(figure, 122, f"{decode['token_s'] * 1e3:.2f} ms a token", "ms", "")
+    names = list(decode["parts"])
+    times = [decode["parts"][name]["seconds"] * 1e3 for name in names]
+    bars.barh(range(len(names)), times, color=COLOURS[: len(names)])
+    bars.set_yticks(range(len(names)), names)
+    bars.invert_yaxis()
+    for i, ms in enumerate(times):
+        bars.text(ms, i, f" {decode['parts'][names[i]]['share']:.0%}", va="center", fontsize=8)
+    bars.set_xlim(0, max(times) * 1.15)
+
+
+def _band(axes: Any, points: list[Mapping[str, Any]], x: str, colour: int, label: str) -> None:
+    """p50 with its p20 to p80 band; tokens a second, from seconds."""
+    at = [p[x] for p in points]
+    axes.plot(at, [p["tokens"] / p["p50"] for p in points], color=COLOURS[colour], marker=MARKS[colour], label=label)
+    axes.fill_between(
+        at, [p["tokens"] / p["p80"] for p in points], [p["tokens"] / p["p20"] for p in points],
+        color=COLOURS[colour], alpha=0.25, linewidth=0,
+    )  # fmt: skip
+
+
+def scaling(figure: Any, record: Mapping[str, Any]) -> None:
+    """Decode speed by context, and the curve over M, the rows of one pass."""
+    axes = _axes(figure, 121, "Decode speed by context", "positions held", "tokens/s")
+    _band(axes, record["context"], "positions", 0, record["backend"])
+    axes.set_ylim(bottom=0)
+    rows = _axes(figure, 122, "M curve: tokens of one pass", "M", "tokens/s")
+    _band(rows, record["rows"], "m", 1, record["backend"])
+    rows.set_xscale("log", base=2)
+    rows.set_yscale("log")
+    rows.set_xticks([p["m"] for p in record["rows"]], [str(p["m"]) for p in record["rows"]])
+
+
+def timeline(figure: Any, record: Mapping[str, Any]) -> None:
+    """Memory over a run: live bytes, and what is expected of the cache."""
+    axes = _axes(figure, 111, "Memory of a run", "tokens", "MB")
+    points = record["timeline"]
+    at = [p["tokens"] for p in points]
+    for i, name in enumerate(name for name in points[0] if name != "tokens"):
+        values = [None if p[name] is None else p[name] / 1e6 for p in points]
+        if any(value is not None for value in values):
+            axes.plot(at, values, color=COLOURS[i], label=name.replace("_", " "))
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
+
+
+DRAWERS: dict[str, Callable[[Any, Mapping[str, Any]], None]] = {
+    "profile": roofline, "scaling": scaling, "memory": timeline,
+}  # fmt: skip
