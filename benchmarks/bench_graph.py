@@ -68,7 +68,7 @@ def items() -> Iterator[Item]:
         launch = quantize.quantize(x, layout=BYTES, dtype="bfloat16", norm=norm, eps=1e-5, act=act)
         yield Item(f"quantize {k} norm {act or ''}".strip(), launch, "")
     qkv, angle = np.zeros((1, 1, 3840), ml_dtypes.bfloat16), np.zeros((1, 1, 64), np.float32)
-    for room in (512, 1024, 2048, 4096):
+    for room in (256, 512, 1024, 2048, 4096):
         yield from attentions(room)
     yield Item("rope", rope.rope_kv(qkv, angle, angle, heads=20, kv_heads=5, dtype="bfloat16"), "")
 

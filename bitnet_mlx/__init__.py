@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it.
 _HOME = {
     "load": "bitnet_mlx.api",
+    "convert": "bitnet_mlx.checkpoint.convert",
     "generate": "bitnet_mlx.generation",
     "stream_generate": "bitnet_mlx.generation",
     "profile_generation": "bitnet_mlx.bench.profiled",
@@ -42,6 +43,7 @@ __all__ = [
     "ServeError",
     "TernaryTensor",
     "UnsupportedModelError",
+    "convert",
     "generate",
     "load",
     "profile_generation",
@@ -51,6 +53,7 @@ __all__ = [
 if TYPE_CHECKING:
     from bitnet_mlx.api import load
     from bitnet_mlx.bench.profiled import profile_generation
+    from bitnet_mlx.checkpoint.convert import convert
     from bitnet_mlx.errors import (
         BackendError,
         BitnetError,

@@ -132,15 +132,19 @@ def count_linear(census: Census, module: str, weight: Matrix, file_bytes: int, k
     count = weight.shape[0] * weight.shape[1]
     census.parameters += count
     if isinstance(weight, TernaryTensor):
-        zeros = count_zeros(weight)
-        census.ternary_parameters += count
-        census.zeros += zeros
-        census.layers[module] = zeros / count
-        census.ternary_read_bytes += weight.nbytes
-        census.ternary_file_bytes += file_bytes
+        count_ternary(census, module, count, count_zeros(weight), weight.nbytes, file_bytes)
         kinds["tensor" if weight.scale.ndim == 0 else "row" if weight.scale.ndim == 1 else "group of 128"] = None
     else:
         census.dense_read_bytes += weight.nbytes
+
+
+def count_ternary(census: Census, module: str, count: int, zeros: int, read_bytes: int, file_bytes: int) -> None:
+    """Add the weights of one ternary linear, which are parameters already."""
+    census.ternary_parameters += count
+    census.zeros += zeros
+    census.layers[module] = zeros / count
+    census.ternary_read_bytes += read_bytes
+    census.ternary_file_bytes += file_bytes
 
 
 def tokenizer_kind(info: CheckpointInfo) -> str | None:

@@ -16,6 +16,7 @@ STORAGE_NAMES = {
     "packed": "Hugging Face packed uint8, 4 weights a byte",
     "online": "float master weights, ternarised when read",
     "words2": "native words2, 16 weights a uint32",
+    "trits5": "native trits5, 5 weights a byte",
     "dense": "floats, not ternary",
     "gguf": "GGUF",
 }
@@ -50,7 +51,7 @@ class CheckpointInfo:
 
     @property
     def storage(self) -> str:
-        """packed, online, words2, dense or gguf."""
+        """packed, online, words2, trits5, dense or gguf."""
         return self.quantization.storage
 
     @property

@@ -113,7 +113,9 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 
 class TensorTable:
-    """All tensors of a folder, whatever file each lies in."""
+    """All tensors of a folder, whatever file each lies in. one_pass: values are read once, so pages may go at once."""
+
+    one_pass = False
 
     def __init__(self, folder: Path) -> None:
         """Open every weight file. Raises FormatError where files are missing, damaged or at odds with the index."""

@@ -1,6 +1,6 @@
-"""From a path or a Hugging Face name to a folder: what is on the disk wins, else the hub, else the hub's cache.
+"""From a path or a Hugging Face name to a folder or a GGUF file: what is on the disk wins, else the hub, else its cache.
 
-Only data is fetched (safetensors, JSON, tokenizer models, templates, text), never pickles or code.
+Only data is fetched (safetensors, GGUF, JSON, tokenizer models, templates, text), never pickles or code.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ log = logging.getLogger(__name__)
 
 ALLOWED = ("*.json", "model*.safetensors", "tokenizer.model", "*.jinja", "*.txt")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_GGUF = re.compile(rf"({_NAME.pattern})/([\w.-][\w. /-]*\.gguf)")
 
 
 def resolve(path_or_repo: str | Path, revision: str | None = None, progress: bool = True) -> Path:
-    """The folder that holds a model.
+    """The folder that holds a model, or the GGUF file that is one.
 
-    path_or_repo: a path that exists, or "owner/name" on the Hugging Face hub. revision: a branch, tag or commit there.
+    path_or_repo: a path that exists, "owner/name" on the Hugging Face hub, or "owner/name/FILE.gguf" there. Where a folder
+    or a repository has no safetensors and one GGUF file, that is the model. revision: a branch, tag or commit there.
     progress: whether download bars are drawn (on stderr). Without a network or with HF_HUB_OFFLINE=1 the cache serves.
 
     Raises ConfigError where there is no such folder, model or revision, or it cannot be reached, and FormatError where
@@ -38,22 +40,67 @@ def resolve(path_or_repo: str | Path, revision: str | None = None, progress: boo
             raise ConfigError(
                 f"[hub] revision {revision!r} was given, but {path} is on this disk; leave out the revision"
             )
-        return path
-    if not _NAME.fullmatch(name):
+        return _only_gguf(path, name) or path
+    file = _GGUF.fullmatch(name)
+    if not _NAME.fullmatch(name) and not (file and ".." not in name):
         raise ConfigError(
             f"[hub] there is no file or folder {name}, and it is no Hugging Face name (owner/name); "
             "give a model folder or such a name"
         )
     if revision is not None and not revision.strip():
         raise ConfigError("[hub] the revision is empty; give a branch, a tag or a commit, or leave it out")
+    if file:
+        return _gguf(file[1], file[2], revision, progress)
     folder = _snapshot(name, revision, progress)
+    found = _only_gguf(folder, name)
+    if found is None and not any(folder.glob("*.safetensors*")):
+        listed = [text for text in _listing(name, revision) if text.endswith(".gguf")]
+        if listed:
+            return _gguf(name, _one(listed, name), revision, progress)
+    if found is not None:
+        return found
     read_config(folder)
     weight_files(folder)
     return folder
 
 
-def _snapshot(name: str, revision: str | None, progress: bool) -> Path:
-    """huggingface_hub's snapshot of a model, its errors told in our words."""
+def _only_gguf(folder: Path, name: str) -> Path | None:
+    """The GGUF file of a folder that holds no other weights, or None. ConfigError where there are several."""
+    if not folder.is_dir() or any(folder.glob("*.safetensors*")):
+        return None
+    files = sorted(path.name for path in folder.glob("*.gguf") if path.is_file())
+    return folder / _one(files, name) if files else None
+
+
+def _one(files: list[str], name: str) -> str:
+    if len(files) > 1:
+        choices = ", ".join(f"{name}/{file}" for file in files[:12])
+        raise ConfigError(f"[hub] {name} holds {len(files)} GGUF files; give one of them: {choices}")
+    return files[0]
+
+
+def _gguf(name: str, file: str, revision: str | None, progress: bool) -> Path:
+    """One file of a repository."""
+    path = _snapshot(name, revision, progress, (file,)) / file
+    if not path.is_file():
+        raise ConfigError(f"[hub] {name} has no file {file}, or it is not in the cache; check the name")
+    return path
+
+
+def _listing(name: str, revision: str | None) -> list[str]:
+    """Names of a repository's files; empty where the hub cannot be asked."""
+    from huggingface_hub import HfApi, errors
+
+    http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
+    try:
+        return HfApi().list_repo_files(name, revision=revision)
+    except (OSError, errors.OfflineModeIsEnabled, http_error) as error:
+        log.debug("%s: its files cannot be listed: %s", name, _line(error))
+        return []
+
+
+def _snapshot(name: str, revision: str | None, progress: bool, patterns: tuple[str, ...] = ALLOWED) -> Path:
+    """huggingface_hub's snapshot of a model, its errors told in our words. patterns: of the files that are fetched."""
     from huggingface_hub import errors, snapshot_download
 
     at = f"{name} at revision {revision}" if revision else name
@@ -63,7 +110,11 @@ def _snapshot(name: str, revision: str | None, progress: bool) -> Path:
     http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     try:
         found = snapshot_download(
-            name, revision=revision, allow_patterns=list(ALLOWED), ignore_patterns=["*/*"], **options
+            name,
+            revision=revision,
+            allow_patterns=list(patterns),
+            ignore_patterns=["*/*"] if patterns is ALLOWED else None,
+            **options,
         )
     except errors.HFValidationError as error:
         raise ConfigError(f"[hub] {name} is no valid Hugging Face name: {_line(error)}") from error
@@ -79,7 +130,7 @@ def _snapshot(name: str, revision: str | None, progress: bool) -> Path:
     except errors.RevisionNotFoundError as error:
         raise ConfigError(f"[hub] {name} has no revision {revision}; give a branch, a tag or a commit of it") from error
     except incomplete as error:
-        return _usable(at, error)
+        return _usable(at, error, patterns)
     except errors.LocalEntryNotFoundError as error:
         raise ConfigError(
             f"[hub] there is no folder {name} here, {at} is not in the cache, and the hub "
@@ -93,9 +144,11 @@ def _snapshot(name: str, revision: str | None, progress: bool) -> Path:
     return Path(found)
 
 
-def _usable(at: str, error: Any) -> Path:
+def _usable(at: str, error: Any, patterns: tuple[str, ...]) -> Path:
     """A cached snapshot that lacks files: used where it has the config and every weight file, else FormatError."""
     folder = Path(error.snapshot_path)
+    if patterns is not ALLOWED or any(folder.glob("*.gguf")):
+        return folder  # a GGUF file is a model by itself
     try:
         read_config(folder)
         weight_files(folder)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import UserDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from bitnet_mlx.checkpoint import tensors
+from bitnet_mlx.checkpoint import masters, tensors
 from bitnet_mlx.checkpoint.folder import TensorTable, checkpoint_folder, name_list, read_config
 from bitnet_mlx.checkpoint.gguf_file import is_gguf
-from bitnet_mlx.checkpoint.read_gguf import read_gguf
+from bitnet_mlx.checkpoint.read_gguf import GgufModel, read_gguf
 from bitnet_mlx.errors import ConfigError, FormatError, UnsupportedModelError
 from bitnet_mlx.formats.dense import DenseRows, GroupedRows
 from bitnet_mlx.models.hf_config import ModelConfig, parse_config
@@ -57,6 +59,32 @@ def read_weights(
         return read_gguf(folder, head_bits=head_bits, activations=activations, i2s_layout=i2s_layout, progress=progress)
     if i2s_layout is not None:
         raise ConfigError(f"[checkpoint] i2s_layout was given, and {folder} is no GGUF file; leave it out")
+    return _open(folder, head_bits, activations, progress).read()
+
+
+def open_weights(folder: Path | str, *, errors: dict[str, float] | None = None) -> DecoderWeights:
+    """As read_weights, but each linear is read when it is asked for, and each time anew: for one pass over a model that
+    need not fit in memory.
+
+    errors: takes the relative error of each linear that is ternarised when read, by module name.
+    """
+    if is_gguf(folder):
+        model, linears = GgufModel(folder), OnDemand()
+        linears.data.update({module: partial(model.linear, *where) for module, where in model.modules().items()})
+        return replace(model.weights(), linears=linears)
+    reader = _open(folder, None, None, None)
+    reader.errors, reader.table.one_pass = errors, True
+    return reader.read(OnDemand())
+
+
+class OnDemand(UserDict):
+    """Linears by name; the values kept are functions that read them."""
+
+    def __getitem__(self, name: str) -> Linear:
+        return self.data[name]()
+
+
+def _open(folder: Path | str, head_bits: int | None, activations: int | None, progress: Progress | None) -> _Reader:
     folder = checkpoint_folder(folder)
     model = parse_config(read_config(folder), str(folder / "config.json"))
     if activations is not None:
@@ -65,7 +93,7 @@ def read_weights(
     layout = plan(model, table)
     for notice in (*model.notices, *layout.notices):
         log.warning("%s: %s", folder, notice)
-    return _Reader(table, model, layout, head_bits, progress).read()
+    return _Reader(table, model, layout, head_bits, progress)
 
 
 def _with_activations(model: ModelConfig, bits: int) -> ModelConfig:
@@ -97,14 +125,14 @@ def plan(model: ModelConfig, table: TensorTable) -> Layout:
         if scaled:
             required[f"{module}.weight_scale"] = None
 
-    small_head = quantization.storage == "words2" and quantization.head_bits is not None
+    small_head = quantization.native and quantization.head_bits is not None
     matrix(embed, small_head)
     for layer in range(config.num_hidden_layers):
         for name in config.norm_sizes():
             required[f"model.layers.{layer}.{name}.weight"] = None
         for name in config.linear_shapes():
             module = f"model.layers.{layer}.{name}"
-            matrix(module, quantization.storage in ("packed", "words2") and quantization.converts(module))
+            matrix(module, (quantization.storage == "packed" or quantization.native) and quantization.converts(module))
             if model.has_bias(name):
                 required[f"{module}.bias"] = None
     required["model.norm.weight"] = None
@@ -170,15 +198,22 @@ def _mismatch(model: ModelConfig, table: TensorTable, missing: list[str], unknow
     )
 
 
-def read_linear(table: TensorTable, model: ModelConfig, module: str, shape: tuple[int, int]) -> Matrix:
-    """The weight of one linear layer, without its bias, in the storage that it keeps at run time."""
+def read_linear(
+    table: TensorTable, model: ModelConfig, module: str, shape: tuple[int, int], errors: dict[str, float] | None = None
+) -> Matrix:
+    """The weight of one linear layer, without its bias, in the storage that it keeps at run time.
+
+    errors: takes the relative error of a weight that is ternarised here, by module name.
+    """
     quantization = model.quantization
     if not quantization.converts(module):
         return tensors.dense(table, f"{module}.weight", shape)
-    if quantization.storage == "words2":
-        return tensors.native(table, module, shape, quantization.activation_bits)
+    if quantization.native:
+        return tensors.native(table, module, shape, quantization.activation_bits, quantization.storage)
     if quantization.storage == "online":
-        ternary = tensors.online(table, module, shape)
+        ternary, error = masters.online(table, module, shape)
+        if errors is not None:
+            errors[module] = error
     else:
         ternary = tensors.packed(table, module, shape, quantization.divide)
     return replace(ternary, activation_bits=quantization.activation_bits)
@@ -192,23 +227,29 @@ class _Reader:
     ) -> None:
         self.table, self.model, self.layout = table, model, layout
         self.head_bits = head_bits
+        self.errors: dict[str, float] | None = None
         self._progress = progress
         self._done = 0
 
-    def read(self) -> DecoderWeights:
+    def read(self, on_demand: OnDemand | None = None) -> DecoderWeights:
+        """All weights; with `on_demand` the linears are left there as functions."""
         config, layout, table = self.model.decoder, self.layout, self.table
         embed = self._table_rows(layout.embed)
         head = embed if layout.head == layout.embed else self._table_rows(layout.head)
         if head is not embed and config.tie_word_embeddings:
             config = replace(config, tie_word_embeddings=False)
-        weights = DecoderWeights(config, embed, head)
+        weights = DecoderWeights(config, embed, head, {} if on_demand is None else on_demand)
         for layer in range(config.num_hidden_layers):
             prefix = f"model.layers.{layer}"
             for name, size in config.norm_sizes().items():
                 weights.norms[f"{prefix}.{name}"] = tensors.vector(table, f"{prefix}.{name}.weight", size)
                 self._advance(f"{prefix}.{name}.weight")
             for name, shape in config.linear_shapes().items():
-                weights.linears[f"{prefix}.{name}"] = self._linear(f"{prefix}.{name}", name, shape)
+                module = f"{prefix}.{name}"
+                if on_demand is None:
+                    weights.linears[module] = self._linear(module, name, shape)
+                else:
+                    on_demand.data[module] = partial(self._linear, module, name, shape)
         weights.norms["model.norm"] = tensors.vector(table, "model.norm.weight", config.hidden_size)
         if self._progress:
             self._progress(table.nbytes, table.nbytes)
@@ -223,7 +264,7 @@ class _Reader:
 
     def _linear(self, module: str, name: str, shape: tuple[int, int]) -> Linear:
         bias = tensors.vector(self.table, f"{module}.bias", shape[0]) if self.model.has_bias(name) else None
-        weight = read_linear(self.table, self.model, module, shape)
+        weight = read_linear(self.table, self.model, module, shape, self.errors)
         quantization = self.model.quantization
         if bias is not None and isinstance(weight, TernaryTensor) and quantization.scales_bias:
             bias = bias * weight.scale
@@ -236,7 +277,7 @@ class _Reader:
         shape = (config.vocab_size, config.hidden_size)
         name = f"{module}.weight"
         rows: DenseRows | GroupedRows
-        if bits is not None and self.model.quantization.storage == "words2":
+        if bits is not None and self.model.quantization.native:
             rows = tensors.grouped(self.table, module, shape, bits)
         else:
             rows = tensors.dense(self.table, name, shape)

@@ -1,7 +1,8 @@
 """Writing safetensors: streamed, aligned, and whole or not at all.
 
 The header is padded with spaces so that the data starts at a multiple of 64 bytes. The format allows no holes, so
-tensors whose size is a multiple of 64 bytes come first, then of 32, and so on: the big ones lie on 64-byte boundaries.
+tensors whose size is no multiple of 64 bytes wait and come last, those of 32 first: the big ones lie on 64-byte
+boundaries.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from types import TracebackType
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from bitnet_mlx.checkpoint.safetensors_file import STORAGE
 from bitnet_mlx.errors import FormatError
 
 ALIGNMENT = 64
+ENTRY_ROOM = 160  # bytes of the header that one tensor takes at most, its name aside
+_WAITING_LIMIT = 64 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -46,58 +49,112 @@ def pending(name: str, array: np.ndarray, dtype: str | None = None) -> Pending:
     return Pending(name, chosen, array.shape, lambda: [array])
 
 
-def write_safetensors(path: Path | str, tensors: Sequence[Pending], metadata: Mapping[str, str] | None = None) -> int:
-    """Write a file and return its size in bytes.
+class SafetensorsStream:
+    """A file that takes one tensor after another: `with SafetensorsStream(path, room) as file: file.add(tensor)`.
 
-    The data goes to a temporary name beside `path`, is flushed to the disk, and is renamed when whole; on any failure
-    nothing is left. Raises FormatError where a tensor's blocks are not what it promised, or a name comes twice.
+    room: bytes kept for the header. seen: called with a tensor's name and each block of it that is written. The data goes
+    to a temporary name beside `path`, is flushed to the disk, and is renamed when whole; on any failure nothing is left.
     """
-    path = Path(path)
-    ordered = sorted(tensors, key=lambda t: -math.gcd(t.nbytes, ALIGNMENT) if t.nbytes else -ALIGNMENT)
-    header = _header(ordered, metadata or {})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(header)
-            for tensor in ordered:
-                _write_blocks(file, tensor)
-            size = file.tell()
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return size
 
+    def __init__(
+        self,
+        path: Path | str,
+        room: int,
+        metadata: Mapping[str, str] | None = None,
+        seen: Callable[[str, np.ndarray], None] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.size = 0  # of the whole file, once it is closed
+        self._room = 8 + room + -(8 + room) % ALIGNMENT
+        self._seen = seen
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._table: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+        self._at = 0
+        self._waiting: list[Pending] = []
+        self._waiting_bytes = 0
 
-def _header(ordered: Sequence[Pending], metadata: Mapping[str, str]) -> bytes:
-    table: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
-    at = 0
-    for tensor in ordered:
-        if tensor.name in table:
+    def __enter__(self) -> SafetensorsStream:
+        self._file = open(self._temporary, "wb")
+        self._file.write(bytes(self._room))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
+
+    def add(self, tensor: Pending) -> None:
+        """Write a tensor, now or with those that wait. Raises FormatError where its blocks are not what it promised, or
+        its name comes twice."""
+        if tensor.name in self._table:
             raise FormatError(f"[safetensors] the tensor {tensor.name} was to be written twice")
-        table[tensor.name] = {
+        self._table[tensor.name] = None
+        if tensor.nbytes % ALIGNMENT == 0:
+            self._write(tensor)
+            return
+        self._waiting.append(tensor)
+        self._waiting_bytes += tensor.nbytes
+        if self._waiting_bytes > _WAITING_LIMIT:
+            self._flush()
+
+    def _flush(self) -> None:
+        for tensor in sorted(self._waiting, key=lambda t: -math.gcd(t.nbytes, ALIGNMENT)):
+            self._write(tensor)
+        self._waiting, self._waiting_bytes = [], 0
+
+    def _write(self, tensor: Pending) -> None:
+        kind = np.dtype(STORAGE[tensor.dtype])
+        written = 0
+        for block in tensor.blocks():
+            if block.dtype != kind:
+                raise FormatError(
+                    f"[safetensors] tensor {tensor.name}: a block of {block.dtype} came; {kind} was promised"
+                )
+            written += block.nbytes
+            if block.nbytes:  # nothing to write, and no memoryview of it
+                block = np.ascontiguousarray(block)
+                self._file.write(block.reshape(-1).view(np.uint8).data)
+                if self._seen:
+                    self._seen(tensor.name, block)
+        if written != tensor.nbytes:
+            raise FormatError(
+                f"[safetensors] tensor {tensor.name}: {written} bytes came; "
+                f"{tensor.dtype} {list(tensor.shape)} takes {tensor.nbytes}"
+            )
+        self._table[tensor.name] = {
             "dtype": tensor.dtype,
             "shape": list(tensor.shape),
-            "data_offsets": [at, at + tensor.nbytes],
+            "data_offsets": [self._at, self._at + written],
         }
-        at += tensor.nbytes
-    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
+        self._at += written
+
+    def _finish(self) -> None:
+        self._flush()
+        text = _header(self._table)
+        if len(text) > self._room - 8:
+            raise AssertionError(f"[safetensors] the header takes {len(text)} bytes; {self._room - 8} were kept for it")
+        text += b" " * (self._room - 8 - len(text))
+        self._file.seek(0)
+        self._file.write(len(text).to_bytes(8, "little") + text)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.size = self._room + self._at
+        os.replace(self._temporary, self.path)
 
 
-def _write_blocks(file: BinaryIO, tensor: Pending) -> None:
-    kind = np.dtype(STORAGE[tensor.dtype])
-    written = 0
-    for block in tensor.blocks():
-        if block.dtype != kind:
-            raise FormatError(f"[safetensors] tensor {tensor.name}: a block of {block.dtype} came; {kind} was promised")
-        written += block.nbytes
-        if block.nbytes:  # nothing to write, and no memoryview of it
-            file.write(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
-    if written != tensor.nbytes:
-        raise FormatError(
-            f"[safetensors] tensor {tensor.name}: {written} bytes came; "
-            f"{tensor.dtype} {list(tensor.shape)} takes {tensor.nbytes}"
-        )
+def _header(table: Mapping[str, object]) -> bytes:
+    return json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+
+
+def write_safetensors(path: Path | str, tensors: Sequence[Pending], metadata: Mapping[str, str] | None = None) -> int:
+    """Write a file of tensors that are all known, and return its size in bytes. Raises as SafetensorsStream."""
+    room = len(_header({"__metadata__": dict(metadata or {}), **{tensor.name: None for tensor in tensors}}))
+    with SafetensorsStream(path, room + ENTRY_ROOM * (1 + len(tensors)), metadata) as file:
+        for tensor in tensors:
+            file.add(tensor)
+    return file.size

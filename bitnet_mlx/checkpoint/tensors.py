@@ -11,11 +11,12 @@ from typing import Protocol
 import numpy as np
 
 from bitnet_mlx.checkpoint.folder import TensorTable
+from bitnet_mlx.checkpoint.pages import release
 from bitnet_mlx.errors import FormatError
-from bitnet_mlx.formats import hf, words2
+from bitnet_mlx.formats import hf, trits5, words2
 from bitnet_mlx.formats.dense import HEAD_GROUP, DenseRows, GroupedRows, bfloat16_to_float32, quantize_rows
 from bitnet_mlx.formats.strict_json import shown
-from bitnet_mlx.ternary import CODES_PER_WORD, GROUP, MIN_SCALE, TernaryTensor, padded
+from bitnet_mlx.ternary import CODES_PER_WORD, GROUP, TernaryTensor, padded
 
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # Unsigned integer of the same size, and the exponent bits, which are all set in infinities and NaNs alone.
@@ -43,16 +44,24 @@ def expect(table: TensorTable, name: str, dtypes: tuple[str, ...], shapes: tuple
 
 def check_finite(table: TensorTable, name: str, array: np.ndarray) -> None:
     """Raise FormatError if a float tensor holds NaN or infinity."""
-    if not finite(array, table.info(name).dtype):
+    if not finite(array, table.info(name).dtype, table.one_pass):
         raise damaged(table, name, "holds NaN or infinity; only finite values are allowed. The file is damaged")
 
 
-def finite(array: np.ndarray, dtype: str) -> bool:
-    """Whether floats ("F32", "F16", or "BF16" as uint16) are all finite; one pass in blocks."""
+def finite(array: np.ndarray, dtype: str, one_pass: bool = False) -> bool:
+    """Whether floats ("F32", "F16", or "BF16" as uint16) are all finite; one pass in blocks.
+
+    one_pass: the pages of a mapped file may leave memory behind it.
+    """
     kind, exponent = _EXPONENT[dtype]
     bits = array.reshape(-1).view(kind)
-    blocks = (bits[start : start + _AT_ONCE] for start in range(0, bits.size, _AT_ONCE))
-    return all((block & kind(exponent)).max() != exponent for block in blocks)
+    for start in range(0, bits.size, _AT_ONCE):
+        block = bits[start : start + _AT_ONCE]
+        if (block & kind(exponent)).max() == exponent:
+            return False
+        if one_pass:
+            release(block)
+    return True
 
 
 def as_float32(array: np.ndarray, dtype: str) -> np.ndarray:
@@ -138,33 +147,18 @@ def _pack_floats(table: TensorTable, name: str) -> np.ndarray:
     return words
 
 
-def online(table: TensorTable, module: str, shape: tuple[int, int]) -> TernaryTensor:
-    """Float master weights, ternarised by absmean exactly as ternary.ternarize does, in blocks of rows."""
-    name = f"{module}.weight"
-    array = expect(table, name, tuple(FLOATS), (shape,))
-    check_finite(table, name, array)
-    dtype = table.info(name).dtype
-    total = sum(np.abs(as_float32(array[part], dtype)).sum(dtype=np.float64) for part in row_blocks(array))
-    m = max(np.float32(total / max(array.size, 1)), MIN_SCALE)
-    inverse = np.float32(1) / m
-    words = np.empty((shape[0], padded(shape[1]) // CODES_PER_WORD), np.uint32)
-    for part in row_blocks(array):
-        x = as_float32(array[part], dtype) * inverse
-        codes = np.ones((x.shape[0], padded(shape[1])), np.uint8)
-        # rint half to even and the clip, as two comparisons: 0.5 goes to 0, and all above it to 1.
-        codes[:, : shape[1]] += (x > 0.5).view(np.uint8)
-        codes[:, : shape[1]] -= (x < -0.5).view(np.uint8)
-        words[part] = words2.pack_codes(codes)
-    table.release(name)
-    return TernaryTensor(words, np.asarray(m, np.float32), shape)
-
-
-def native(table: TensorTable, module: str, shape: tuple[int, int], activation_bits: int) -> TernaryTensor:
-    """words2 as it lies in the file."""
+def native(
+    table: TensorTable, module: str, shape: tuple[int, int], activation_bits: int, storage: str = "words2"
+) -> TernaryTensor:
+    """words2 as it lies in the file, or trits5 unpacked to words2."""
     n, k = shape
     name, scale_name = f"{module}.weight", f"{module}.weight_scale"
-    words = expect(table, name, ("U32",), ((n, padded(k) // CODES_PER_WORD),))
-    words2.check(words, k, f"{name} in {table.path(name)}")
+    width, codec = (trits5.width(k), trits5) if storage == "trits5" else (padded(k) // CODES_PER_WORD, words2)
+    words = expect(table, name, ("U32",), ((n, width),))
+    codec.check(words, k, f"{name} in {table.path(name)}")
+    if storage == "trits5":
+        words = trits5.to_words2(words, k)
+        table.release(name)
     scale = expect(table, scale_name, ("F32",), ((), (n,), (n, padded(k) // GROUP)))
     check_finite(table, scale_name, scale)
     # A group of zeros may have any scale, 0 too; a whole row or tensor of scale 0 is a fault.

@@ -1,35 +1,48 @@
-"""Writing a native folder: config.json, one safetensors file of words2, and the tokenizer's files as they were.
-
-The folder is made under a temporary name, read again and compared with what was to be written, and renamed when whole.
-"""
+"""Writing a model folder: streamed tensor by tensor, read again and compared with its source, and renamed when whole."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bitnet_mlx.checkpoint.folder import SINGLE, TOKENIZER_FILES
-from bitnet_mlx.checkpoint.read import EMBED, HEAD, read_weights
-from bitnet_mlx.checkpoint.safetensors_writer import Pending, pending, write_safetensors
-from bitnet_mlx.checkpoint.tensors import FLOATS, quantize_in_blocks
-from bitnet_mlx.errors import ConfigError, FormatError
-from bitnet_mlx.formats.dense import GroupedRows
-from bitnet_mlx.models.quantization import NATIVE_FORMAT, NATIVE_METHOD, NATIVE_VERSION
-from bitnet_mlx.models.weights import DecoderWeights, Linear, Matrix
+from bitnet_mlx.checkpoint.census import count_zeros
+from bitnet_mlx.checkpoint.folder import TOKENIZER_FILES
+from bitnet_mlx.checkpoint.safetensors_writer import Pending
+from bitnet_mlx.checkpoint.target import EMBED, HEAD, Bytes, Target, release_linear, seal
+from bitnet_mlx.checkpoint.target_native import NativeTarget
+from bitnet_mlx.checkpoint.workplace import Workplace
+from bitnet_mlx.errors import FormatError
+from bitnet_mlx.models.weights import DecoderWeights, Linear
 from bitnet_mlx.ternary import TernaryTensor
 
-_FILE_DTYPES = {name: key for key, name in FLOATS.items()}  # "bfloat16" -> "BF16"
-# Keys that describe another storage, or code that is never run.
-_DROPPED = ("quantization_config", "quantization", "auto_map", "is_bitnet_config")
-# What a config may say differently without changing a logit.
-_FREE = ("dtype", "activation_bits", "bos_token_id", "eos_token_ids", "pad_token_id", "tie_word_embeddings")
+THREADS = 2  # linears converted at once; what one takes in memory is bounded by its size
+Progress = Callable[[int, int], None]  # weights done, weights in all
+
+
+@dataclass
+class Written:
+    """What was written. layers: zeros share and scales of each ternary linear. tensors: how many the file holds.
+
+    parameters, ternary_parameters: counts, a tied head once. ternary_bytes: of ternary linears, scales included.
+    """
+
+    tensors: int = 0
+    parameters: int = 0
+    ternary_parameters: int = 0
+    ternary_bytes: int = 0
+    layers: dict[str, dict[str, float]] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)  # linears that are not ternary
+    activation_bits: set[int] = field(default_factory=set)
+    seals: dict[str, bytes] = field(default_factory=dict)  # of linears as they are to be read back
+    sums: dict[str, bytes] = field(default_factory=dict)  # of the other tensors' bytes
 
 
 def write_native(
@@ -39,149 +52,186 @@ def write_native(
     *,
     copy_from: Path | str | None = None,
     head_bits: int | None = None,
+    storage: str = "words2",
+    force: bool = False,
 ) -> Path:
     """Write a folder that read_weights uses in place.
 
     source_config: the config.json that the model came with; its storage keys are replaced. copy_from: a folder whose
     tokenizer, template and generation_config files are copied byte for byte. head_bits: 8, 6 or 4 quantise embedding
-    and head first; None and 16 write them as they are.
+    and head first; None and 16 write them as they are. storage: words2 or trits5.
 
-    Returns the destination. Raises ConfigError where it exists and is not empty, FormatError where the weights cannot
-    be told by the format; nothing is left behind then.
+    Returns the destination. Raises ConfigError where it exists, is not empty and `force` is not given, FormatError where
+    the weights cannot be told by the format; nothing is left behind then.
     """
-    destination = Path(destination)
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise ConfigError(f"[write] {destination} exists and is not an empty folder; give another name or remove it")
-    if head_bits not in (None, 32, 16, 8, 6, 4):
-        raise ConfigError(f"[write] head_bits is {head_bits!r}; 16, 8, 6 or 4 are allowed")
-    if head_bits is not None and head_bits < 16:
-        weights = _small_head(weights, head_bits)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
-        _copy(copy_from, temporary)
-        config = native_config(weights, source_config)
-        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        write_safetensors(
-            temporary / SINGLE, list(_tensors(weights)), {"bitnet_mlx": f"{NATIVE_FORMAT} {NATIVE_VERSION}"}
-        )
-        compare(read_weights(temporary), weights)
-        if destination.exists():
-            destination.rmdir()
-        os.replace(temporary, destination)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return destination
+    target = NativeTarget(weights, source_config, storage, head_bits, default_head_bits=16)
+    with Workplace(destination, force) as place:
+        write_folder(weights, target, place.path, copy_from)
+        return place.publish()
 
 
-def _small_head(weights: DecoderWeights, bits: int) -> DecoderWeights:
-    def small(rows: Matrix) -> Matrix:
-        if isinstance(rows, TernaryTensor) or getattr(rows, "bits", None) == bits:
-            return rows
-        return quantize_in_blocks(rows, bits)
+def write_folder(
+    weights: DecoderWeights,
+    target: Target,
+    folder: Path,
+    copy_from: Path | str | None = None,
+    progress: Progress | None = None,
+) -> Written:
+    """Write all files of a model into an empty folder, read them again and compare.
 
-    embed = small(weights.embed_tokens)
-    head = embed if weights.lm_head is weights.embed_tokens else small(weights.lm_head)
-    return replace(weights, embed_tokens=embed, lm_head=head)
-
-
-def _copy(source: Path | str | None, destination: Path) -> None:
-    for name in TOKENIZER_FILES if source is not None else ():
-        path = Path(source or "") / name
+    progress: called with the weights done and the weights to do, each counted twice: written and compared.
+    """
+    for name in TOKENIZER_FILES if copy_from is not None and not target.whole else ():
+        path = Path(copy_from or "") / name
         if path.is_file():
-            shutil.copyfile(path, destination / name)
-
-
-def native_config(weights: DecoderWeights, source_config: dict[str, Any]) -> dict[str, Any]:
-    """config.json of the native folder. FormatError where layers or heads differ in their bits."""
-    ternary = [linear.weight for linear in weights.linears.values() if isinstance(linear.weight, TernaryTensor)]
-    activations = {weight.activation_bits for weight in ternary}
-    heads = {getattr(rows, "bits", 16) for rows in (weights.embed_tokens, weights.lm_head)}
-    if len(activations) > 1 or len(heads) > 1:
+            shutil.copyfile(path, folder / name)
+    ticks = _Ticks(weights, progress)
+    written = _write_tensors(weights, target, folder / target.file, ticks)
+    if len(written.activation_bits) > 1:
         raise FormatError(
-            f"[write] layers have {sorted(activations)} activation bits and heads {sorted(heads)} bits; "
-            "the native format holds one of each"
+            f"[write] layers have {sorted(written.activation_bits)} activation bits; one number for all is needed"
         )
-    kept = [name for name, linear in weights.linears.items() if not isinstance(linear.weight, TernaryTensor)]
-    config = {key: value for key, value in source_config.items() if key not in _DROPPED}
-    config["tie_word_embeddings"] = weights.lm_head is weights.embed_tokens
-    config["quantization_config"] = {
-        "quant_method": NATIVE_METHOD,
-        "format": NATIVE_FORMAT,
-        "format_version": NATIVE_VERSION,
-        "activation_bits": activations.pop() if activations else 8,
-        "head_bits": heads.pop(),
-        "modules_to_not_convert": [HEAD, *kept],
-    }
-    return config
+    target.finish(folder, written.kept, max(written.activation_bits, default=8))
+    _compare_bytes(target.opened(folder / target.file), written)
+    compare_linears(target.reopen(folder), written, ticks)
+    return written
 
 
-def _tensors(weights: DecoderWeights) -> Iterator[Pending]:
-    yield from _matrix(EMBED, weights.embed_tokens)
-    if weights.lm_head is not weights.embed_tokens:
-        yield from _matrix(HEAD, weights.lm_head)
-    for module, linear in weights.linears.items():
-        yield from _matrix(module, linear.weight)
-        if linear.bias is not None:
-            yield pending(f"{module}.bias", linear.bias)
-    for module, norm in weights.norms.items():
-        yield pending(f"{module}.weight", norm)
+class _Ticks:
+    """Counts weights for the progress bar."""
+
+    def __init__(self, weights: DecoderWeights, progress: Progress | None) -> None:
+        config = weights.config
+        tables = {id(rows): rows for rows in (weights.embed_tokens, weights.lm_head)}.values()
+        self.tables = sum(rows.shape[0] * rows.shape[1] for rows in tables)
+        self.linears = config.num_hidden_layers * sum(n * k for n, k in config.linear_shapes().values())
+        self._done, self._progress = 0, progress
+
+    def add(self, count: int) -> None:
+        self._done += count
+        if self._progress:
+            self._progress(self._done, self.tables + 2 * self.linears)
 
 
-def _matrix(module: str, matrix: Matrix) -> Iterator[Pending]:
-    if isinstance(matrix, TernaryTensor):
-        if module in (EMBED, HEAD):
-            raise FormatError(
-                f"[write] {module} is ternary; the native format holds embeddings and heads of 4 bits or more"
-            )
-        yield pending(f"{module}.weight", matrix.words)
-        yield pending(f"{module}.weight_scale", matrix.scale)
-    elif isinstance(matrix, GroupedRows):
-        if module not in (EMBED, HEAD):
-            raise FormatError(f"[write] {module} is in {matrix.bits}-bit groups; linears are ternary or float here")
-        yield pending(f"{module}.weight", matrix.codes)
-        yield pending(f"{module}.weight_scale", matrix.scales)
-    else:
-        yield pending(f"{module}.weight", matrix.data, _FILE_DTYPES[matrix.dtype])
+def _write_tensors(weights: DecoderWeights, target: Target, path: Path, ticks: _Ticks) -> Written:
+    written = Written()
+    sums: dict[str, Any] = {}
+
+    def seen(name: str, block: np.ndarray) -> None:
+        if name in sums:
+            sums[name].update(block.reshape(-1).view(np.uint8).data)
+
+    with target.stream(path, seen) as file:
+
+        def add(tensor: Pending) -> None:
+            sums[tensor.name] = sha256()
+            file.add(tensor)
+            written.tensors += 1
+
+        tables = [(EMBED, weights.embed_tokens)]
+        if weights.lm_head is not weights.embed_tokens:
+            tables.append((HEAD, weights.lm_head))
+        for module, rows in tables:
+            for tensor in target.table(module, rows):
+                add(tensor)
+            count = rows.shape[0] * rows.shape[1]
+            written.parameters += count
+            ticks.add(count)
+        for module, norm in weights.norms.items():
+            add(target.norm(module, norm))
+            written.parameters += norm.size
+        for module, (tensors, linear, held) in in_order(weights, target):
+            _account(written, module, linear, tensors, held)
+            for tensor in tensors:
+                file.add(tensor)
+                written.tensors += 1
+            release_linear(linear)
+            ticks.add(linear.weight.shape[0] * linear.weight.shape[1])
+    written.sums = {name: digest.digest() for name, digest in sums.items()}
+    return written
 
 
-def compare(found: DecoderWeights, wanted: DecoderWeights) -> None:
-    """Raise FormatError, naming the first tensor that differs, unless both models are equal to the last bit."""
-    for key, value in asdict(wanted.config).items():
-        other = asdict(found.config)[key]
-        if key not in _FREE and other != value:
-            raise FormatError(
-                f"[write] the source config makes {key} {other!r}, but the weights' own config has {value!r}"
-            )
-    for name in ("embed_tokens", "lm_head"):
-        _equal(name, _arrays(Linear(getattr(found, name))), _arrays(Linear(getattr(wanted, name))))
-    for kind in ("linears", "norms"):
-        if getattr(found, kind).keys() != getattr(wanted, kind).keys():
-            raise FormatError(
-                f"[write] the {kind} read back have other names than those written; this is a fault of ours"
-            )
-    for name, linear in wanted.linears.items():
-        _equal(name, _arrays(found.linears[name]), _arrays(linear))
-    for name, norm in wanted.norms.items():
-        _equal(name, [found.norms[name]], [norm])
+Converted = tuple[list[Pending], Linear, bytes]
 
 
-def _arrays(linear: Linear) -> list[np.ndarray]:
+def in_order(weights: DecoderWeights, target: Target) -> Iterator[tuple[str, Converted]]:
+    """(name, (tensors, the linear read, its seal when read back)), several linears at work, in the order of the model."""
+
+    def convert(module: str) -> Converted:
+        linear = weights.linears[module]
+        tensors, held = target.linear(module, linear)
+        return tensors, linear, seal(held)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        waiting: deque[tuple[str, Future[Converted]]] = deque()
+        try:
+            for module in weights.linears:
+                waiting.append((module, pool.submit(convert, module)))
+                if len(waiting) > THREADS:
+                    name, done = waiting.popleft()
+                    yield name, done.result()
+            while waiting:
+                name, done = waiting.popleft()
+                yield name, done.result()
+        finally:
+            for _, job in waiting:
+                job.cancel()
+
+
+def _account(written: Written, module: str, linear: Linear, tensors: list[Pending], held: bytes) -> None:
     w = linear.weight
-    if isinstance(w, TernaryTensor):
-        arrays = [w.words, w.scale, np.array([w.activation_bits])]
-    else:
-        arrays = [w.codes, w.scales, np.array([w.bits])] if isinstance(w, GroupedRows) else [w.data]
-    return arrays if linear.bias is None else [*arrays, linear.bias]
+    count = w.shape[0] * w.shape[1]
+    written.seals[module] = held
+    written.parameters += count + (0 if linear.bias is None else linear.bias.size)
+    if not isinstance(w, TernaryTensor):
+        written.kept.append(module)
+        return
+    written.activation_bits.add(w.activation_bits)
+    written.ternary_parameters += count
+    written.ternary_bytes += sum(tensor.nbytes for tensor in tensors if not tensor.name.endswith(".bias"))
+    written.layers[module] = {
+        "zeros": count_zeros(w) / count,
+        "scale_min": float(w.scale.min()),
+        "scale_max": float(w.scale.max()),
+    }
 
 
-def _equal(name: str, found: list[np.ndarray], wanted: list[np.ndarray]) -> None:
-    same = len(found) == len(wanted) and all(
-        a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(found, wanted, strict=True)
+def _compare_bytes(file: Bytes, written: Written) -> None:
+    """Raise FormatError unless the file's embedding, head and norms hold the bytes that were to be written."""
+    for name, wanted in written.sums.items():
+        digest = sha256()
+        raw = file.array(name).reshape(-1).view(np.uint8)
+        for start in range(0, raw.size, 1 << 22):
+            digest.update(raw[start : start + (1 << 22)].data)
+        file.release(name)
+        if digest.digest() != wanted:
+            raise differs(name)
+
+
+def compare_linears(found: Any, written: Written, ticks: _Ticks | None = None) -> None:
+    """Raise FormatError, naming the first that differs, unless the linears read back are what was converted."""
+    if list(found) != list(written.seals) and set(found) != set(written.seals):
+        raise FormatError("[write] the linears read back have other names than those written; this is a fault of ours")
+
+    def check(module: str) -> tuple[bytes, int]:
+        linear = found[module]
+        digest = seal(linear)
+        release_linear(linear)
+        return digest, linear.weight.shape[0] * linear.weight.shape[1]
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            for module, (digest, count) in zip(written.seals, pool.map(check, written.seals), strict=True):
+                if digest != written.seals[module]:
+                    raise differs(module)
+                if ticks:
+                    ticks.add(count)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def differs(name: str) -> FormatError:
+    """The error for what came back otherwise than it was written."""
+    return FormatError(
+        f"[write] {name} read back differs from what was written; the disk may be faulty. Nothing was kept"
     )
-    if not same:
-        raise FormatError(
-            f"[write] {name} read back differs from what was written; the disk may be faulty. Nothing was kept"
-        )

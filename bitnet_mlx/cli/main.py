@@ -18,6 +18,7 @@ _FORMAT = warnings.formatwarning
 COMMANDS = {
     "generate": "print a model's continuation of a prompt",
     "chat": "talk with a model",
+    "convert": "turn a checkpoint of any format that is read into another, and compare",
     "inspect": "tell what a checkpoint is, without loading it whole",
     "train": "train a ternary model from text files",
     "memory": "predict what a model takes in memory, and whether it fits this machine",
@@ -33,7 +34,7 @@ def _usage() -> str:
         [
             "usage: bitnet-mlx COMMAND [options]",
             "",
-            "Run, train and inspect ternary (BitNet b1.58) language models.",
+            "Run, convert, train and inspect ternary (BitNet b1.58) language models.",
             "",
             "commands:",
             *lines,

@@ -1,10 +1,14 @@
-"""ggml's dense types to float32: F32, F16, BF16 and the block types Q8_0, Q4_0 and Q6_K.
+"""ggml's dense types to float32: F32, F16, BF16 and the block types Q8_0, Q4_0, Q6_K and Q4_K.
 
 Q8_0, 32 weights: float16 d, 32 int8 q; w = q d.
 Q4_0, 32 weights: float16 d, 16 bytes; weight i in the low half of byte i, weight 16 + i in its high half; w = (q - 8) d.
 Q6_K, 256 weights: 128 bytes of low 4 bits, 64 bytes of high 2 bits, 16 int8 scales, float16 d; each 128 weights are four
 runs of 32: run r takes byte (r mod 2) * 32 + i of the low bits, half r div 2, and bits 2 r of byte i of the high ones;
 w = (d scale) (q - 32), one scale for 16 weights.
+Q4_K, 256 weights: float16 d and m, 12 bytes of eight 6-bit scales and eight 6-bit offsets, 128 bytes of codes; run r of 32
+weights lies in half r mod 2 of bytes (r div 2) * 32 + i; w = (d scale) q - (m offset). Of byte j below 4 of the 12 the
+low 6 bits are scale j, of byte 4 + j offset j; byte 8 + j has the low 4 bits of scale 4 + j and of offset 4 + j (its high
+half), whose top 2 bits are those of bytes j and 4 + j.
 Products are rounded in this order, as the format's own library does.
 """
 
@@ -18,7 +22,7 @@ from bitnet_mlx.errors import FormatError
 from bitnet_mlx.formats.dense import bfloat16_to_float32
 
 PLAIN = {"F32": 4, "F16": 2, "BF16": 2}
-BLOCKS = {"Q8_0": (32, 34), "Q4_0": (32, 18), "Q6_K": (256, 210)}  # weights, bytes
+BLOCKS = {"Q8_0": (32, 34), "Q4_0": (32, 18), "Q6_K": (256, 210), "Q4_K": (256, 144)}  # weights, bytes
 
 
 def row_bytes(kind: str, k: int, name: str = "tensor") -> int:
@@ -68,4 +72,19 @@ def _q6_k(block: np.ndarray) -> np.ndarray:
     return (scales[..., None] * (codes.reshape(count, 16, 16).astype(np.float32) - np.float32(32))).reshape(count, 256)
 
 
-_DECODERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"Q8_0": _q8_0, "Q4_0": _q4_0, "Q6_K": _q6_k}
+def _q4_k(block: np.ndarray) -> np.ndarray:
+    count, packed = block.shape[0], block[:, 4:16].reshape(-1, 3, 4)
+    low, top, rest = packed[:, 0], packed[:, 1], packed[:, 2]
+    scale = np.concatenate([low & 63, (rest & 15) | (low >> 6) << 4], axis=1).astype(np.float32)
+    offset = np.concatenate([top & 63, (rest >> 4) | (top >> 6) << 4], axis=1).astype(np.float32)
+    codes = block[:, 16:].reshape(count, 4, 1, 32) >> np.array([0, 4], np.uint8)[:, None] & 15
+    scale, offset = _half(block[:, :2]) * scale, _half(block[:, 2:4]) * offset
+    return (scale[..., None] * codes.reshape(count, 8, 32).astype(np.float32) - offset[..., None]).reshape(count, 256)
+
+
+_DECODERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "Q8_0": _q8_0,
+    "Q4_0": _q4_0,
+    "Q6_K": _q6_k,
+    "Q4_K": _q4_k,
+}

@@ -10,25 +10,30 @@ from bitnet_mlx.errors import FormatError, UnsupportedModelError
 from bitnet_mlx.formats.strict_json import shown
 from bitnet_mlx.models.config_fields import Fields
 
-NATIVE_METHOD, NATIVE_FORMAT, NATIVE_VERSION = "bitnet-mlx", "words2", 1
+NATIVE_METHOD, NATIVE_FORMATS, NATIVE_VERSION = "bitnet-mlx", ("words2", "trits5"), 1
 _SUPPORTED = "supported are quant_method bitnet (Hugging Face), bitnet-mlx (this package) and no quantisation at all"
 
 
 @dataclass(frozen=True)
 class Quantization:
     """storage: packed (uint8, four rows a byte, and weight_scale), online (float master weights, ternarised when read),
-    words2 (this package's own), dense (float layers run as floats) or gguf (each tensor tells its own type).
+    words2 and trits5 (this package's own), dense (float layers run as floats) or gguf (each tensor tells its own type).
 
     divide: whether w = t / weight_scale; otherwise w = t * weight_scale.
     modules_to_not_convert: as in config.json; None stands for "the output head".
     head_bits: bits of the head's codes in this package's own format; None where the file's dtype says all.
     """
 
-    storage: Literal["packed", "online", "words2", "dense", "gguf"] = "dense"
+    storage: Literal["packed", "online", "words2", "trits5", "dense", "gguf"] = "dense"
     divide: bool = False
     modules_to_not_convert: tuple[str, ...] | None = None
     activation_bits: int = 8
     head_bits: int | None = None
+
+    @property
+    def native(self) -> bool:
+        """Whether this package wrote it."""
+        return self.storage in NATIVE_FORMATS
 
     @property
     def scales_bias(self) -> bool:
@@ -112,10 +117,11 @@ def _bitnet(fields: Fields, kept: tuple[str, ...] | None) -> Quantization:
 
 def _native(fields: Fields, kept: tuple[str, ...] | None) -> Quantization:
     name, version = fields.get("format"), fields.get("format_version")
-    if name != NATIVE_FORMAT or version != NATIVE_VERSION or isinstance(version, bool):
+    if name not in NATIVE_FORMATS or version != NATIVE_VERSION or isinstance(version, bool):
         raise UnsupportedModelError(
             f"[config] {fields.where}: format {shown(name)} version {shown(version)}; "
-            f"{NATIVE_FORMAT} version {NATIVE_VERSION} is read here. A newer bitnet-mlx may have written it: upgrade"
+            f"{' and '.join(NATIVE_FORMATS)} version {NATIVE_VERSION} are read here. "
+            "A newer bitnet-mlx may have written it: upgrade"
         )
     bits = fields.size("activation_bits", 8)
     if bits not in (8, 16):
@@ -123,4 +129,4 @@ def _native(fields: Fields, kept: tuple[str, ...] | None) -> Quantization:
     head = fields.size("head_bits", 16)
     if head not in (32, 16, 8, 6, 4):
         raise fields.wrong("head_bits", "16, 8, 6 or 4 is allowed")
-    return Quantization("words2", False, kept, bits, head if head < 16 else None)
+    return Quantization(name, False, kept, bits, head if head < 16 else None)

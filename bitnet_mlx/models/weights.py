@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,7 +39,7 @@ class DecoderWeights:
     config: DecoderConfig
     embed_tokens: Matrix
     lm_head: Matrix
-    linears: dict[str, Linear] = field(default_factory=dict)
+    linears: MutableMapping[str, Linear] = field(default_factory=dict)
     norms: dict[str, np.ndarray] = field(default_factory=dict)
 
     def layer_linear(self, layer: int, name: str) -> Linear:

@@ -17,7 +17,7 @@ import pytest
 
 from bitnet_mlx.checkpoint.hub import resolve
 from bitnet_mlx.errors import ConfigError
-from tests.support import hf_folder
+from tests.support import gguf_models, hf_folder
 from tests.support.hub_server import COMMIT, serving
 
 NAME = "owner/tiny"
@@ -103,6 +103,45 @@ def test_a_repository_without_safetensors_is_refused(tmp_path: Path) -> None:
     assert found["error"] == "FormatError" and "has no model.safetensors" in found["text"]
 
 
+def gguf_repository(path: Path, *files: str) -> Path:
+    keys, content = gguf_models.small()
+    path.mkdir()
+    for file in files:
+        (path / file).parent.mkdir(exist_ok=True)
+        gguf_models.write(path / file, keys, content)
+    (path / "README.md").write_text("a model")
+    return path
+
+
+def test_repositories_of_gguf_files(tmp_path: Path) -> None:
+    """The only file of a repository, one of several by its name, and both again from the cache."""
+    repos = {
+        "owner/one": gguf_repository(tmp_path / "one", "model.gguf"),
+        "owner/two": gguf_repository(tmp_path / "two", "a.gguf", "sub/b.gguf"),
+    }
+    asked = (("owner/one", None), ("owner/two/sub/b.gguf", None), ("owner/two", None), ("owner/two/c.gguf", None))
+    home = tmp_path / "home"
+    with serving(repos) as server:
+        (one, two, several, absent), _ = run(home, *asked, endpoint=server.url)
+    assert one["folder"].endswith("model.gguf") and two["folder"].endswith("sub/b.gguf")
+    assert one["linears"] == two["linears"] == 14
+    assert several["error"] == absent["error"] == "ConfigError"
+    assert "holds 2 GGUF files; give one of them: owner/two/a.gguf, owner/two/sub/b.gguf" in several["text"]
+    assert "owner/two has no file c.gguf" in absent["text"]
+    (again, other), _ = run(home, *asked[:2], offline=True)
+    assert (again, other) == (one, two)
+
+
+def test_a_folder_of_gguf_files(tmp_path: Path) -> None:
+    folder = gguf_repository(tmp_path / "one", "model.gguf")
+    assert resolve(folder) == folder / "model.gguf"
+    several = gguf_repository(tmp_path / "two", "a.gguf", "b.gguf")
+    with pytest.raises(ConfigError, match=r"holds 2 GGUF files; give one of them: .*two/a.gguf, .*two/b.gguf"):
+        resolve(several)
+    (several / "model.safetensors").write_bytes(b"")
+    assert resolve(several) == several
+
+
 def cache(home: Path, source: Path) -> Path:
     """The client's own layout: blobs, refs, and a snapshot of links; returns the snapshot."""
     store = home / "hub" / "models--owner--tiny"
@@ -144,7 +183,21 @@ def test_a_path_that_exists_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     "name",
-    ["nowhere", "./nowhere", "/no/where", "a/b/c", "owner/", "", "a" * 5000, "a\0b", "own er/x", "../owner/x", "-a/b"],
+    [
+        "nowhere",
+        "./nowhere",
+        "/no/where",
+        "a/b/c",
+        "owner/",
+        "",
+        "a" * 5000,
+        "a\0b",
+        "own er/x",
+        "../owner/x",
+        "-a/b",
+        "a/b/../c.gguf",
+        "a/b/.gguf/",
+    ],
 )
 def test_what_is_neither_a_folder_nor_a_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

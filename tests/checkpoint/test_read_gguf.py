@@ -14,7 +14,7 @@ from bitnet_mlx.checkpoint.read_gguf import read_gguf
 from bitnet_mlx.formats import words2
 from bitnet_mlx.formats.dense import DenseRows, GroupedRows
 from bitnet_mlx.models.config import DecoderConfig
-from bitnet_mlx.models.weights import DecoderWeights
+from bitnet_mlx.models.weights import DecoderWeights, Linear
 from bitnet_mlx.ternary import TernaryTensor, ternarize
 from tests.support import gguf_models
 from tests.support.random_model import random_weights, tiny_config
@@ -85,7 +85,7 @@ def test_biases_heads_of_their_own_size_and_rotation_of_q_and_k(tmp_path: Path) 
     assert_same(found, expected)
 
 
-@pytest.mark.parametrize("head", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q6_K"])
+@pytest.mark.parametrize("head", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q6_K", "Q4_K"])
 def test_embedding_and_head_of_every_type(head: str, tmp_path: Path) -> None:
     expected = model("llama")
     path = written(tmp_path, expected, "llama", "TQ2_0", head=head)
@@ -131,3 +131,52 @@ def test_scales_of_blocks_become_the_tensors_rows_or_groups(tmp_path: Path) -> N
                 gguf_models.dense(linear.weight), gguf_models.dense(expected.linears[name].weight)
             )
         assert read_gguf(tmp_path / "model.gguf", activations=24 - bits).config.activation_bits == 24 - bits
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16"])
+def test_floats_of_a_bitnet_model_that_are_ternary_stay_exact(kind: str, tmp_path: Path) -> None:
+    expected = model("bitnet-b1.58")
+    assert_same(read_gguf(written(tmp_path, expected, "bitnet-b1.58", kind, head="F32")), expected)
+
+
+def test_master_weights_are_ternarised_and_said_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected, rng = model("bitnet-b1.58"), np.random.default_rng(3)
+    for name, linear in expected.linears.items():
+        n, k = linear.weight.shape
+        expected.linears[name] = Linear(DenseRows(rng.standard_normal((n, k)).astype(np.float32), "float32"))
+    found = read_gguf(written(tmp_path, expected, "bitnet-b1.58", "F32"))
+    assert "14 matrices hold floats that are not ternary; they were ternarised by their mean" in caplog.text
+    for name, linear in found.linears.items():
+        t, m = ternarize(expected.linears[name].weight.rows(slice(None)))
+        assert isinstance(linear.weight, TernaryTensor) and linear.weight.activation_bits == 8
+        np.testing.assert_array_equal(linear.weight.rows(slice(None)), t * m)
+
+
+def test_floats_of_other_models_run_as_floats(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = model("llama", bias=True)
+    found = read_gguf(written(tmp_path, expected, "llama", "F16", head="F32"))
+    assert "layers are not ternary; they run as floats" in caplog.text
+    for name, linear in found.linears.items():
+        there = expected.linears[name]
+        assert isinstance(linear.weight, DenseRows) and linear.weight.dtype == "float16"
+        np.testing.assert_array_equal(linear.weight.rows(slice(None)), there.weight.rows(slice(None)))
+        np.testing.assert_array_equal(linear.bias, there.bias)
+
+
+def test_a_factor_beside_a_matrix_is_part_of_its_scale(tmp_path: Path) -> None:
+    """llama.cpp multiplies the product with attn_q.scale."""
+    expected = model("bitnet-b1.58")
+    keys = gguf_models.metadata(expected.config, "bitnet-b1.58")
+    content = gguf_models.tensors(expected, "TQ2_0", "F32")
+    content["blk.1.ffn_up.scale"] = ((1,), 0, np.float32(0.25).tobytes())
+    up = expected.linears["model.layers.1.mlp.up_proj"].weight
+    assert isinstance(up, TernaryTensor)
+    up.scale[...] *= np.float32(0.25)
+    assert_same(read_gguf(gguf_models.write(tmp_path / "a.gguf", keys, content)), expected)
+
+
+def test_progress_reaches_the_end(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    path = written(tmp_path, model("llama"), "llama", "TQ1_0")
+    read_gguf(path, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (path.stat().st_size,) * 2 and [done for done, _ in seen] == sorted(done for done, _ in seen)

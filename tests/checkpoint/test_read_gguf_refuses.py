@@ -67,7 +67,7 @@ CASES: dict[str, tuple[str, Change, type[BitnetError], str]] = {
     "TL1": ("I2_S", retyped(Q, 38, 99), UnsupportedModelError, r"type TL1 \(blk.0.attn_q.weight\): its bytes are arranged"),
     "TL2": ("I2_S", retyped(Q, 39, 99), UnsupportedModelError, "type TL2"),
     "rotated": ("I2_S", retyped(Q, 142, 99), UnsupportedModelError, "PQ2_0 .*Hadamard"),
-    "Q4_K": ("I2_S", retyped(Q, 12, 99), UnsupportedModelError, "Q4_K .*: TQ1_0, TQ2_0, I2_S, Q2_0, F32, F16, BF16 are read"),
+    "Q4_K": ("I2_S", retyped(Q, 12, 256 * 144), UnsupportedModelError, "Q4_K .*: TQ1_0, TQ2_0, I2_S, Q2_0, F32, F16, BF16 are"),
     "Q8_0 linear": ("I2_S", retyped(Q, 8, 256 * 8 * 34), UnsupportedModelError, "type Q8_0"),
     "unknown type": ("I2_S", retyped(Q, 777, 99), UnsupportedModelError, "type type 777"),
     "head's type": ("I2_S", retyped("token_embd.weight", 10, 99), UnsupportedModelError, r"Q2_K \(token_embd.weight\)"),

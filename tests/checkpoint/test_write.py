@@ -16,7 +16,7 @@ from safetensors import safe_open
 from bitnet_mlx.checkpoint.read import read_weights
 from bitnet_mlx.checkpoint.safetensors_file import SafetensorsFile
 from bitnet_mlx.checkpoint.safetensors_writer import pending, write_safetensors
-from bitnet_mlx.checkpoint.write import compare, write_native
+from bitnet_mlx.checkpoint.write import write_native
 from bitnet_mlx.errors import ConfigError, FormatError
 from bitnet_mlx.formats.dense import GroupedRows, quantize_rows
 from bitnet_mlx.models.decoder_numpy import NumpyDecoder
@@ -119,7 +119,7 @@ def test_an_existing_folder_is_never_overwritten(tmp_path: Path) -> None:
     write_native(weights, config_of(weights), tmp_path / "empty")
     for name in ("empty", "file"):
         (tmp_path / "file").write_text("x")
-        with pytest.raises(ConfigError, match=rf"{name} exists and is not an empty folder"):
+        with pytest.raises(ConfigError, match=rf"{name} exists and is (not an empty folder|a file)"):
             write_native(weights, config_of(weights), tmp_path / name)
 
 
@@ -153,16 +153,6 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, name: str) -> None:
     with pytest.raises(FormatError, match=text):
         write_native(weights, config_of(weights, **keys), tmp_path / "native")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_compare_finds_one_bit(tmp_path: Path) -> None:
-    a, b = random_weights(tiny_config()), random_weights(tiny_config())
-    compare(a, b)
-    name = "model.layers.1.mlp.gate_proj"
-    words = b.linears[name].weight.words  # type: ignore[union-attr]
-    words[3, 1] ^= 1
-    with pytest.raises(FormatError, match=f"{name} read back differs"):
-        compare(a, b)
 
 
 UP = "model.layers.0.mlp.up_proj"
@@ -205,7 +195,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"]["format_version"] = 2
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(Exception, match="version 2; words2 version 1 is read here") as caught:
+    with pytest.raises(Exception, match="version 2; words2 and trits5 version 1 are read here") as caught:
         read_weights(folder)
     assert type(caught.value).__name__ == "UnsupportedModelError"
 

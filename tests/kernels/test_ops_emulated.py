@@ -15,6 +15,7 @@ from bitnet_mlx.backends.kernels.chooser import Measured
 from bitnet_mlx.backends.kernels.launch import Launch
 from bitnet_mlx.backends.kernels.layout import Layout, halves
 from bitnet_mlx.backends.kernels.ops import KernelOps
+from bitnet_mlx.backends.kernels.row_attention import both
 from bitnet_mlx.backends.kernels.row_kernels import FloatProduct, Quantiser, RopeKv
 from bitnet_mlx.backends.kernels.tune import Chain, Tuner
 from bitnet_mlx.backends.mlx_affine import StockOps
@@ -55,6 +56,8 @@ def test_every_row_kernel_passes_its_own_check() -> None:
     kernels += [Quantiser(136, halves(136), "float32"), Quantiser(136, halves(136), "float32", False, "silu")]
     kernels += [
         RopeKv(4, 2, 6, "bfloat16"),
+        *both(4, 2, 6, "bfloat16"),
+        *both(3, 1, 64, "float32"),
         FloatProduct(9, 140, 2, "group", "bfloat16"),
         FloatProduct(9, 128, 1, "row", "float32"),
     ]
@@ -76,6 +79,20 @@ class Planted:
             return [to_mlx(y) for y in emulate(plain, edit=edit)]
         except AssertionError as error:  # what the emulator refuses or catches; MLX raises this class
             raise RuntimeError(str(error)) from error
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        ("old = lengths[0]", "old = lengths[0] + 1"),
+        ("count = old + held", "count = old + held - 1"),
+        ("slot < held)", "slot + 1 < held)"),
+        ("power_of_two(score[u][q] - high)", "power_of_two(0.9f * (score[u][q] - high))"),
+    ],
+)
+def test_the_check_of_attention_sees_a_fault(edit: tuple[str, str]) -> None:
+    for kernel in both(4, 2, 6, "bfloat16"):
+        assert not kernel.check(Planted("decode_attention", *edit)).sound
 
 
 def timer(label: str, chain: Chain) -> float:

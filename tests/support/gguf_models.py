@@ -14,6 +14,7 @@ from bitnet_mlx.models.config import DecoderConfig
 from bitnet_mlx.models.weights import DecoderWeights, Matrix
 from bitnet_mlx.ternary import GROUP, TernaryTensor
 from tests.support import gguf_files
+from tests.support.random_model import random_weights, tiny_config
 
 LINEARS = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -44,6 +45,12 @@ def metadata(config: DecoderConfig, architecture: str, **changes: Any) -> dict[s
     return {"general.architecture": architecture, **found}
 
 
+def small() -> tuple[dict[str, Any], Tensors]:
+    """Keys and tensors of a model of two layers, without a vocabulary."""
+    config = tiny_config(hidden_size=64, intermediate_size=128, head_dim=16)
+    return metadata(config, "bitnet-b1.58"), tensors(random_weights(config, head="float32"), "I2_S")
+
+
 def permuted(array: np.ndarray, heads: int) -> np.ndarray:
     """q or k as llama.cpp's converter orders its rows: both halves of a head become neighbours."""
     out = np.empty_like(array)
@@ -61,8 +68,8 @@ def encode(values: np.ndarray, kind: str, layout: str = "128") -> bytes:
         return i2_s(np.sign(values), float(np.abs(values).max()), layout)
     if kind == "Q2_0":
         return q2_0(values, int(layout))
-    if kind == "Q6_K":
-        return q6_k(values)
+    if kind in ("Q6_K", "Q4_K"):
+        return k_blocks(values, kind)
     return quants.quantize(values, Type[kind]).tobytes()
 
 
@@ -83,12 +90,14 @@ def q2_0(values: np.ndarray, group: int) -> bytes:
     return b"".join(np.float16(s).tobytes() + row.tobytes() for s, row in zip(d, packed, strict=True))
 
 
-def q6_k(values: np.ndarray) -> bytes:
-    """Any valid blocks: random codes from the values' own bits; what they stand for is the owner's to say."""
-    blocks = values.size // 256
+def k_blocks(values: np.ndarray, kind: str) -> bytes:
+    """Any valid blocks: random codes seeded by the values; what they stand for is the owner's to say."""
+    size, scales = {"Q6_K": (210, 208), "Q4_K": (144, 0)}[kind]
     rng = np.random.default_rng(values.view(np.uint32).reshape(-1)[:8])
-    raw = rng.integers(0, 256, (blocks, 210)).astype(np.uint8)
-    raw[:, 208:] = np.array([0.01], "<f2").view(np.uint8)
+    raw = rng.integers(0, 256, (values.size // 256, size)).astype(np.uint8)
+    raw[:, scales : scales + 2] = np.array([0.01], "<f2").view(np.uint8)
+    if kind == "Q4_K":
+        raw[:, 2:4] = np.array([0.02], "<f2").view(np.uint8)
     return raw.tobytes()
 
 

@@ -1,0 +1,156 @@
+"""convert: any checkpoint that is read -> a folder or file of another format, compared with its source."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bitnet_mlx.checkpoint.detect import detect
+from bitnet_mlx.checkpoint.folder import read_config
+from bitnet_mlx.checkpoint.gguf_folder import described
+from bitnet_mlx.checkpoint.hub import resolve
+from bitnet_mlx.checkpoint.peak_memory import peak_memory
+from bitnet_mlx.checkpoint.read import open_weights
+from bitnet_mlx.checkpoint.target import Target, check_dtype
+from bitnet_mlx.checkpoint.target_hf import HfTarget
+from bitnet_mlx.checkpoint.target_mlx import MlxTarget
+from bitnet_mlx.checkpoint.target_native import NativeTarget
+from bitnet_mlx.checkpoint.workplace import Workplace
+from bitnet_mlx.checkpoint.write import Written, write_folder
+from bitnet_mlx.errors import ConfigError, MemoryLimitError
+from bitnet_mlx.models.weights import DecoderWeights
+
+FORMATS = ("words2", "trits5", "hf", "mlx-2bit")
+# Bits of a ternary weight with its scales, and of an embedding's value where no --head-bits says otherwise.
+_BITS = {"words2": (2.0, 8), "trits5": (1.6, 8), "hf": (2.0, 16), "mlx-2bit": (2.5, 8)}
+_SPARE = 16 << 20  # bytes of disk beside the weights: tokenizer, header
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did. Bytes are of weight files; bits_per_weight is of ternary weights, scales included.
+
+    layers: by module, the share of zeros, the least and the greatest scale, and for weights that were ternarised here the
+    relative error |W - t m| / |W|. verified: every ternary tensor was read again and equals its source.
+    """
+
+    path: str
+    source: str
+    format: str
+    tensors: int
+    ternary_parameters: int
+    parameters: int
+    bits_per_weight: float
+    bytes_in: int
+    bytes_out: int
+    seconds: float
+    peak_memory_bytes: int | None
+    verified: bool
+    notices: list[str] = field(default_factory=list)
+    layers: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """The JSON record."""
+        return asdict(self)
+
+
+def convert(
+    hf_path: str | Path,
+    mlx_path: str | Path,
+    format: str = "words2",  # noqa: A002 - the command line's own name for it
+    head_bits: int | None = None,
+    dtype: str | None = None,
+    force: bool = False,
+    revision: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Conversion:
+    """Convert a checkpoint.
+
+    hf_path: a folder, a GGUF file, or owner/name on the Hugging Face hub. mlx_path: where the result is to be; it appears
+    when it is whole and has been compared. format: words2 (this package's own, used in place), trits5 (its own, 1.6 bits
+    a weight), hf (Hugging Face's packed layout, for transformers) or mlx-2bit (for stock mlx-lm; llama and qwen3 families).
+    head_bits: of embedding and head: 16 as they are, else 8, 6 or 4; None makes floats 8 where the format can hold that.
+    dtype: of what stays floats; None keeps the checkpoint's. force: replace a model at mlx_path. progress: called with
+    weights done and weights in all.
+
+    Raises ConfigError for options and places that are not allowed, MemoryLimitError where the disk lacks room,
+    UnsupportedModelError or FormatError for checkpoints that are not read, are damaged, or do not fit the format.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"[convert] format is {format!r}; {', '.join(FORMATS)} are allowed")
+    start = time.perf_counter()
+    source = resolve(hf_path, revision)
+    with Workplace(mlx_path, force, (source,)) as place, described(source) as texts:
+        info = detect(source)
+        errors: dict[str, float] = {}
+        weights = open_weights(source, errors=errors)
+        target = make_target(weights, read_config(texts), format, head_bits, dtype)
+        place.check_room(room(weights, format, head_bits))
+        written = _write(weights, target, place, texts, progress)
+        path = place.publish()
+    for module, error in errors.items():
+        written.layers[module]["relative_error"] = error
+    return Conversion(
+        path=str(path),
+        source=str(source),
+        format=format,
+        tensors=written.tensors,
+        ternary_parameters=written.ternary_parameters,
+        parameters=written.parameters,
+        bits_per_weight=8 * written.ternary_bytes / max(written.ternary_parameters, 1),
+        bytes_in=info.nbytes,
+        bytes_out=sum(file.stat().st_size for file in path.glob("*.safetensors")),
+        seconds=time.perf_counter() - start,
+        peak_memory_bytes=peak_memory(),
+        verified=True,
+        notices=target.notices,
+        layers=written.layers,
+    )
+
+
+def make_target(
+    weights: DecoderWeights,
+    config: dict[str, Any],
+    format: str,  # noqa: A002
+    head_bits: int | None,
+    dtype: str | None,
+) -> Target:
+    """The writer of a format. Raises ConfigError or FormatError where it cannot hold this model or these options."""
+    check_dtype(dtype, weights.config)
+    if format == "hf":
+        return HfTarget(weights, config, head_bits, dtype)
+    if format == "mlx-2bit":
+        return MlxTarget(weights, config, head_bits, dtype)
+    return NativeTarget(weights, config, format, head_bits, dtype)
+
+
+def room(weights: DecoderWeights, format: str, head_bits: int | None) -> int:  # noqa: A002
+    """Bytes of disk that the result needs, a little above the truth."""
+    c = weights.config
+    ternary = c.num_hidden_layers * sum(n * k for n, k in c.linear_shapes().values())
+    table = c.vocab_size * c.hidden_size * (1 if weights.lm_head is weights.embed_tokens else 2)
+    bits, head = _BITS[format]
+    return int(ternary * (bits / 8 + 0.002) + table * (max(head_bits or head, 8) / 8 + 0.07)) + _SPARE
+
+
+def _write(
+    weights: DecoderWeights,
+    target: Target,
+    place: Workplace,
+    source: Path,
+    progress: Callable[[int, int], None] | None,
+) -> Written:
+    import errno
+
+    try:
+        return write_folder(weights, target, place.path, source, progress)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise MemoryLimitError(
+            f"[convert] the disk of {place.destination} is full ({error.strerror}); nothing was kept. Make room, or give "
+            "a place on another disk"
+        ) from error

@@ -1,0 +1,51 @@
+"""bitnet-mlx convert: a checkpoint in another format, compared with its source."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from bitnet_mlx.api import DTYPES, HEAD_BITS
+from bitnet_mlx.cli.progress import Bar
+
+FORMATS = {
+    "words2": "this package's own folder, 2 bits a weight, used in place (the default)",
+    "trits5": "its own too, 1.6 bits a weight, unpacked to 2 when it is loaded",
+    "hf": "Hugging Face's packed layout, for transformers",
+    "mlx-2bit": "for stock mlx-lm; llama and qwen3 families",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--hf-path",
+        required=True,
+        metavar="SRC",
+        help="a model folder, a GGUF file, or owner/name on the Hugging Face hub",
+    )
+    add("--mlx-path", required=True, metavar="DST", help="where the result is to be")
+    add("--format", choices=FORMATS, default="words2", help="; ".join(f"{k}: {v}" for k, v in FORMATS.items()))
+    add(
+        "--head-bits", type=int, choices=HEAD_BITS,
+        help="bits of embedding and head: 16 keeps them (default: 8, or 16 where the format holds no less)",
+    )  # fmt: skip
+    add("--dtype", choices=DTYPES, help="type of what stays floats (default: the checkpoint's)")
+    add("--force", action="store_true", help="replace the model at DST")
+    add("--revision", help="branch, tag or commit on the hub")
+
+
+def run(args: argparse.Namespace) -> int:
+    from bitnet_mlx.checkpoint.convert import convert
+    from bitnet_mlx.checkpoint.convert_report import details, summary
+
+    options = {name: getattr(args, name) for name in ("format", "head_bits", "dtype", "force", "revision")}
+    with Bar("converting") as bar:
+        done = convert(args.hf_path, args.mlx_path, progress=bar.update, **options)
+    if args.json:
+        print(json.dumps(done.record()))
+        return 0
+    if args.verbose:
+        print("\n".join(details(done)))
+    print("\n".join(summary(done)))
+    return 0
