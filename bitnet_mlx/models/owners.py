@@ -46,7 +46,7 @@ def _copied(matrix: Matrix) -> int:
 def _mlx(model: Any) -> dict[str, int]:
     """Parameters are views of one array where linears are joined, so their bytes add up; joined scales are counted too."""
     tables = [model.model.embed_tokens, *([model.lm_head] if "lm_head" in model else [])]
-    head = sum(_arrays(table).values())
+    head = sum(sum(_arrays(table).values()) for table in tables)
     everything = _arrays(model)
     joined = 0
     for layer in model.layers:
