@@ -10,6 +10,7 @@ from typing import Any
 
 from bitnet_mlx.checkpoint.detect import detect
 from bitnet_mlx.checkpoint.folder import read_config
+from bitnet_mlx.checkpoint.gguf_folder import described
 from bitnet_mlx.checkpoint.hub import resolve
 from bitnet_mlx.checkpoint.peak_memory import peak_memory
 from bitnet_mlx.checkpoint.read import open_weights
@@ -68,9 +69,9 @@ def convert(
 ) -> Conversion:
     """Convert a checkpoint.
 
-    hf_path: a folder, or owner/name on the Hugging Face hub. mlx_path: where the result is to be; it appears when it is
-    whole and has been compared. format: words2 (this package's own, used in place), trits5 (its own, 1.6 bits a weight),
-    hf (Hugging Face's packed layout, for transformers) or mlx-2bit (for stock mlx-lm; llama and qwen3 families).
+    hf_path: a folder, a GGUF file, or owner/name on the Hugging Face hub. mlx_path: where the result is to be; it appears
+    when it is whole and has been compared. format: words2 (this package's own, used in place), trits5 (its own, 1.6 bits
+    a weight), hf (Hugging Face's packed layout, for transformers) or mlx-2bit (for stock mlx-lm; llama and qwen3 families).
     head_bits: of embedding and head: 16 as they are, else 8, 6 or 4; None makes floats 8 where the format can hold that.
     dtype: of what stays floats; None keeps the checkpoint's. force: replace a model at mlx_path. progress: called with
     weights done and weights in all.
@@ -82,13 +83,13 @@ def convert(
         raise ConfigError(f"[convert] format is {format!r}; {', '.join(FORMATS)} are allowed")
     start = time.perf_counter()
     source = resolve(hf_path, revision)
-    with Workplace(mlx_path, force, (source,)) as place:
+    with Workplace(mlx_path, force, (source,)) as place, described(source) as texts:
         info = detect(source)
         errors: dict[str, float] = {}
         weights = open_weights(source, errors=errors)
-        target = make_target(weights, read_config(source), format, head_bits, dtype)
+        target = make_target(weights, read_config(texts), format, head_bits, dtype)
         place.check_room(room(weights, format, head_bits))
-        written = _write(weights, target, place, source, progress)
+        written = _write(weights, target, place, texts, progress)
         path = place.publish()
     for module, error in errors.items():
         written.layers[module]["relative_error"] = error

@@ -18,7 +18,12 @@ FORMATS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--hf-path", required=True, metavar="SRC", help="a model folder, or owner/name on the Hugging Face hub")
+    add(
+        "--hf-path",
+        required=True,
+        metavar="SRC",
+        help="a model folder, a GGUF file, or owner/name on the Hugging Face hub",
+    )
     add("--mlx-path", required=True, metavar="DST", help="where the result is to be")
     add("--format", choices=FORMATS, default="words2", help="; ".join(f"{k}: {v}" for k, v in FORMATS.items()))
     add(
