@@ -9,10 +9,11 @@ from bitnet_mlx.backends.mlx_import import mx, nn
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.formats import words2
 from bitnet_mlx.nn.gradient import straight_through
+from bitnet_mlx.nn.watched import Watched
 from bitnet_mlx.ternary import TernaryTensor, ternarize
 
 
-class BitLinear(nn.Module):
+class BitLinear(Watched):
     """y = x W^T (+ bias), W ternary [N, K]; inputs are quantised to int8 for each token unless activation_bits is 16.
 
     weight: uint32 code words as `ops` arranges them. scale: float32 [], [N] or [N, G]. bias: float32 [N], if any.
