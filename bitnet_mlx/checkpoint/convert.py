@@ -10,18 +10,22 @@ from typing import Any
 
 from bitnet_mlx.checkpoint.detect import detect
 from bitnet_mlx.checkpoint.folder import read_config
+from bitnet_mlx.checkpoint.gguf_folder import described
 from bitnet_mlx.checkpoint.hub import resolve
 from bitnet_mlx.checkpoint.peak_memory import peak_memory
 from bitnet_mlx.checkpoint.read import open_weights
 from bitnet_mlx.checkpoint.target import Target, check_dtype
+from bitnet_mlx.checkpoint.target_hf import HfTarget
+from bitnet_mlx.checkpoint.target_mlx import MlxTarget
 from bitnet_mlx.checkpoint.target_native import NativeTarget
 from bitnet_mlx.checkpoint.workplace import Workplace
 from bitnet_mlx.checkpoint.write import Written, write_folder
 from bitnet_mlx.errors import ConfigError, MemoryLimitError
 from bitnet_mlx.models.weights import DecoderWeights
 
-FORMATS = ("words2", "trits5")
-_BITS = {"words2": 2.0, "trits5": 1.6}
+FORMATS = ("words2", "trits5", "hf", "mlx-2bit")
+# Bits of a ternary weight with its scales, and of an embedding's value where no --head-bits says otherwise.
+_BITS = {"words2": (2.0, 8), "trits5": (1.6, 8), "hf": (2.0, 16), "mlx-2bit": (2.5, 8)}
 _SPARE = 16 << 20  # bytes of disk beside the weights: tokenizer, header
 
 
@@ -65,8 +69,9 @@ def convert(
 ) -> Conversion:
     """Convert a checkpoint.
 
-    hf_path: a folder, or owner/name on the Hugging Face hub. mlx_path: where the result is to be; it appears when it is
-    whole and has been compared. format: words2 (this package's own, used in place) or trits5 (its own, 1.6 bits a weight).
+    hf_path: a folder, a GGUF file, or owner/name on the Hugging Face hub. mlx_path: where the result is to be; it appears
+    when it is whole and has been compared. format: words2 (this package's own, used in place), trits5 (its own, 1.6 bits
+    a weight), hf (Hugging Face's packed layout, for transformers) or mlx-2bit (for stock mlx-lm; llama and qwen3 families).
     head_bits: of embedding and head: 16 as they are, else 8, 6 or 4; None makes floats 8 where the format can hold that.
     dtype: of what stays floats; None keeps the checkpoint's. force: replace a model at mlx_path. progress: called with
     weights done and weights in all.
@@ -78,13 +83,13 @@ def convert(
         raise ConfigError(f"[convert] format is {format!r}; {', '.join(FORMATS)} are allowed")
     start = time.perf_counter()
     source = resolve(hf_path, revision)
-    with Workplace(mlx_path, force, (source,)) as place:
+    with Workplace(mlx_path, force, (source,)) as place, described(source) as texts:
         info = detect(source)
         errors: dict[str, float] = {}
         weights = open_weights(source, errors=errors)
-        target = make_target(weights, read_config(source), format, head_bits, dtype)
-        place.check_room(room(weights, format, head_bits or 8))
-        written = _write(weights, target, place, source, progress)
+        target = make_target(weights, read_config(texts), format, head_bits, dtype)
+        place.check_room(room(weights, format, head_bits))
+        written = _write(weights, target, place, texts, progress)
         path = place.publish()
     for module, error in errors.items():
         written.layers[module]["relative_error"] = error
@@ -115,15 +120,20 @@ def make_target(
 ) -> Target:
     """The writer of a format. Raises ConfigError or FormatError where it cannot hold this model or these options."""
     check_dtype(dtype, weights.config)
+    if format == "hf":
+        return HfTarget(weights, config, head_bits, dtype)
+    if format == "mlx-2bit":
+        return MlxTarget(weights, config, head_bits, dtype)
     return NativeTarget(weights, config, format, head_bits, dtype)
 
 
-def room(weights: DecoderWeights, format: str, head_bits: int) -> int:  # noqa: A002
+def room(weights: DecoderWeights, format: str, head_bits: int | None) -> int:  # noqa: A002
     """Bytes of disk that the result needs, a little above the truth."""
     c = weights.config
     ternary = c.num_hidden_layers * sum(n * k for n, k in c.linear_shapes().values())
     table = c.vocab_size * c.hidden_size * (1 if weights.lm_head is weights.embed_tokens else 2)
-    return int(ternary * (_BITS[format] / 8 + 0.002) + table * (max(head_bits, 8) / 8 + 0.07)) + _SPARE
+    bits, head = _BITS[format]
+    return int(ternary * (bits / 8 + 0.002) + table * (max(head_bits or head, 8) / 8 + 0.07)) + _SPARE
 
 
 def _write(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from bitnet_mlx.checkpoint.census import Census, count_linear
+from bitnet_mlx.checkpoint.census import Census, count_linear, count_ternary
 from bitnet_mlx.checkpoint.detect import CheckpointInfo
 from bitnet_mlx.checkpoint.read_gguf import EMBED, HEAD, GgufModel
 from bitnet_mlx.errors import FormatError
-from bitnet_mlx.formats import ggml_floats
-from bitnet_mlx.ternary import TernaryTensor
+from bitnet_mlx.formats import ggml_floats, i2s
+from bitnet_mlx.ternary import CODES_PER_WORD, padded
 from bitnet_mlx.tokenizer.gguf import read_vocabulary
 
 
@@ -19,17 +17,9 @@ def gguf_census(info: CheckpointInfo, gguf: GgufModel) -> Census:
     census = Census(info, tied=config.tie_word_embeddings, types=gguf.types)
     census.tensor_bytes = sum(gguf.nbytes(name) for name in gguf.file.tensors)
     kinds: dict[str, None] = {}
-    scales: set[int] = set()
     for layer in range(config.num_hidden_layers):
         for name in config.linear_shapes():
-            linear, full = gguf.linear(layer, name), gguf.tensor(layer, name)
-            count_linear(census, f"model.layers.{layer}.{name}", linear.weight, gguf.nbytes(full), kinds)
-            if isinstance(linear.weight, TernaryTensor):
-                scales.add(linear.weight.scale.ndim)
-            if linear.bias is not None:
-                census.parameters += linear.bias.size
-                census.norm_read_bytes += 4 * linear.bias.size
-            gguf.file.release(full)
+            _linear(census, gguf, layer, name, kinds)
     census.granularity = tuple(kinds)
     norms = config.num_hidden_layers * sum(config.norm_sizes().values()) + config.hidden_size
     census.norm_read_bytes += 4 * norms
@@ -40,11 +30,26 @@ def gguf_census(info: CheckpointInfo, gguf: GgufModel) -> Census:
         census.head_read_bytes = 4 * config.vocab_size * config.hidden_size
         census.head_storage += " (float32 when loaded, unless --head-bits says otherwise)"
     _tokenizer(census, gguf)
-    bits = gguf.activation_bits(scales)
-    model = replace(info.model, quantization=replace(info.quantization, activation_bits=bits))
-    census.info = replace(info, model=replace(model, decoder=replace(config, activation_bits=bits)))
-    census.notices = (*gguf.notices, *census.notices)
+    census.notices = (*gguf.all_notices(), *census.notices)
     return census
+
+
+def _linear(census: Census, gguf: GgufModel, layer: int, name: str, kinds: dict[str, None]) -> None:
+    """Add a linear. I2_S, whose one scale is known beforehand, is counted as it lies: a model of it takes no second."""
+    (n, k), module, full = gguf.config.linear_shapes()[name], f"model.layers.{layer}.{name}", gguf.tensor(layer, name)
+    info, bias = gguf.file.tensors[full], gguf.tensor(layer, name, "bias")
+    if info.kind == "I2_S" and info.shape == (n, k):
+        zeros = i2s.count_zeros(gguf.file.array(full), n, k, f"{full} in {gguf.file.path}")
+        census.parameters += n * k
+        words = n * padded(k) // CODES_PER_WORD
+        count_ternary(census, module, n * k, zeros, 4 * (words + 1), gguf.nbytes(full))
+        kinds["tensor"] = None
+    else:
+        count_linear(census, module, gguf.linear(layer, name).weight, gguf.nbytes(full), kinds)
+    if bias in gguf.file.tensors:
+        census.parameters += n
+        census.norm_read_bytes += 4 * n
+    gguf.file.release(full)
 
 
 def _tokenizer(census: Census, gguf: GgufModel) -> None:

@@ -53,55 +53,26 @@ def read_gguf(
 
     Raises ConfigError, UnsupportedModelError, or FormatError that names the tensor and the file.
     """
-    model = GgufModel(path, i2s_layout)
-    file, config = model.file, model.config
-    done = 0
-
-    def advance(name: str) -> None:
-        nonlocal done
-        done += file.tensors[name].room
-        if progress:
-            progress(min(done, file.nbytes), file.nbytes)
-
-    embed = model.table(EMBED, head_bits)
-    advance(EMBED)
-    head = embed
-    if not config.tie_word_embeddings:
-        head = model.table(HEAD, head_bits)
-        advance(HEAD)
-    weights = DecoderWeights(config, embed, head)
-    for layer in range(config.num_hidden_layers):
-        for name in config.norm_sizes():
-            weights.norms[f"model.layers.{layer}.{name}"] = model.norm(layer, name)
-        for name in config.linear_shapes():
-            weights.linears[f"model.layers.{layer}.{name}"] = model.linear(layer, name)
-            advance(model.tensor(layer, name))
-    weights.norms["model.norm"] = tensors.vector(file, NORM, config.hidden_size)
-    if progress:
-        progress(file.nbytes, file.nbytes)
-    ternary = [linear.weight for linear in weights.linears.values() if isinstance(linear.weight, TernaryTensor)]
-    bits = model.activation_bits({weight.scale.ndim for weight in ternary}, activations)
-    for notice in model.notices:
-        log.warning("%s: %s", file.path, notice)
-    return _with_activations(weights, bits)
-
-
-def _with_activations(weights: DecoderWeights, bits: int) -> DecoderWeights:
-    for name, linear in weights.linears.items():
-        if isinstance(linear.weight, TernaryTensor):
-            weights.linears[name] = replace(linear, weight=replace(linear.weight, activation_bits=bits))
-    weights.config = replace(weights.config, activation_bits=bits)
+    model = GgufModel(path, i2s_layout, activations)
+    weights = model.weights(head_bits, progress)
+    for module, (layer, name) in model.modules().items():
+        weights.linears[module] = model.linear(layer, name)
+        model.advance(model.tensor(layer, name))
+    model.finished()
     return weights
 
 
 class GgufModel:
     """An open file whose tensors are what its metadata promises. `notices`: what is odd, in words.
 
-    layout: the I2_S layout, None where no tensor has that type.
+    layout: the I2_S layout, None where no tensor has that type. bits: of the ternary layers' inputs.
     """
 
-    def __init__(self, path: Path | str, i2s_layout: str | None = None) -> None:
-        """Raises ConfigError, FormatError or UnsupportedModelError; no weight is read but a sample of I2_S tensors."""
+    def __init__(self, path: Path | str, i2s_layout: str | None = None, activations: int | None = None) -> None:
+        """activations: 8 or 16 bits, as the user wants them. No weight is read but a sample.
+
+        Raises ConfigError, FormatError or UnsupportedModelError.
+        """
         if i2s_layout is not None and i2s_layout not in i2s.LAYOUTS:
             raise ConfigError(f"[gguf] i2s_layout is {i2s_layout!r}; {', '.join(i2s.LAYOUTS)} are allowed")
         self.file = GgufFile(path)
@@ -109,18 +80,66 @@ class GgufModel:
         self.notices: list[str] = []
         where = str(self.file.path)
         self.hf_config = hf_config(self.file, self.notices)
-        self.model: ModelConfig = replace(
-            parse_config(self.hf_config, where), quantization=Quantization("gguf"), notices=()
-        )
-        self.config: DecoderConfig = self.model.decoder
+        parsed = parse_config(self.hf_config, where)
+        self.config: DecoderConfig = parsed.decoder
         _check_types(self.file)
         self._check_names()
-        self._masters: list[str] = []
+        self._masters: set[str] = set()
+        self._done, self._progress = 0, None
         self.layout: str | None = i2s_layout
         names = [name for name, info in self.file.tensors.items() if info.kind == "I2_S"]
         if names and i2s_layout is None:
             self.layout, evidence = i2s_probe.find(self.file, names)
             self.notices.append(evidence)
+        self.bits = 8
+        self.bits = activations or self._activation_bits()
+        self.config = replace(self.config, activation_bits=self.bits)
+        self.model: ModelConfig = replace(
+            parsed, decoder=self.config, quantization=Quantization("gguf", activation_bits=self.bits), notices=()
+        )
+
+    def modules(self) -> dict[str, tuple[int, str]]:
+        """(layer, name inside it) of every linear by its full module name."""
+        layers = range(self.config.num_hidden_layers)
+        return {f"model.layers.{i}.{name}": (i, name) for i in layers for name in self.config.linear_shapes()}
+
+    def weights(
+        self, head_bits: int | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> DecoderWeights:
+        """All but the linears. progress: is called by `advance` from here on."""
+        self._progress, config = progress, self.config
+        embed = self.table(EMBED, head_bits)
+        self.advance(EMBED)
+        head = embed
+        if not config.tie_word_embeddings:
+            head = self.table(HEAD, head_bits)
+            self.advance(HEAD)
+        weights = DecoderWeights(config, embed, head)
+        for layer in range(config.num_hidden_layers):
+            for name in config.norm_sizes():
+                weights.norms[f"model.layers.{layer}.{name}"] = self.norm(layer, name)
+        weights.norms["model.norm"] = tensors.vector(self.file, NORM, config.hidden_size)
+        return weights
+
+    def advance(self, name: str) -> None:
+        """A tensor has been read."""
+        self._done += self.file.tensors[name].room
+        if self._progress:
+            self._progress(min(self._done, self.file.nbytes), self.file.nbytes)
+
+    def finished(self) -> None:
+        """All has been read: tell what was odd."""
+        if self._progress:
+            self._progress(self.file.nbytes, self.file.nbytes)
+        for notice in self.all_notices():
+            log.warning("%s: %s", self.file.path, notice)
+
+    def all_notices(self) -> list[str]:
+        """`notices`, and what only reading the layers shows."""
+        if not self._masters:
+            return self.notices
+        text = f"{len(self._masters)} matrices hold floats that are not ternary; they were ternarised by their mean"
+        return [*self.notices, text]
 
     @staticmethod
     def tensor(layer: int, name: str, what: str = "weight") -> str:
@@ -151,7 +170,7 @@ class GgufModel:
         return tensors.vector(self.file, self.tensor(layer, name), self.config.norm_sizes()[name])
 
     def linear(self, layer: int, name: str) -> Linear:
-        """A linear of a layer, its rows in Hugging Face's order, with 8-bit activations until that is decided."""
+        """A linear of a layer, its rows in Hugging Face's order."""
         shape, full = self.config.linear_shapes()[name], self.tensor(layer, name)
         weight: Matrix = tensors.rows(self.file, full, shape, self.layout)
         if isinstance(weight, DenseRows) and self.config.model_type == "bitnet":
@@ -164,6 +183,8 @@ class GgufModel:
             dim = self.config.head_dim
             weight = tensors.unpermuted_rows(weight, dim)
             bias = None if bias is None else tensors.unpermuted(bias, dim)
+        if isinstance(weight, TernaryTensor):
+            weight = replace(weight, activation_bits=self.bits)
         return Linear(weight, bias)
 
     def _optional(self, name: str, size: int) -> np.ndarray | None:
@@ -181,7 +202,7 @@ class GgufModel:
         t = np.sign(values).astype(np.int8)
         if scale == 0 or not np.array_equal(t * scale, values):
             t, scale = ternarize(values)
-            self._masters.append(name)
+            self._masters.add(name)
         return TernaryTensor(words2.pack(t), np.asarray(scale, np.float32), weight.shape)
 
     def table(self, name: str, head_bits: int | None = None) -> Matrix:
@@ -198,21 +219,18 @@ class GgufModel:
             self.notices.append(f"{name} is ternary ({kind}); it stays so, whatever head_bits says")
         return replace(found, activation_bits=16) if isinstance(found, TernaryTensor) else found
 
-    def activation_bits(self, scales: set[int], asked: int | None = None) -> int:
-        """Bits of the ternary layers' inputs, which no key of the file tells: see the notices for what was taken.
-
-        scales: how many dimensions the ternary layers' scales have, all of which must have been read. asked: what the
-        user wants, which is then the answer.
-        """
-        if self._masters:
-            self.notices.append(
-                f"{len(self._masters)} matrices hold floats that are not ternary; they were ternarised by their mean"
-            )
-        if not scales:
-            self.notices.append("no layer is ternary; the layers run as floats")
-        if asked or self.config.model_type == "bitnet" or not scales:
-            return asked or 8
-        kinds, whole = {info.kind for info in self.file.tensors.values()}, scales == {0}
+    def _activation_bits(self) -> int:
+        """Bits of the ternary layers' inputs, which no key of the file tells: see the notices for what was taken."""
+        names = {name: self.tensor(0, name) for name in self.config.linear_shapes()}
+        kinds = {self.file.tensors[name].kind for name in names.values()}
+        if self.config.model_type == "bitnet":
+            return 8
+        if not kinds & set(gguf_types.TERNARY):
+            self.notices.append("layers are not ternary; they run as floats")
+            return 8
+        # A model whose matrices have several scales shows it in every layer.
+        first = [self.linear(0, name).weight for name in names]
+        whole = all(weight.scale.ndim == 0 for weight in first if isinstance(weight, TernaryTensor))
         bits = 8 if "I2_S" in kinds or (whole and self.config.model_type == "llama" and "Q2_0" not in kinds) else 16
         reason = "each matrix has one scale, as BitNet's have" if whole else "scales differ inside a matrix"
         self.notices.append(

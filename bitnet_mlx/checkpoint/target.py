@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from bitnet_mlx.checkpoint.folder import SINGLE
 from bitnet_mlx.checkpoint.pages import release
-from bitnet_mlx.checkpoint.safetensors_writer import Pending, pending
+from bitnet_mlx.checkpoint.read import open_weights
+from bitnet_mlx.checkpoint.safetensors_file import SafetensorsFile
+from bitnet_mlx.checkpoint.safetensors_writer import ENTRY_ROOM, Pending, SafetensorsStream, pending
 from bitnet_mlx.checkpoint.tensors import row_blocks
 from bitnet_mlx.errors import ConfigError, FormatError
 from bitnet_mlx.formats.dense import (
@@ -30,11 +36,33 @@ FILE_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _DROPPED = ("quantization_config", "quantization", "auto_map", "is_bitnet_config", "torch_dtype", "dtype")
 
 
+class Sink(Protocol):
+    """What takes tensors one after another."""
+
+    def add(self, tensor: Pending) -> None: ...
+
+
+class Bytes(Protocol):
+    """A written file's tensors, as they lie in it."""
+
+    def array(self, name: str) -> np.ndarray: ...
+    def release(self, name: str) -> None: ...
+
+
 class Target(Protocol):
-    """A format that a model can be written in, for one model and one set of options."""
+    """A format that a model can be written in, for one model and one set of options.
+
+    file: the name of the weight file. notices: what a user should know. whole: whether the file alone is the model.
+    """
 
     format: str
+    file: str
+    whole: bool
     notices: list[str]
+
+    def stream(self, path: Path, seen: Callable[[str, np.ndarray], None]) -> AbstractContextManager[Sink]:
+        """Opens the weight file for writing. seen: called with each block that is written, and its tensor's name."""
+        ...
 
     def linear(self, module: str, linear: Linear) -> tuple[list[Pending], Linear]:
         """The tensors of one linear, and the linear as it will be read back. Raises FormatError where the format cannot
@@ -49,9 +77,49 @@ class Target(Protocol):
         """The tensor of a norm."""
         ...
 
+    def finish(self, folder: Path, kept: list[str], activation_bits: int) -> None:
+        """Write what lies beside the weights. kept: linears that are not ternary."""
+        ...
+
+    def opened(self, path: Path) -> Bytes:
+        """The weight file, to be compared byte for byte."""
+        ...
+
+    def reopen(self, folder: Path) -> Mapping[str, Linear]:
+        """The linears, read back. Raises FormatError where what was written makes another model."""
+        ...
+
+
+class FolderTarget:
+    """What formats of config.json and safetensors share. Floats are kept as they are, or cast to `dtype`."""
+
+    format, file, whole = "", SINGLE, False
+
+    def __init__(self, weights: DecoderWeights, source: Mapping[str, Any], dtype: str | None) -> None:
+        """source: the config.json that the model came with. Raises ConfigError for a dtype that does not suit it."""
+        self.weights, self.source, self.notices = weights, source, list[str]()
+        self.dtype = dtype and check_dtype(dtype, weights.config)
+
+    def stream(self, path: Path, seen: Callable[[str, np.ndarray], None]) -> SafetensorsStream:
+        modules = [EMBED, HEAD, *self.weights.linears, *self.weights.norms]
+        room = sum(4 * (len(module) + ENTRY_ROOM + 16) for module in modules) + 1024
+        return SafetensorsStream(path, room, {"bitnet_mlx": self.format}, seen)
+
+    def finish(self, folder: Path, kept: list[str], activation_bits: int) -> None:
+        config = self.config(kept, activation_bits)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
     def config(self, kept: list[str], activation_bits: int) -> dict[str, Any]:
         """config.json. kept: linears that are not ternary."""
-        ...
+        raise NotImplementedError
+
+    def opened(self, path: Path) -> SafetensorsFile:
+        return SafetensorsFile(path)
+
+    def reopen(self, folder: Path) -> Mapping[str, Linear]:
+        found = open_weights(folder)
+        check_config(found.config, self.weights.config)
+        return found.linears
 
 
 def cast(x: np.ndarray, dtype: str) -> np.ndarray:
@@ -137,12 +205,29 @@ def head_choice(rows: Matrix, asked: int | None, default: int) -> int:
     return min(stored, default) if asked is None else asked
 
 
+# What a config may say differently without changing a logit.
+_FREE = ("dtype", "activation_bits", "bos_token_id", "eos_token_ids", "pad_token_id", "tie_word_embeddings")
+
+
+def check_config(found: DecoderConfig, wanted: DecoderConfig) -> None:
+    """Raise FormatError where the config written makes another model than the weights' own."""
+    for key, value in asdict(wanted).items():
+        other = asdict(found)[key]
+        if key not in _FREE and other != value:
+            raise FormatError(
+                f"[write] the source config makes {key} {other!r}, but the weights' own config has {value!r}"
+            )
+
+
 def base_config(source: Mapping[str, Any], weights: DecoderWeights, dtype: str) -> dict[str, Any]:
     """A config.json without what described its old storage; both spellings of the rotary base, tying as it is."""
     config = {key: value for key, value in source.items() if key not in _DROPPED}
     config["dtype"] = config["torch_dtype"] = dtype
     config["tie_word_embeddings"] = weights.lm_head is weights.embed_tokens
     config.setdefault("rope_theta", weights.config.rope.rope_theta)
+    newer = config.get("rope_parameters")
+    if newer and not config.get("rope_scaling") and weights.config.rope.rope_type != "default":
+        config["rope_scaling"] = {key: value for key, value in newer.items() if key != "rope_theta"}
     return config
 
 

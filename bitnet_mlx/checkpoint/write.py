@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,22 +14,17 @@ from typing import Any
 import numpy as np
 
 from bitnet_mlx.checkpoint.census import count_zeros
-from bitnet_mlx.checkpoint.folder import SINGLE, TOKENIZER_FILES
-from bitnet_mlx.checkpoint.read import open_weights
-from bitnet_mlx.checkpoint.safetensors_file import SafetensorsFile
-from bitnet_mlx.checkpoint.safetensors_writer import ENTRY_ROOM, Pending, SafetensorsStream
-from bitnet_mlx.checkpoint.target import EMBED, HEAD, Target, release_linear, seal
+from bitnet_mlx.checkpoint.folder import TOKENIZER_FILES
+from bitnet_mlx.checkpoint.safetensors_writer import Pending
+from bitnet_mlx.checkpoint.target import EMBED, HEAD, Bytes, Target, release_linear, seal
 from bitnet_mlx.checkpoint.target_native import NativeTarget
 from bitnet_mlx.checkpoint.workplace import Workplace
 from bitnet_mlx.errors import FormatError
-from bitnet_mlx.models.config import DecoderConfig
 from bitnet_mlx.models.weights import DecoderWeights, Linear
 from bitnet_mlx.ternary import TernaryTensor
 
 THREADS = 2  # linears converted at once; what one takes in memory is bounded by its size
 Progress = Callable[[int, int], None]  # weights done, weights in all
-# What a config may say differently without changing a logit.
-_FREE = ("dtype", "activation_bits", "bos_token_id", "eos_token_ids", "pad_token_id", "tie_word_embeddings")
 
 
 @dataclass
@@ -87,21 +81,19 @@ def write_folder(
 
     progress: called with the weights done and the weights to do, each counted twice: written and compared.
     """
-    for name in TOKENIZER_FILES if copy_from is not None else ():
+    for name in TOKENIZER_FILES if copy_from is not None and not target.whole else ():
         path = Path(copy_from or "") / name
         if path.is_file():
             shutil.copyfile(path, folder / name)
     ticks = _Ticks(weights, progress)
-    written = _write_tensors(weights, target, folder / SINGLE, ticks)
+    written = _write_tensors(weights, target, folder / target.file, ticks)
     if len(written.activation_bits) > 1:
         raise FormatError(
             f"[write] layers have {sorted(written.activation_bits)} activation bits; one number for all is needed"
         )
-    config = target.config(written.kept, max(written.activation_bits, default=8))
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    _compare_bytes(folder / SINGLE, written)
-    target_read = getattr(target, "reopen", None) or _reopen
-    compare_linears(target_read(folder, weights, written), written, ticks)
+    target.finish(folder, written.kept, max(written.activation_bits, default=8))
+    _compare_bytes(target.opened(folder / target.file), written)
+    compare_linears(target.reopen(folder), written, ticks)
     return written
 
 
@@ -123,15 +115,13 @@ class _Ticks:
 
 def _write_tensors(weights: DecoderWeights, target: Target, path: Path, ticks: _Ticks) -> Written:
     written = Written()
-    modules = [EMBED, HEAD, *weights.linears, *weights.norms]
-    room = sum(3 * (len(module) + ENTRY_ROOM + 16) for module in modules) + 1024
     sums: dict[str, Any] = {}
 
     def seen(name: str, block: np.ndarray) -> None:
         if name in sums:
             sums[name].update(block.reshape(-1).view(np.uint8).data)
 
-    with SafetensorsStream(path, room, {"bitnet_mlx": target.format}, seen) as file:
+    with target.stream(path, seen) as file:
 
         def add(tensor: Pending) -> None:
             sums[tensor.name] = sha256()
@@ -206,9 +196,8 @@ def _account(written: Written, module: str, linear: Linear, tensors: list[Pendin
     }
 
 
-def _compare_bytes(path: Path, written: Written) -> None:
+def _compare_bytes(file: Bytes, written: Written) -> None:
     """Raise FormatError unless the file's embedding, head and norms hold the bytes that were to be written."""
-    file = SafetensorsFile(path)
     for name, wanted in written.sums.items():
         digest = sha256()
         raw = file.array(name).reshape(-1).view(np.uint8)
@@ -246,25 +235,3 @@ def differs(name: str) -> FormatError:
     return FormatError(
         f"[write] {name} read back differs from what was written; the disk may be faulty. Nothing was kept"
     )
-
-
-def _reopen(folder: Path, weights: DecoderWeights, written: Written) -> Any:
-    """The linears of a folder of ours, and a check that its config makes the same model."""
-    found = open_weights(folder)
-    check_config(found.config, weights.config)
-    bits = max(written.activation_bits, default=found.config.activation_bits)
-    if found.config.activation_bits != bits:
-        raise FormatError(
-            f"[write] the layers take {bits}-bit activations and the folder says {found.config.activation_bits}"
-        )
-    return found.linears
-
-
-def check_config(found: DecoderConfig, wanted: DecoderConfig) -> None:
-    """Raise FormatError where the config written makes another model than the weights' own."""
-    for key, value in asdict(wanted).items():
-        other = asdict(found)[key]
-        if key not in _FREE and other != value:
-            raise FormatError(
-                f"[write] the source config makes {key} {other!r}, but the weights' own config has {value!r}"
-            )

@@ -11,12 +11,19 @@ from bitnet_mlx.cli.progress import Bar
 FORMATS = {
     "words2": "this package's own folder, 2 bits a weight, used in place (the default)",
     "trits5": "its own too, 1.6 bits a weight, unpacked to 2 when it is loaded",
+    "hf": "Hugging Face's packed layout, for transformers",
+    "mlx-2bit": "for stock mlx-lm; llama and qwen3 families",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--hf-path", required=True, metavar="SRC", help="a model folder, or owner/name on the Hugging Face hub")
+    add(
+        "--hf-path",
+        required=True,
+        metavar="SRC",
+        help="a model folder, a GGUF file, or owner/name on the Hugging Face hub",
+    )
     add("--mlx-path", required=True, metavar="DST", help="where the result is to be")
     add("--format", choices=FORMATS, default="words2", help="; ".join(f"{k}: {v}" for k, v in FORMATS.items()))
     add(

@@ -17,7 +17,7 @@ import numpy as np
 
 from bitnet_mlx.errors import ConfigError, FormatError
 from bitnet_mlx.formats import fields
-from bitnet_mlx.ternary import CODES_PER_WORD, padded
+from bitnet_mlx.ternary import CODES_PER_WORD, ZERO_WORD, padded
 
 LAYOUTS = ("128", "64", "rows")
 TAIL = 32  # bytes after the codes: the scale and 28 unused
@@ -40,14 +40,8 @@ def to_words2(data: np.ndarray, n: int, k: int, layout: str, name: str = "weight
     name: the tensor, for messages. Raises FormatError on another size, on code 3, on a scale that is not above 0 and
     finite, and where the shape does not divide into the layout's chunks; ConfigError on an unknown layout.
     """
-    if data.dtype != np.uint8 or data.shape != (nbytes(n, k),):
-        raise FormatError(
-            f"[I2_S] tensor {name} is {data.dtype} {data.shape}; {n} rows of {k} weights are uint8 [{nbytes(n, k)}]"
-        )
+    scale = _scale(data, n, k, name)
     _check(n, k, layout, name)
-    scale = np.frombuffer(data[n * k // 4 :].tobytes(), "<f4", 1)[0].astype(np.float32)
-    if not (np.isfinite(scale) and scale > 0):
-        raise FormatError(f"[I2_S] tensor {name} has the scale {scale}; a scale must be finite and above 0")
     words = np.full((n, padded(k) // CODES_PER_WORD), 0x55555555, np.uint32)
     out = words.view(np.uint8)
     width = _width(k, layout)
@@ -55,14 +49,44 @@ def to_words2(data: np.ndarray, n: int, k: int, layout: str, name: str = "weight
         chunks = np.frombuffer(data[part.start * k // 4 : part.stop * k // 4].tobytes(), "<u4").astype(
             np.uint32, copy=False
         )
-        three = fields.first_three(chunks)
-        if three is not None:
-            raise FormatError(
-                f"[I2_S] tensor {name} holds code 3 in byte {part.start * k // 4 + three}; codes are 0, 1 and 2 (t + 1)"
-            )
+        _refuse_three(chunks, part.start * k // 4, name)
         codes = fields.to_words2_bytes(chunks.reshape(-1, width // 4), fields.HIGH_FIRST)
         out[part, : k // 4] = codes.reshape(-1, k // 4)
     return words, scale
+
+
+def count_zeros(data: np.ndarray, n: int, k: int, name: str = "weight") -> int:
+    """How many of the weights of uint8 [N K / 4 + 32] are 0, whatever the layout: no conversion is needed to tell.
+
+    Raises FormatError on another size, on code 3 and on a scale that is not above 0 and finite.
+    """
+    _scale(data, n, k, name)
+    ones, end = 0, n * k // 4
+    for start in range(0, end, _AT_ONCE):
+        chunk = data[start : min(start + _AT_ONCE, end)].view("<u4")
+        _refuse_three(chunk, start, name)
+        # Code 1 has its low bit set and its high bit clear.
+        ones += int(np.bitwise_count(chunk & ~(chunk >> np.uint32(1)) & ZERO_WORD).sum(dtype=np.int64))
+    return ones
+
+
+def _scale(data: np.ndarray, n: int, k: int, name: str) -> np.float32:
+    if data.dtype != np.uint8 or data.shape != (nbytes(n, k),):
+        raise FormatError(
+            f"[I2_S] tensor {name} is {data.dtype} {data.shape}; {n} rows of {k} weights are uint8 [{nbytes(n, k)}]"
+        )
+    scale = np.frombuffer(data[n * k // 4 :].tobytes(), "<f4", 1)[0].astype(np.float32)
+    if not (np.isfinite(scale) and scale > 0):
+        raise FormatError(f"[I2_S] tensor {name} has the scale {scale}; a scale must be finite and above 0")
+    return scale
+
+
+def _refuse_three(chunks: np.ndarray, first_byte: int, name: str) -> None:
+    three = fields.first_three(chunks)
+    if three is not None:
+        raise FormatError(
+            f"[I2_S] tensor {name} holds code 3 in byte {first_byte + three}; codes are 0, 1 and 2 (t + 1)"
+        )
 
 
 def from_words2(words: np.ndarray, scale: float | np.float32, k: int, layout: str = "128") -> np.ndarray:

@@ -6,6 +6,7 @@ template of other words than the model was trained with ("Human: ... BITNETAssis
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,29 @@ def read_vocabulary(metadata: dict[str, Any], path: Path) -> GgufTokenizer:
     Raises FormatError for lists that are missing or do not fit, UnsupportedModelError for kinds that are not read.
     """
     return _Reader(metadata, path).read()
+
+
+def hf_files(found: GgufTokenizer) -> dict[str, bytes]:
+    """The files of a Hugging Face folder that say the same: name -> content."""
+    meta = found.meta
+    templates: object = meta.templates.get("default")
+    if set(meta.templates) - {"default"}:
+        templates = [{"name": name, "template": text} for name, text in meta.templates.items()]
+    fast = found.file == "tokenizer.json"
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast" if fast else "LlamaTokenizer",
+        **meta.named,
+        "add_bos_token": meta.add_bos,
+        "add_eos_token": meta.add_eos,
+        "legacy": meta.legacy,
+        "added_tokens_decoder": {str(i): {"content": t.content, "special": t.special} for i, t in meta.added.items()},
+        **({"chat_template": templates} if templates else {}),
+    }
+    return {
+        found.file: found.make(),
+        "tokenizer_config.json": json.dumps(settings, ensure_ascii=False, indent=2).encode(),
+        "generation_config.json": json.dumps({"eos_token_id": list(meta.eos_ids)}).encode(),
+    }
 
 
 class _Reader:
@@ -102,8 +126,8 @@ class _Reader:
         if name in (None, "default"):
             llama3 = {"<|begin_of_text|>", "<|eot_id|>"} <= set(self.tokens)
             name = "llama-bpe" if llama3 else "gpt-2"
-            owner = "Llama 3, whose vocabulary it has," if llama3 else "GPT-2"
-            self.notices.append(f"{_KEY}pre is missing; text is split as for {owner} ({name})")
+            owner = "for Llama 3, whose vocabulary it has" if llama3 else "for GPT-2"
+            self.notices.append(f"{_KEY}pre is missing; text is split as {owner}")
         if name == "falcon_e":
             self.notices.append("text is split as for falcon3; that falcon_e means the same was not verified")
         if name not in SPLITS:

@@ -137,11 +137,12 @@ def test_a_head_that_changes_on_the_disk_is_found(tmp_path: Path, monkeypatch: p
     wrote = hf_folder.write(tmp_path / "hf")
     original = write._compare_bytes
 
-    def spoil_first(path: Path, written: Any) -> None:
+    def spoil_first(file: SafetensorsFile, written: Any) -> None:
+        path = file.path
         raw = bytearray(path.read_bytes())
         raw[SafetensorsFile(path).tensors["model.embed_tokens.weight"].start + 100] ^= 1
         path.write_bytes(raw)
-        original(path, written)
+        original(SafetensorsFile(path), written)
 
     monkeypatch.setattr(write, "_compare_bytes", spoil_first)
     with pytest.raises(FormatError, match=r"model\.embed_tokens\.weight read back differs"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from bitnet_mlx.checkpoint.read_gguf import read_gguf
 from bitnet_mlx.formats import words2
 from bitnet_mlx.formats.dense import DenseRows, GroupedRows
 from bitnet_mlx.models.config import DecoderConfig
-from bitnet_mlx.models.weights import DecoderWeights
+from bitnet_mlx.models.weights import DecoderWeights, Linear
 from bitnet_mlx.ternary import TernaryTensor, ternarize
 from tests.support import gguf_models
 from tests.support.random_model import random_weights, tiny_config
@@ -28,10 +29,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "bitnet-25": dict(model_type="bitnet", hidden_act="relu2", sub_norms=True),
     "bitnet-b1.58": dict(model_type="bitnet", hidden_act="relu2", sub_norms=True),
     "llama": dict(model_type="llama", hidden_act="silu", sub_norms=False, tie_word_embeddings=False),
+    "qwen3": dict(model_type="qwen3", hidden_act="silu", sub_norms=False, qk_norms=True, rms_norm_eps=1e-6),
 }
 CONFIG_KEYS = (
     "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-    "head_dim rms_norm_eps max_position_embeddings hidden_act sub_norms tie_word_embeddings rope activation_bits"
+    "head_dim rms_norm_eps max_position_embeddings hidden_act sub_norms qk_norms tie_word_embeddings rope activation_bits"
 ).split()
 
 
@@ -65,9 +67,12 @@ def same_config(found: DecoderConfig, expected: DecoderConfig) -> None:
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_every_weight_of_every_architecture(architecture: str, kind: str, tmp_path: Path) -> None:
     expected = model(architecture)
+    # Ternary Qwen models are trained with floats as activations, but bitnet.cpp's type quantises them.
+    bits = 16 if architecture == "qwen3" and kind != "I2_S" else 8
     found = read_gguf(written(tmp_path, expected, architecture, kind, head="F32"))
-    same_config(found.config, expected.config)
+    same_config(found.config, replace(expected.config, activation_bits=bits))
     assert_same(found, expected)
+    assert {linear.weight.activation_bits for linear in found.linears.values()} == {bits}  # type: ignore[union-attr]
     assert (found.lm_head is found.embed_tokens) == expected.config.tie_word_embeddings
 
 
@@ -131,3 +136,52 @@ def test_scales_of_blocks_become_the_tensors_rows_or_groups(tmp_path: Path) -> N
                 gguf_models.dense(linear.weight), gguf_models.dense(expected.linears[name].weight)
             )
         assert read_gguf(tmp_path / "model.gguf", activations=24 - bits).config.activation_bits == 24 - bits
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16"])
+def test_floats_of_a_bitnet_model_that_are_ternary_stay_exact(kind: str, tmp_path: Path) -> None:
+    expected = model("bitnet-b1.58")
+    assert_same(read_gguf(written(tmp_path, expected, "bitnet-b1.58", kind, head="F32")), expected)
+
+
+def test_master_weights_are_ternarised_and_said_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected, rng = model("bitnet-b1.58"), np.random.default_rng(3)
+    for name, linear in expected.linears.items():
+        n, k = linear.weight.shape
+        expected.linears[name] = Linear(DenseRows(rng.standard_normal((n, k)).astype(np.float32), "float32"))
+    found = read_gguf(written(tmp_path, expected, "bitnet-b1.58", "F32"))
+    assert "14 matrices hold floats that are not ternary; they were ternarised by their mean" in caplog.text
+    for name, linear in found.linears.items():
+        t, m = ternarize(expected.linears[name].weight.rows(slice(None)))
+        assert isinstance(linear.weight, TernaryTensor) and linear.weight.activation_bits == 8
+        np.testing.assert_array_equal(linear.weight.rows(slice(None)), t * m)
+
+
+def test_floats_of_other_models_run_as_floats(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = model("llama", bias=True)
+    found = read_gguf(written(tmp_path, expected, "llama", "F16", head="F32"))
+    assert "layers are not ternary; they run as floats" in caplog.text
+    for name, linear in found.linears.items():
+        there = expected.linears[name]
+        assert isinstance(linear.weight, DenseRows) and linear.weight.dtype == "float16"
+        np.testing.assert_array_equal(linear.weight.rows(slice(None)), there.weight.rows(slice(None)))
+        np.testing.assert_array_equal(linear.bias, there.bias)
+
+
+def test_a_factor_beside_a_matrix_is_part_of_its_scale(tmp_path: Path) -> None:
+    """llama.cpp multiplies the product with attn_q.scale."""
+    expected = model("bitnet-b1.58")
+    keys = gguf_models.metadata(expected.config, "bitnet-b1.58")
+    content = gguf_models.tensors(expected, "TQ2_0", "F32")
+    content["blk.1.ffn_up.scale"] = ((1,), 0, np.float32(0.25).tobytes())
+    up = expected.linears["model.layers.1.mlp.up_proj"].weight
+    assert isinstance(up, TernaryTensor)
+    up.scale[...] *= np.float32(0.25)
+    assert_same(read_gguf(gguf_models.write(tmp_path / "a.gguf", keys, content)), expected)
+
+
+def test_progress_reaches_the_end(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    path = written(tmp_path, model("llama"), "llama", "TQ1_0")
+    read_gguf(path, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (path.stat().st_size,) * 2 and [done for done, _ in seen] == sorted(done for done, _ in seen)

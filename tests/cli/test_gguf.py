@@ -24,6 +24,7 @@ from bitnet_mlx.tokenizer import load_tokenizer
 from tests.support import gguf_models, gguf_vocabularies
 from tests.support import tiny_tokenizers as tiny
 from tests.support.random_model import random_weights, tiny_config
+from tests.support.same_weights import assert_same
 
 BACKENDS = ["numpy", "cpu", "mlx"]
 KINDS = ["I2_S", "TQ1_0", "TQ2_0"]
@@ -120,6 +121,23 @@ def test_inspect(kind: str, paths: dict[str, Path], capsys: pytest.CaptureFixtur
     assert main(["inspect", str(paths[kind])]) == 0
     told = capsys.readouterr().out
     assert f", {kind}" in told and "GGUF, F16" in told and (kind != "I2_S" or "I2_S layout 128" in told)
+
+
+@pytest.mark.parametrize("kind", ["I2_S", "TQ1_0"])
+def test_convert(kind: str, paths: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file becomes a folder that has the same weights, the same words and the same answers."""
+    flags = ["--hf-path", str(paths[kind]), "--mlx-path", str(tmp_path / "out"), "--head-bits", "16", "--json"]
+    assert main(["convert", *flags]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["verified"] and done["bytes_in"] == paths[kind].stat().st_size
+    assert_same(read_weights(tmp_path / "out"), read_weights(paths[kind]))
+    ours, there = load_tokenizer(tmp_path / "out"), load_tokenizer(paths[kind])
+    for text in tiny.TEXTS:
+        assert ours.encode(text) == there.encode(text)
+    for name in ("special_ids", "special_tokens", "bos_token_id", "eos_token_ids", "adds_bos", "chat_template"):
+        assert getattr(ours, name) == getattr(there, name), name
+    found = generated(tmp_path / "out", capsys, "--backend", "numpy")
+    assert found["text"] == generated(paths[kind], capsys, "--backend", "numpy")["text"]
 
 
 def test_the_layout_as_a_flag(paths: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,3 +119,16 @@ def test_conversion_takes_constant_memory_beside_the_result(layout: str) -> None
     finally:
         tracemalloc.stop()
     assert peak < words.nbytes + 8e6
+
+
+@pytest.mark.parametrize("layout", i2s.LAYOUTS)
+def test_zeros_are_counted_without_a_conversion(layout: str) -> None:
+    t = np.random.default_rng(4).integers(-1, 2, (64, 2560)).astype(np.int8)
+    data = i2s.from_words2(words2.pack(t), 0.5, 2560, layout)
+    assert i2s.count_zeros(data, 64, 2560) == (t == 0).sum()
+    for at, byte, text in ((-29, 0xFF, "has the scale"), (99, 0xC0, "holds code 3 in byte 99")):
+        broken = data.copy()
+        broken[at] = byte
+        broken[-30] |= 0x80 if at < 0 else 0
+        with pytest.raises(FormatError, match=text):
+            i2s.count_zeros(broken, 64, 2560)

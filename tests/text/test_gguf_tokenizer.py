@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as Library
 
 from bitnet_mlx.errors import FormatError, UnsupportedModelError
 from bitnet_mlx.tokenizer import Tokenizer, load_tokenizer
+from bitnet_mlx.tokenizer.gguf import hf_files, read_vocabulary
 from tests.support import gguf_files, gguf_vocabularies
 from tests.support import tiny_tokenizers as tiny
 
@@ -120,6 +121,26 @@ def test_the_official_file_is_corrected_and_said_so(tmp_path: Path, caplog: pyte
     assert found.eos_token_ids == {found.token_to_id("<|end_of_text|>"), found.token_to_id("<|eot_id|>")}
     seven = [found.decode([i]) for i in found.encode("1234567", False)]
     assert "".join(seven) == "1234567" and max(map(len, seven)) <= 3
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece", "official"])
+def test_the_files_of_a_folder_say_the_same(kind: str, tmp_path: Path) -> None:
+    make = {"byte_level": tiny.byte_level, "sentencepiece": tiny.sentencepiece_model}.get(kind)
+    build = gguf_vocabularies.from_json if kind == "byte_level" else gguf_vocabularies.from_sentencepiece
+    keys = official(tmp_path) if make is None else build(make(tmp_path / "source"))
+    keys["tokenizer.chat_template.tool_use"] = "tools"
+    there = loaded(tmp_path, keys)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, content in hf_files(read_vocabulary(keys, tmp_path / "model.gguf")).items():
+        (folder / name).write_bytes(content)
+    ours = load_tokenizer(folder)
+    for text in LONG:
+        assert ours.encode(text) == there.encode(text), text
+    for name in ("vocab_size", "special_ids", "special_tokens", "bos_token_id", "eos_token_ids", "adds_bos"):
+        assert getattr(ours, name) == getattr(there, name), name
+    if "tokenizer.chat_template" in keys:
+        assert ours.chat_template == there.chat_template is not None
 
 
 def test_templates_by_name_and_what_ends_a_turn(tmp_path: Path) -> None:
