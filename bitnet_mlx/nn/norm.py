@@ -7,6 +7,7 @@ import numpy as np
 from bitnet_mlx.backends.kernels.layout import Layout
 from bitnet_mlx.backends.mlx_affine import Codes, StockOps, rms_factor
 from bitnet_mlx.backends.mlx_import import mx
+from bitnet_mlx.backends.resident_mlx import from_numpy
 from bitnet_mlx.nn.watched import Watched
 
 
@@ -23,7 +24,7 @@ class RMSNorm(Watched):
 
     def __init__(self, weight: np.ndarray, eps: float, ops: StockOps | None = None) -> None:
         super().__init__()
-        self.weight = mx.array(np.asarray(weight, np.float32))
+        self.weight = from_numpy(np.asarray(weight, np.float32))
         self.eps = eps
         self.ops = ops or StockOps()
         mx.eval(self.weight)
