@@ -38,6 +38,7 @@ def load(
     activations: int | None = None,
     threads: int | None = None,
     i2s_layout: str | None = None,
+    ternarize: bool = False,
 ) -> tuple[Decoder, Tokenizer]:
     """Load a model and its tokenizer.
 
@@ -45,7 +46,8 @@ def load(
     auto, metal, cuda, mlx, cpu or numpy; a named one never falls back. head_bits: 16 keeps the head as it is, 8, 6 or 4
     quantise it; None keeps the file's. dtype: of what passes between layers (cpu and numpy compute in float32).
     activations: 8 or 16 bits; None is the model's own. threads: CPU threads. i2s_layout: "128", "64" or "rows", of a
-    GGUF file's I2_S tensors; None finds it from the weights.
+    GGUF file's I2_S tensors; None finds it from the weights. ternarize: take float layers for BitNet's master weights,
+    whatever config.json says or leaves out.
 
     The model offers models/decoder.py's protocol; on MLX it is an mlx.nn.Module as well, which mlx_lm's generate accepts.
     Raises ConfigError, BackendError, UnsupportedModelError or FormatError.
@@ -65,7 +67,9 @@ def load(
         raise ConfigError(f"[load] dtype is {dtype} and the backend is {choice.name}, which computes in float32 alone")
     folder = embedded_model() if path_or_repo is None else resolve(path_or_repo, revision)
     tokenizer = load_tokenizer(folder)
-    weights = read_weights(folder, head_bits=head_bits, activations=activations, i2s_layout=i2s_layout)
+    weights = read_weights(
+        folder, head_bits=head_bits, activations=activations, i2s_layout=i2s_layout, ternarize=ternarize
+    )
     return make_decoder(choice.name, weights, dtype, threads), tokenizer
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from bitnet_mlx.checkpoint.detect import CheckpointInfo, detect
 from bitnet_mlx.checkpoint.folder import TensorTable, read_json
-from bitnet_mlx.checkpoint.read import plan, read_linear
+from bitnet_mlx.checkpoint.layout import parts, plan
+from bitnet_mlx.checkpoint.read import read_linear
 from bitnet_mlx.models.weights import Matrix
 from bitnet_mlx.ternary import CODES_PER_WORD, ZERO_WORD, TernaryTensor
 
@@ -86,11 +87,12 @@ def take_census(folder: Path | str) -> Census:
         return gguf_census(info, info.gguf)
     table = TensorTable(info.path)
     layout = plan(info.model, table)
+    info = replace(info, model=layout.model)
     config = info.config
     census = Census(
         info,
         tied=layout.embed == layout.head,
-        notices=(*info.model.notices, *layout.notices),
+        notices=layout.notices,
         tokenizer=tokenizer_kind(info),
         chat_template=has_chat_template(info),
         eos_ids=stop_ids(info),
@@ -104,14 +106,16 @@ def take_census(folder: Path | str) -> Census:
                 census.parameters += shape[0]
                 census.norm_read_bytes += 4 * shape[0]
     census.granularity = tuple(kinds)
-    norms = config.num_hidden_layers * sum(config.norm_sizes().values()) + config.hidden_size
+    norms = sum(table.info(name).shape[0] for name in layout.required if name.endswith("norm.weight"))
     census.norm_read_bytes += 4 * norms
     rows = config.vocab_size * config.hidden_size
     census.parameters += norms + rows * (1 if census.tied else 2)
-    head = [f"{layout.head}.weight", f"{layout.head}.weight_scale"]
+    head = [f"{layout.head}.{part}" for part in parts(info.quantization.storage, True)]
     census.head_read_bytes = sum(_size(table, name) for name in head if name in layout.required)
     bits = info.quantization.head_bits
+    ternary = layout.head in info.model.ternary_tables
     census.head_storage = f"{bits} bits in groups of 64" if bits else table.info(head[0]).dtype
+    census.head_storage = "ternary" if ternary else census.head_storage
     return census
 
 
@@ -122,7 +126,7 @@ def _size(table: TensorTable, name: str) -> int:
 
 def _linear(census: Census, table: TensorTable, module: str, shape: tuple[int, int], kinds: dict[str, None]) -> None:
     weight = read_linear(table, census.info.model, module, shape)
-    names = (f"{module}.weight", f"{module}.weight_scale")
+    names = [f"{module}.{part}" for part in parts(census.info.quantization.storage, True)]
     count_linear(census, module, weight, sum(_size(table, name) for name in names if name in table), kinds)
     table.release(f"{module}.weight")
 

@@ -17,6 +17,8 @@ STORAGE_NAMES = {
     "online": "float master weights, ternarised when read",
     "words2": "native words2, 16 weights a uint32",
     "trits5": "native trits5, 5 weights a byte",
+    "mlx": "MLX 2-bit, 16 weights a uint32, scales and biases for groups",
+    "unpacked": "floats that are ternary already",
     "dense": "floats, not ternary",
     "gguf": "GGUF",
 }
@@ -51,13 +53,13 @@ class CheckpointInfo:
 
     @property
     def storage(self) -> str:
-        """packed, online, words2, trits5, dense or gguf."""
+        """packed, online, words2, trits5, mlx, unpacked, dense or gguf."""
         return self.quantization.storage
 
     @property
     def scale_direction(self) -> str | None:
         """multiply (w = t * weight_scale), divide (w = t / weight_scale), or None where the file has no scales."""
-        if self.storage in ("online", "dense"):
+        if self.storage in ("online", "dense", "unpacked"):
             return None
         return "divide" if self.quantization.divide else "multiply"
 

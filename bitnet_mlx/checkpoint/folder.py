@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,20 @@ def _weight_map(folder: Path) -> dict[str, str]:
     return table
 
 
+@dataclass(frozen=True)
+class _Home:
+    """Where a tensor lies: its file, its name there, and the rows of that tensor that it is (None: all)."""
+
+    file: SafetensorsFile
+    name: str
+    rows: slice | None = None
+
+
 class TensorTable:
-    """All tensors of a folder, whatever file each lies in. one_pass: values are read once, so pages may go at once."""
+    """All tensors of a folder, whatever file each lies in. A tensor may go by another name, or be rows of another one.
+
+    one_pass: values are read once, so pages may go at once.
+    """
 
     one_pass = False
 
@@ -121,20 +134,20 @@ class TensorTable:
         """Open every weight file. Raises FormatError where files are missing, damaged or at odds with the index."""
         self.folder = folder
         self.files = [SafetensorsFile(path) for path in weight_files(folder)]
-        self._home: dict[str, SafetensorsFile] = {}
+        self._home: dict[str, _Home] = {}
         for file in self.files:
             for name in file.tensors:
                 if name in self._home:
                     raise FormatError(
-                        f"[checkpoint] tensor {shown(name)} lies in {self._home[name].path} and in {file.path}; "
+                        f"[checkpoint] tensor {shown(name)} lies in {self._home[name].file.path} and in {file.path}; "
                         "one place is allowed"
                     )
-                self._home[name] = file
+                self._home[name] = _Home(file, name)
         if self.files[0].path.name != SINGLE:
             self._check_index(_weight_map(folder))
 
     def _check_index(self, table: dict[str, str]) -> None:
-        where = {name: file.path.name for name, file in self._home.items()}
+        where = {name: home.file.path.name for name, home in self._home.items()}
         absent = [name for name in table if name not in where]
         unlisted = [name for name in where if name not in table]
         moved = [name for name in table if name in where and where[name] != table[name]]
@@ -148,6 +161,17 @@ class TensorTable:
                     f"[checkpoint] {self.folder / INDEX} {text}: {name_list(names)}. Fetch the model again"
                 )
 
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Call tensors by other names: the one that they have -> the one to use, which no tensor may have."""
+        for old, new in names.items():
+            assert new not in self._home
+            self._home[new] = self._home.pop(old)
+
+    def cut(self, name: str, parts: Mapping[str, slice]) -> None:
+        """Replace a tensor by parts of its rows, each under a name of its own."""
+        home = self._home.pop(name)
+        self._home.update({part: _Home(home.file, home.name, rows) for part, rows in parts.items()})
+
     def __contains__(self, name: str) -> bool:
         return name in self._home
 
@@ -157,19 +181,40 @@ class TensorTable:
     def __len__(self) -> int:
         return len(self._home)
 
+    def label(self, name: str) -> str:
+        """The tensor's name in its file, for messages."""
+        home = self._home[name]
+        return home.name if home.rows is None else f"{home.name}[{home.rows.start}:{home.rows.stop}]"
+
     def info(self, name: str) -> TensorInfo:
-        return self._home[name].tensors[name]
+        home = self._home[name]
+        info = home.file.tensors[home.name]
+        if home.rows is None:
+            return info
+        rows = range(info.shape[0])[home.rows]
+        row = (info.stop - info.start) // max(info.shape[0], 1)
+        start = info.start + rows.start * row
+        return replace(info, shape=(len(rows), *info.shape[1:]), start=start, stop=start + len(rows) * row)
 
     def path(self, name: str) -> Path:
-        return self._home[name].path
+        return self._home[name].file.path
 
     def array(self, name: str) -> np.ndarray:
         """A read-only view of the tensor in its file."""
-        return self._home[name].array(name)
+        home = self._home[name]
+        array = home.file.array(home.name)
+        return array if home.rows is None else array[home.rows]
+
+    def whole(self, name: str) -> np.ndarray:
+        """The same, or all of the tensor whose rows it is."""
+        home = self._home[name]
+        return home.file.array(home.name)
 
     def release(self, name: str) -> None:
         """The tensor will not be read again soon: its pages may leave memory."""
-        self._home[name].release(name)
+        home = self._home[name]
+        if home.rows is None:
+            home.file.release(home.name)
 
     @property
     def nbytes(self) -> int:

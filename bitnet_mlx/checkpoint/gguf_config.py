@@ -69,6 +69,12 @@ def hf_config(file: GgufFile, notices: list[str]) -> dict[str, Any]:
     Raises UnsupportedModelError and FormatError in the names of the file's own keys and tensors.
     """
     kind = architecture(file)
+    parts = file.metadata.get("split.count", 0)
+    if parts not in (0, 1):
+        raise UnsupportedModelError(
+            f"[gguf] {file.path} is one of {shown(parts)} parts of a model; whole files are read. Join them with "
+            "llama.cpp's llama-gguf-split --merge"
+        )
     prefix = file.metadata["general.architecture"]
     _check_keys(file, prefix, notices)
     f = Fields(file.metadata, str(file.path))

@@ -7,20 +7,20 @@ blocks and their pages given back, so reading takes the result's memory and litt
 from __future__ import annotations
 
 import logging
-import re
 from collections import UserDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from bitnet_mlx.checkpoint import masters, tensors
-from bitnet_mlx.checkpoint.folder import TensorTable, checkpoint_folder, name_list, read_config
+from bitnet_mlx.checkpoint import masters, mlx_tensors, tensors, ternary_floats
+from bitnet_mlx.checkpoint.folder import TensorTable, checkpoint_folder, read_config
 from bitnet_mlx.checkpoint.gguf_file import is_gguf
+from bitnet_mlx.checkpoint.layout import Layout, plan
 from bitnet_mlx.checkpoint.read_gguf import GgufModel, read_gguf
-from bitnet_mlx.errors import ConfigError, FormatError, UnsupportedModelError
+from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.formats.dense import DenseRows, GroupedRows
 from bitnet_mlx.models.hf_config import ModelConfig, parse_config
 from bitnet_mlx.models.weights import DecoderWeights, Linear, Matrix
@@ -29,23 +29,21 @@ from bitnet_mlx.ternary import TernaryTensor
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
-EMBED, HEAD = "model.embed_tokens", "lm_head"
-# Buffers of old checkpoints, which follow from the config.
-_HARMLESS = re.compile(r"rotary_emb\.inv_freq$")
-
 
 def read_weights(
     folder: Path | str,
     *,
     head_bits: int | None = None,
     activations: int | None = None,
+    ternarize: bool = False,
     i2s_layout: str | None = None,
     progress: Progress | None = None,
 ) -> DecoderWeights:
-    """Read a Hugging Face folder (packed, master or float weights), a native one, or a GGUF file.
+    """Read a Hugging Face folder (packed, master or float weights, or MLX's 2 bits), a native one, or a GGUF file.
 
     head_bits: 8, 6 or 4 quantise embedding and head in groups of 64 columns; 16 or None keep what the file has.
     activations: 8 or 16 bits for the ternary layers' inputs; None keeps the checkpoint's.
+    ternarize: take a folder's float linears for master weights, whatever config.json says or leaves out.
     i2s_layout: "128", "64" or "rows", of a GGUF file's I2_S tensors; None finds it. progress: called with the bytes done
     and the bytes of all files.
 
@@ -56,14 +54,20 @@ def read_weights(
         if value is not None and value not in allowed:
             raise ConfigError(f"[checkpoint] {option} is {value!r}; {', '.join(map(str, allowed))} are allowed")
     if is_gguf(folder):
+        if ternarize:
+            raise ConfigError(f"[checkpoint] ternarize was given, and {folder} is a GGUF file; it is for folders")
         return read_gguf(folder, head_bits=head_bits, activations=activations, i2s_layout=i2s_layout, progress=progress)
     if i2s_layout is not None:
         raise ConfigError(f"[checkpoint] i2s_layout was given, and {folder} is no GGUF file; leave it out")
-    return _open(folder, head_bits, activations, progress).read()
+    return _open(folder, head_bits, activations, progress, ternarize).read()
 
 
 def open_weights(
-    folder: Path | str, *, errors: dict[str, float] | None = None, i2s_layout: str | None = None
+    folder: Path | str,
+    *,
+    errors: dict[str, float] | None = None,
+    ternarize: bool = False,
+    i2s_layout: str | None = None,
 ) -> DecoderWeights:
     """As read_weights, but each linear is read when it is asked for, and each time anew: for one pass over a model that
     need not fit in memory.
@@ -76,7 +80,7 @@ def open_weights(
         return replace(model.weights(), linears=linears)
     if i2s_layout is not None:
         raise ConfigError(f"[checkpoint] i2s_layout was given, and {folder} is no GGUF file; leave it out")
-    reader = _open(folder, None, None, None)
+    reader = _open(folder, None, None, None, ternarize)
     reader.errors, reader.table.one_pass = errors, True
     return reader.read(OnDemand())
 
@@ -88,16 +92,27 @@ class OnDemand(UserDict):
         return self.data[name]()
 
 
-def _open(folder: Path | str, head_bits: int | None, activations: int | None, progress: Progress | None) -> _Reader:
+def _open(
+    folder: Path | str, head_bits: int | None, activations: int | None, progress: Progress | None, ternarize: bool
+) -> _Reader:
     folder = checkpoint_folder(folder)
     model = parse_config(read_config(folder), str(folder / "config.json"))
-    if activations is not None:
-        model = _with_activations(model, activations)
+    if ternarize:
+        model = _masters(model)
     table = TensorTable(folder)
     layout = plan(model, table)
-    for notice in (*model.notices, *layout.notices):
+    for notice in layout.notices:
         log.warning("%s: %s", folder, notice)
+    model = layout.model if activations is None else _with_activations(layout.model, activations)
     return _Reader(table, model, layout, head_bits, progress)
+
+
+def _masters(model: ModelConfig) -> ModelConfig:
+    """The same with its float linears ternarised. Raises ConfigError where the linears are no floats."""
+    storage = model.quantization.storage
+    if storage not in ("dense", "packed", "online"):
+        raise ConfigError(f"[checkpoint] ternarize was given and the weights are stored as {storage}, not as floats")
+    return replace(model, quantization=replace(model.quantization, storage="online", divide=False), notices=())
 
 
 def _with_activations(model: ModelConfig, bits: int) -> ModelConfig:
@@ -105,100 +120,6 @@ def _with_activations(model: ModelConfig, bits: int) -> ModelConfig:
         model,
         decoder=replace(model.decoder, activation_bits=bits),
         quantization=replace(model.quantization, activation_bits=bits),
-    )
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which tensors a checkpoint must have, and where its embedding and head lie."""
-
-    required: dict[str, None]  # in the order of reading
-    embed: str
-    head: str  # the same module as `embed` where they are tied
-    notices: tuple[str, ...]
-
-
-def plan(model: ModelConfig, table: TensorTable) -> Layout:
-    """The tensors that config.json promises. FormatError lists all that are missing or unknown at once."""
-    config, quantization = model.decoder, model.quantization
-    embed, head, notices = _tie(model, table)
-    required: dict[str, None] = {}
-
-    def matrix(module: str, scaled: bool) -> None:
-        required[f"{module}.weight"] = None
-        if scaled:
-            required[f"{module}.weight_scale"] = None
-
-    small_head = quantization.native and quantization.head_bits is not None
-    matrix(embed, small_head)
-    for layer in range(config.num_hidden_layers):
-        for name in config.norm_sizes():
-            required[f"model.layers.{layer}.{name}.weight"] = None
-        for name in config.linear_shapes():
-            module = f"model.layers.{layer}.{name}"
-            matrix(module, (quantization.storage == "packed" or quantization.native) and quantization.converts(module))
-            if model.has_bias(name):
-                required[f"{module}.bias"] = None
-    required["model.norm.weight"] = None
-    if head != embed:
-        matrix(head, small_head)
-    # What a tied head's own tensors hold has been compared already.
-    spare = {f"{HEAD}.weight", f"{EMBED}.weight"} if head == embed else set()
-    unknown = [name for name in table if name not in required and name not in spare and not _HARMLESS.search(name)]
-    missing = [name for name in required if name not in table]
-    if missing or unknown:
-        raise _mismatch(model, table, missing, unknown)
-    return Layout(required, embed, head, tuple(notices))
-
-
-def _tie(model: ModelConfig, table: TensorTable) -> tuple[str, str, list[str]]:
-    """Modules of the embedding and the head, as transformers ties them, and what is odd about it."""
-    quantization, notices = model.quantization, []
-    if quantization.storage in ("packed", "online") and quantization.converts(HEAD):
-        if quantization.storage == "online" or f"{HEAD}.weight_scale" in table:
-            raise UnsupportedModelError(
-                f"[checkpoint] {table.folder}: modules_to_not_convert leaves out {HEAD}, so the head is ternary; "
-                f'only float heads are supported. If the head is float, add "{HEAD}" to the list in config.json'
-            )
-        notices.append(f"modules_to_not_convert leaves out {HEAD}, but the head has no weight_scale; it runs as floats")
-    if not model.decoder.tie_word_embeddings:
-        return EMBED, HEAD, notices
-    names = (f"{EMBED}.weight", f"{HEAD}.weight")
-    if names[0] not in table and names[1] in table:
-        return HEAD, HEAD, notices
-    if names[1] in table and names[0] in table and not _same(table, *names):
-        notices.append(
-            f"tie_word_embeddings is true, but {names[1]} differs from {names[0]}; both are used, as transformers does"
-        )
-        return EMBED, HEAD, notices
-    return EMBED, EMBED, notices
-
-
-def _same(table: TensorTable, a: str, b: str) -> bool:
-    """Whether two tensors hold the same bytes, compared in blocks."""
-    if (table.info(a).dtype, table.info(a).shape) != (table.info(b).dtype, table.info(b).shape):
-        return False
-    x, y = table.array(a).reshape(-1).view(np.uint8), table.array(b).reshape(-1).view(np.uint8)
-    step = 1 << 20
-    return all(np.array_equal(x[at : at + step], y[at : at + step]) for at in range(0, x.size, step))
-
-
-def _mismatch(model: ModelConfig, table: TensorTable, missing: list[str], unknown: list[str]) -> FormatError:
-    parts = []
-    if missing:
-        parts.append(f"lacks {len(missing)} tensors: {name_list(missing)}")
-    if unknown:
-        parts.append(
-            f"has {len(unknown)} tensors that a {model.decoder.model_type} model does not know: {name_list(unknown)}"
-        )
-    examples = ", ".join(f"{name} {table.info(name)}" for name in sorted(table)[:3])
-    hint = ""
-    if missing and all(name.endswith("weight_scale") for name in missing) and model.quantization.storage == "packed":
-        hint = '; for master weights config.json says "linear_class": "autobitlinear", "quantization_mode": "online"'
-    if f"{HEAD}.weight" in missing:
-        hint = '; an output head that is the embedding needs "tie_word_embeddings": true in config.json'
-    return FormatError(
-        f"[checkpoint] {table.folder} {'; it '.join(parts)}; it has {len(table)}, such as {examples}{hint}"
     )
 
 
@@ -212,15 +133,29 @@ def read_linear(
     quantization = model.quantization
     if not quantization.converts(module):
         return tensors.dense(table, f"{module}.weight", shape)
+    bits = quantization.activation_bits
     if quantization.native:
-        return tensors.native(table, module, shape, quantization.activation_bits, quantization.storage)
+        return tensors.native(table, module, shape, bits, quantization.storage)
+    if quantization.storage == "mlx":
+        return mlx_tensors.affine(table, module, shape, quantization.group, bits)
+    if quantization.storage == "unpacked":
+        return ternary_floats.unpacked(table, module, shape, bits)
     if quantization.storage == "online":
         ternary, error = masters.online(table, module, shape)
         if errors is not None:
             errors[module] = error
     else:
         ternary = tensors.packed(table, module, shape, quantization.divide)
-    return replace(ternary, activation_bits=quantization.activation_bits)
+    return replace(ternary, activation_bits=bits)
+
+
+def read_linear_norm(table: TensorTable, model: ModelConfig, module: str, width: int) -> np.ndarray | None:
+    """The weight of the norm inside one linear layer, float32 [K], or None."""
+    if model.linear_norm is None or not model.quantization.converts(module):
+        return None
+    if not model.linear_norm:
+        return np.ones(width, np.float32)
+    return tensors.vector(table, f"{module}.{model.linear_norm}.weight", width)
 
 
 class _Reader:
@@ -273,13 +208,25 @@ class _Reader:
         if bias is not None and isinstance(weight, TernaryTensor) and quantization.scales_bias:
             bias = bias * weight.scale
         self._advance(f"{module}.weight")
-        return Linear(weight, bias)
+        return Linear(weight, bias, read_linear_norm(self.table, self.model, module, shape[1]))
 
-    def _table_rows(self, module: str) -> DenseRows | GroupedRows:
+    def _ternary_table(self, module: str, shape: tuple[int, int]) -> Matrix:
+        """A ternary embedding or head, whose inputs are never quantised."""
+        quantization = replace(self.model.quantization, modules_to_not_convert=())
+        rows = read_linear(self.table, replace(self.model, quantization=quantization), module, shape)
+        assert isinstance(rows, TernaryTensor)
+        if self.head_bits is not None:
+            log.warning("%s: %s.weight is ternary; it stays so, whatever head_bits says", self.table.folder, module)
+        self._advance(f"{module}.weight")
+        return replace(rows, activation_bits=16)
+
+    def _table_rows(self, module: str) -> Matrix:
         """The embedding or the head, in the storage asked for."""
         config, bits = self.model.decoder, self.model.quantization.head_bits
         shape = (config.vocab_size, config.hidden_size)
         name = f"{module}.weight"
+        if module in self.model.ternary_tables:
+            return self._ternary_table(module, shape)
         rows: DenseRows | GroupedRows
         if bits is not None and self.model.quantization.native:
             rows = tensors.grouped(self.table, module, shape, bits)

@@ -258,7 +258,7 @@ def seal(linear: Linear) -> bytes:
         arrays = [w.words, w.scale]
     else:
         arrays = [w.codes, w.scales] if isinstance(w, GroupedRows) else [w.data]
-    for array in [*arrays, *(extra for extra in (linear.bias, getattr(linear, "norm", None)) if extra is not None)]:
+    for array in [*arrays, *(extra for extra in (linear.bias, linear.norm) if extra is not None)]:
         digest.update(repr((array.dtype.str, array.shape)).encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.digest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ class GgufTarget:
     def linear(self, module: str, linear: Linear) -> tuple[list[Pending], Linear]:
         _, _, layer, name = module.split(".", 3)
         w, bias, order = linear.weight, linear.bias, self._order(name)
-        if getattr(linear, "norm", None) is not None:
+        if linear.norm is not None:
             raise FormatError(
                 f"[convert] {module} has a norm of its own, which GGUF does not know. Give --format words2"
             )
@@ -170,7 +171,8 @@ class GgufTarget:
 
     def reopen(self, folder: Path) -> Mapping[str, Linear]:
         model = GgufModel(folder / self.file)
-        common.check_config(model.config, self.weights.config)
+        # Of a model with sub-norms the file knows one family, whatever config.json called it.
+        common.check_config(model.config, replace(self.weights.config, model_type=model.config.model_type))
         linears = OnDemand()
         for module in self.weights.linears:
             _, _, layer, name = module.split(".", 3)
@@ -180,7 +182,7 @@ class GgufTarget:
 
 def _architecture(c: DecoderConfig) -> str:
     """The name under which llama.cpp and bitnet.cpp know the graph."""
-    if c.model_type == "bitnet" and c.sub_norms:
+    if c.model_type in ("bitnet", "llama") and c.sub_norms:
         return "bitnet-b1.58" if c.hidden_act == "relu2" else "bitnet"
     if c.model_type in ("llama", "qwen3") and not c.sub_norms and c.hidden_act == "silu":
         return c.model_type

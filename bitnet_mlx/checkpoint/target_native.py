@@ -37,10 +37,16 @@ class NativeTarget(common.FolderTarget):
         assert format in NATIVE_FORMATS
         super().__init__(weights, source, dtype)
         self.format = format
+        self._normed: list[str] = []  # ternary linears with a norm of their own, and those without
+        self._plain: list[str] = []
         self._bits = self._head_bits(head_bits, default_head_bits)
 
     def _head_bits(self, asked: int | None, default: int) -> int:
         tables = (self.weights.embed_tokens, self.weights.lm_head)
+        if all(isinstance(rows, TernaryTensor) for rows in tables):
+            if asked is not None:
+                self.notices.append("embedding and head are ternary; they stay so, whatever head_bits says")
+            return 2
         bits = {min(16, common.head_choice(rows, asked, default)) for rows in tables}
         stored = {rows.bits for rows in tables if isinstance(rows, GroupedRows)}
         if asked is not None and asked >= 16 and stored:
@@ -56,11 +62,14 @@ class NativeTarget(common.FolderTarget):
             )
         return bits.pop()
 
+    def _ternary(self, module: str, w: TernaryTensor) -> list[Pending]:
+        words = w.words if self.format == "words2" else trits5.from_words2(w.words, w.shape[1])
+        return [pending(f"{module}.weight", words), pending(f"{module}.weight_scale", w.scale)]
+
     def linear(self, module: str, linear: Linear) -> tuple[list[Pending], Linear]:
         w, tensors = linear.weight, []
         if isinstance(w, TernaryTensor):
-            words = w.words if self.format == "words2" else trits5.from_words2(w.words, w.shape[1])
-            tensors = [pending(f"{module}.weight", words), pending(f"{module}.weight_scale", w.scale)]
+            tensors = self._ternary(module, w)
         elif isinstance(w, GroupedRows):
             raise FormatError(f"[write] {module} is in {w.bits}-bit groups; linears are ternary or float here")
         else:
@@ -68,13 +77,25 @@ class NativeTarget(common.FolderTarget):
             linear = common.recast(linear, self.dtype)
         if linear.bias is not None:
             tensors.append(pending(f"{module}.bias", linear.bias))
+        if linear.norm is not None and isinstance(w, TernaryTensor):
+            tensors.append(pending(f"{module}.norm.weight", linear.norm))
+            self._normed.append(module)
+        elif linear.norm is not None:
+            raise FormatError(
+                f"[write] {module} is float and has a norm of its own; only ternary linears have one here"
+            )
+        elif isinstance(w, TernaryTensor):
+            self._plain.append(module)
         return tensors, linear
 
     def table(self, module: str, rows: Matrix) -> Iterator[Pending]:
         if isinstance(rows, TernaryTensor):
-            raise FormatError(
-                f"[write] {module} is ternary; the native format holds embeddings and heads of 4 bits or more"
-            )
+            if self._bits != 2:
+                raise FormatError(
+                    f"[write] {module} is ternary, and not both embedding and head are; the native format holds one kind"
+                )
+            yield from self._ternary(module, rows)
+            return
         if self._bits >= 16:
             yield common.dense_rows(f"{module}.weight", rows, self.dtype)
             return
@@ -95,7 +116,12 @@ class NativeTarget(common.FolderTarget):
     def config(self, kept: list[str], activation_bits: int) -> dict[str, Any]:
         config = common.base_config(self.source, self.weights, self.dtype or self.weights.config.dtype)
         self._activation_bits = activation_bits
-        config["quantization_config"] = {
+        if self._normed and self._plain:
+            raise FormatError(
+                f"[write] {self._normed[0]} has a norm of its own and {self._plain[0]} has none; the native format holds "
+                "such norms for all ternary linears or for none"
+            )
+        table = config["quantization_config"] = {
             "quant_method": NATIVE_METHOD,
             "format": self.format,
             "format_version": NATIVE_VERSION,
@@ -103,6 +129,8 @@ class NativeTarget(common.FolderTarget):
             "head_bits": self._bits,
             "modules_to_not_convert": [common.HEAD, *kept],
         }
+        if self._normed:
+            table |= {"linear_norms": True, "linear_norm_eps": self.weights.config.linear_norm_eps}
         return config
 
     def reopen(self, folder: Path) -> Mapping[str, Linear]:

@@ -26,7 +26,7 @@ _AT_ONCE = 1 << 18  # values converted at a time, about 1 MB as float32
 
 def damaged(table: TensorTable, name: str, text: str) -> FormatError:
     """A FormatError about one tensor."""
-    return FormatError(f"[checkpoint] {table.path(name)}: tensor {shown(name)} {text}")
+    return FormatError(f"[checkpoint] {table.path(name)}: tensor {shown(table.label(name))} {text}")
 
 
 def expect(table: TensorTable, name: str, dtypes: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]) -> np.ndarray:
@@ -109,7 +109,7 @@ def packed(table: TensorTable, module: str, shape: tuple[int, int], divide: bool
             'its quantization_config lacks "linear_class": "autobitlinear" and "quantization_mode": "online"',
         )
     array = expect(table, name, ("U8",), ((hf.packed_rows(n), k),))
-    words = hf.to_words2(array, n, f"{name} in {table.path(name)}")
+    words = hf.to_words2(array, n, f"{table.label(name)} in {table.path(name)}")
     table.release(name)
     return TernaryTensor(words, scale, shape)
 
@@ -155,7 +155,7 @@ def native(
     name, scale_name = f"{module}.weight", f"{module}.weight_scale"
     width, codec = (trits5.width(k), trits5) if storage == "trits5" else (padded(k) // CODES_PER_WORD, words2)
     words = expect(table, name, ("U32",), ((n, width),))
-    codec.check(words, k, f"{name} in {table.path(name)}")
+    codec.check(words, k, f"{table.label(name)} in {table.path(name)}")
     if storage == "trits5":
         words = trits5.to_words2(words, k)
         table.release(name)

@@ -38,6 +38,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         choices=I2S_LAYOUTS,
         help="byte layout of a GGUF file's I2_S tensors (default: found from the weights)",
     )
+    group.add_argument(
+        "--ternarize",
+        action="store_true",
+        help="take float layers for BitNet's master weights, where config.json does not say so",
+    )
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
 
 
@@ -79,7 +84,7 @@ def check(args: argparse.Namespace) -> None:
 
 def load_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of bitnet_mlx.load."""
-    names = ("backend", "revision", "head_bits", "dtype", "activations", "threads", "i2s_layout")
+    names = ("backend", "revision", "head_bits", "dtype", "activations", "threads", "i2s_layout", "ternarize")
     return {name: getattr(args, name) for name in names}
 
 

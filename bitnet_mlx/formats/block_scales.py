@@ -35,14 +35,14 @@ def collapse(d: np.ndarray, words: np.ndarray, block: int, name: str) -> np.ndar
     if not np.isfinite(d).all():
         row, column = (int(i) for i in np.argwhere(~np.isfinite(d))[0])
         raise FormatError(
-            f"[gguf] tensor {name}: the scale of row {row}, block {column} is {d[row, column]}; it is damaged"
+            f"[scales] tensor {name}: the scale of row {row}, block {column} is {d[row, column]}; it is damaged"
         )
     used = used_blocks(words, block, blocks)
     wrong = (d < 0) | (used & (d == 0))
     if wrong.any():
         row, column = (int(i) for i in np.argwhere(wrong)[0])
         raise FormatError(
-            f"[gguf] tensor {name}: the scale of row {row}, block {column} is {d[row, column]}; "
+            f"[scales] tensor {name}: the scale of row {row}, block {column} is {d[row, column]}; "
             "a scale must be above 0 where weights are not all 0"
         )
     top = np.where(used, d, np.float32(0)).max(axis=1, initial=0)
@@ -68,7 +68,7 @@ def _groups(d: np.ndarray, used: np.ndarray, groups: int, block: int, name: str)
     if differ.any():
         row, group, _ = (int(i) for i in np.argwhere(differ)[0])
         raise UnsupportedModelError(
-            f"[gguf] tensor {name} has a scale for each {block} columns, and they differ inside a group of {GROUP} "
+            f"[scales] tensor {name} has a scale for each {block} columns, and they differ inside a group of {GROUP} "
             f"(row {row}, columns {group * GROUP} on); one scale for {GROUP} columns is supported"
         )
     return scale

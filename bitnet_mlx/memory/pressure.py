@@ -10,7 +10,7 @@ from bitnet_mlx.memory.records import PressureEvent
 LEVELS = ("none", "low", "medium", "high", "critical")
 SHARES = (0.70, 0.80, 0.90, 0.95)  # of the limit, where the levels after the first begin
 COOLDOWN_S = 30.0
-Callback = Callable[[PressureEvent], None]
+Callback = Callable[[PressureEvent], object]
 
 
 def level_of(share: float, shares: Sequence[float] = SHARES) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from bitnet_mlx.memory.mlx_counters import Limits
 
-OWNERS = ("weights", "head", "kv_cache", "activations", "tokenizer", "other")
+OWNERS: tuple[str, ...] = ("weights", "head", "kv_cache", "activations", "tokenizer", "other")
 
 
 @dataclass(frozen=True)

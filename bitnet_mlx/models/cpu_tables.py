@@ -106,16 +106,12 @@ class Buffers:
 
     def fit(self, state: np.ndarray, rows: int, positions: int, threads: int) -> None:
         """Make room, and write the buffers' addresses into the state where they moved."""
-        if rows <= self._rows and positions <= self._positions and threads <= self._threads:
+        total = self.resize(rows, positions, threads)
+        if total is None:
             return
-        if rows > self._rows:
-            self._rows = at.CHUNK if rows > 8 else 8 if rows > 1 else 1
-        self._positions = max(self._positions, 1024 * (-(-2 * positions // 1024)) if positions > self._positions else 0)
-        self._threads = max(self._threads, threads)
         sizes = self._sizes()
         scratch, scratch_bytes = self._scratch()
-        total = sum(_lines(n) for n in sizes.values()) + scratch_bytes * self._threads
-        self.block = np.zeros(total + _LINE, np.uint8)
+        self.block = np.zeros(total, np.uint8)
         here = address(self.block) + -address(self.block) % _LINE
         for slot, size in sizes.items():
             state[slot] = here
@@ -123,6 +119,16 @@ class Buffers:
         state[at.SCRATCH], state[at.SCRATCH_BYTES] = here, scratch_bytes
         for slot, offset in scratch.items():
             state[slot] = offset
+
+    def resize(self, rows: int, positions: int, threads: int) -> int | None:
+        """Bytes that the block needs from now on, or None where it is large enough. Nothing is allocated."""
+        if rows <= self._rows and positions <= self._positions and threads <= self._threads:
+            return None
+        if rows > self._rows:
+            self._rows = at.CHUNK if rows > 8 else 8 if rows > 1 else 1
+        self._positions = max(self._positions, 1024 * (-(-2 * positions // 1024)) if positions > self._positions else 0)
+        self._threads = max(self._threads, threads)
+        return sum(_lines(n) for n in self._sizes().values()) + self._scratch()[1] * self._threads + _LINE
 
     def _sizes(self) -> dict[int, int]:
         """Bytes of each buffer that all threads share."""

@@ -1,14 +1,15 @@
-"""config.json -> DecoderConfig: the families bitnet and llama, with transformers' names and defaults, strictly."""
+"""config.json -> DecoderConfig: the families of models/families.py, with transformers' names and defaults, strictly."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from bitnet_mlx.errors import FormatError, UnsupportedModelError
 from bitnet_mlx.formats.strict_json import shown
 from bitnet_mlx.models.config import DecoderConfig, RopeConfig
 from bitnet_mlx.models.config_fields import Fields
+from bitnet_mlx.models.families import FAMILIES, REFUSED, VARIANTS, Family, Variant
 from bitnet_mlx.models.quantization import Quantization, parse_quantization
 
 # 128 * K must stay below 2^24 for the integer sums to be exact in float32.
@@ -20,33 +21,22 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
-class _Family:
-    """What transformers assumes where config.json is silent."""
-
-    hidden_act: str
-    sub_norms: bool
-    rms_norm_eps: float
-    rope_theta: float
-    bos_token_id: int
-    eos_token_id: int
-    mlp_bias: bool  # whether the family knows the key
-
-
-FAMILIES = {
-    "bitnet": _Family("relu2", True, 1e-5, 500000.0, 128000, 128001, False),
-    "llama": _Family("silu", False, 1e-6, 10000.0, 1, 2, True),
-}
-
-
-@dataclass(frozen=True)
 class ModelConfig:
-    """All that config.json says: the decoder, the storage, which linears have biases, and what is odd about it."""
+    """All that config.json says: the decoder, the storage, which linears have biases, and what is odd about it.
+
+    linear_norm: the last part of the name of a norm inside each ternary linear ("rms_norm"), "" for norms without
+    weights, None for no such norms. ternary_tables: those of the embedding and the head that are ternary. variant: the
+    name of the variant, if one is marked. What the tensors add is settled by checkpoint/settle.py.
+    """
 
     decoder: DecoderConfig
     quantization: Quantization
     attention_bias: bool = False
     mlp_bias: bool = False
     notices: tuple[str, ...] = ()
+    linear_norm: str | None = None
+    ternary_tables: tuple[str, ...] = ()
+    variant: str | None = None
 
     def has_bias(self, name: str) -> bool:
         """Whether the linear of this name inside a layer ("self_attn.q_proj") has a bias."""
@@ -65,26 +55,56 @@ def parse_config(config: dict[str, Any], where: str = "config.json") -> ModelCon
             f"[config] {where}: model_file is {shown(config['model_file'])}; code from a checkpoint is never run"
         )
     model_type = config.get("model_type")
-    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
-    if family is None:
-        raise UnsupportedModelError(
-            f"[config] {where}: model_type is {shown(model_type)}; {' and '.join(FAMILIES)} are supported"
-        )
+    family = _family(model_type, where)
     quantization = parse_quantization(config, where)
     notices: list[str] = []
+    variant = None if quantization.storage != "dense" else next((v for v in VARIANTS if v.marks(config)), None)
+    if variant is not None:
+        quantization = _variant_storage(fields, variant, quantization, notices)
     decoder = _decoder(fields, cast(str, model_type), family, quantization, notices)
-    _storage_notices(fields, quantization, notices)
+    if variant is not None and variant.sub_norms:
+        decoder = replace(decoder, sub_norms=True)
+    if quantization.storage == "dense":
+        notices.append("config.json has no quantization_config; the layers run as floats, as transformers runs them")
     return ModelConfig(
         decoder,
         quantization,
         fields.flag("attention_bias", False),
         family.mlp_bias and fields.flag("mlp_bias", False),
         tuple(notices),
+        quantization.linear_norm,
+        variant=None if variant is None else variant.name,
     )
 
 
+def _family(model_type: Any, where: str) -> Family:
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if family is not None:
+        return family
+    reason = REFUSED.get(model_type, "") if isinstance(model_type, str) else ""
+    raise UnsupportedModelError(
+        f"[config] {where}: model_type is {shown(model_type)}; {', '.join(FAMILIES)} are supported"
+        + (f"; {reason}" if reason else "")
+    )
+
+
+def _variant_storage(fields: Fields, variant: Variant, found: Quantization, notices: list[str]) -> Quantization:
+    """The storage of a checkpoint that a variant marks."""
+    bits = fields.get("input_bits")
+    if bits not in (None, 8, 16) or isinstance(bits, bool):
+        raise UnsupportedModelError(f"[config] {fields.where}: input_bits is {shown(bits)}; 8 and 16 are supported")
+    if fields.get("weight_bits") not in (None, 1):
+        raise UnsupportedModelError(
+            f"[config] {fields.where}: weight_bits is {shown(fields.get('weight_bits'))}; 1, which stands for ternary "
+            "weights, is supported"
+        )
+    if variant.notice:
+        notices.append(variant.notice)
+    return replace(found, storage=variant.storage, activation_bits=bits or 8)
+
+
 def _decoder(
-    fields: Fields, model_type: str, family: _Family, quantization: Quantization, notices: list[str]
+    fields: Fields, model_type: str, family: Family, quantization: Quantization, notices: list[str]
 ) -> DecoderConfig:
     vocab = fields.size("vocab_size")
     hidden = fields.size("hidden_size", limit=MAX_WIDTH)
@@ -95,9 +115,9 @@ def _decoder(
     kv_heads = fields.size("num_key_value_heads", heads, MAX_WIDTH)
     head_dim = fields.size("head_dim", 0, MAX_WIDTH)
     if not head_dim:
-        if hidden % heads:
+        if family.head_dim is None and hidden % heads:
             raise fields.wrong("num_attention_heads", f"without head_dim it must divide hidden_size ({hidden})")
-        head_dim = hidden // heads
+        head_dim = family.head_dim or hidden // heads
     if heads % kv_heads:
         raise fields.wrong("num_key_value_heads", f"it must divide num_attention_heads ({heads})")
     if head_dim % 2 or heads * head_dim > MAX_WIDTH:
@@ -110,7 +130,8 @@ def _decoder(
         raise UnsupportedModelError(
             f"[config] {fields.where}: hidden_act is {shown(act)}; relu2 and silu are supported"
         )
-    context = fields.size("max_position_embeddings", 2048)
+    _full_attention(fields)
+    context = fields.size("max_position_embeddings", family.context)
     return DecoderConfig(
         model_type=model_type,
         vocab_size=vocab,
@@ -124,6 +145,8 @@ def _decoder(
         max_position_embeddings=context,
         hidden_act=cast(Literal["relu2", "silu"], _ACTIVATIONS[act]),
         sub_norms=family.sub_norms,
+        qk_norms=family.qk_norms,
+        linear_norm_eps=quantization.linear_norm_eps,
         tie_word_embeddings=fields.flag("tie_word_embeddings", False),
         rope=_rope(fields, family, context, notices),
         activation_bits=quantization.activation_bits,
@@ -145,32 +168,32 @@ def _dtype(fields: Fields) -> str:
     return name
 
 
-def _default_token(fields: Fields, key: str, default: int, vocab: int) -> int | None:
+def _full_attention(fields: Fields) -> None:
+    """Raise UnsupportedModelError where some layers see a window only."""
+    layers = fields.get("layer_types")
+    sliding = isinstance(layers, list) and any(kind != "full_attention" for kind in layers)
+    if sliding or fields.flag("use_sliding_window", False):
+        raise UnsupportedModelError(
+            f"[config] {fields.where}: use_sliding_window is {shown(fields.get('use_sliding_window'))} and layer_types "
+            "names layers of other kinds than full_attention; every layer sees all positions here"
+        )
+
+
+def _default_token(fields: Fields, key: str, default: int | None, vocab: int) -> int | None:
     """A token id; where the key is absent the family's own, unless the vocabulary has no such token."""
     if key in fields.table:
         return fields.token(key)
-    return default if default < vocab else None
+    return default if default is not None and default < vocab else None
 
 
-def _eos(fields: Fields, family: _Family, vocab: int) -> tuple[int, ...]:
+def _eos(fields: Fields, family: Family, vocab: int) -> tuple[int, ...]:
     if "eos_token_id" in fields.table:
         return fields.tokens("eos_token_id")
-    return (family.eos_token_id,) if family.eos_token_id < vocab else ()
+    default = family.eos_token_id
+    return (default,) if default is not None and default < vocab else ()
 
 
-def _storage_notices(fields: Fields, quantization: Quantization, notices: list[str]) -> None:
-    if quantization.storage != "dense":
-        return
-    if fields.flag("is_bitnet_config", False):
-        notices.append(
-            "is_bitnet_config is true but quantization_config is absent, perhaps lost when the model was saved; "
-            "the layers run as floats, as transformers runs them"
-        )
-    else:
-        notices.append("config.json has no quantization_config; the layers run as floats, as transformers runs them")
-
-
-def _rope(fields: Fields, family: _Family, context: int, notices: list[str]) -> RopeConfig:
+def _rope(fields: Fields, family: Family, context: int, notices: list[str]) -> RopeConfig:
     """Both spellings: rope_theta with rope_scaling, and rope_parameters. Precedence as in transformers."""
     old, new = fields.nested("rope_scaling"), fields.nested("rope_parameters")
     key = "rope_scaling" if old else "rope_parameters"

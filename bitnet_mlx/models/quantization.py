@@ -11,24 +11,33 @@ from bitnet_mlx.formats.strict_json import shown
 from bitnet_mlx.models.config_fields import Fields
 
 NATIVE_METHOD, NATIVE_FORMATS, NATIVE_VERSION = "bitnet-mlx", ("words2", "trits5"), 1
-_SUPPORTED = "supported are quant_method bitnet (Hugging Face), bitnet-mlx (this package) and no quantisation at all"
+_SUPPORTED = (
+    "supported are quant_method bitnet (Hugging Face), bitnet-mlx (this package), MLX's 2 bits in groups of 64 or 128, "
+    "and no quantisation at all"
+)
 
 
 @dataclass(frozen=True)
 class Quantization:
     """storage: packed (uint8, four rows a byte, and weight_scale), online (float master weights, ternarised when read),
-    words2 and trits5 (this package's own), dense (float layers run as floats) or gguf (each tensor tells its own type).
+    words2 and trits5 (this package's own), mlx (MLX's 2-bit form: words, scales and biases), unpacked (floats that are ternary
+    already), dense (float layers run as floats) or gguf (each tensor tells its own type).
 
     divide: whether w = t / weight_scale; otherwise w = t * weight_scale.
     modules_to_not_convert: as in config.json; None stands for "the output head".
     head_bits: bits of the head's codes in this package's own format; None where the file's dtype says all.
+    linear_norm: the last part of the name of a norm inside each ternary linear, or None; linear_norm_eps: its eps.
+    group: columns that share a scale in MLX's form.
     """
 
-    storage: Literal["packed", "online", "words2", "trits5", "dense", "gguf"] = "dense"
+    storage: Literal["packed", "online", "words2", "trits5", "mlx", "unpacked", "dense", "gguf"] = "dense"
     divide: bool = False
     modules_to_not_convert: tuple[str, ...] | None = None
     activation_bits: int = 8
     head_bits: int | None = None
+    linear_norm: str | None = None
+    linear_norm_eps: float = 1e-6
+    group: int = 128
 
     @property
     def native(self) -> bool:
@@ -58,16 +67,20 @@ def parse_quantization(config: dict[str, Any], where: str) -> Quantization:
     Raises UnsupportedModelError for methods, formats and options that are not read, FormatError for malformed values.
     """
     fields = Fields(config, where)
-    for key in ("quantization", "compression_config"):
-        if config.get(key):
-            raise UnsupportedModelError(
-                f"[config] {where}: {key} is {shown(config[key])}; {_SUPPORTED}. Give the model's original checkpoint"
-            )
-    table = fields.nested("quantization_config")
+    if config.get("compression_config"):
+        raise UnsupportedModelError(
+            f"[config] {where}: compression_config is {shown(config['compression_config'])}; {_SUPPORTED}. "
+            "Give the model's original checkpoint"
+        )
+    mlx, table = fields.nested("quantization"), fields.nested("quantization_config")
+    if mlx is not None:
+        return _mlx(Fields(mlx, f"{where}: quantization"))
     if table is None:
         return Quantization()
     inner = Fields(table, f"{where}: quantization_config")
     method = inner.get("quant_method")
+    if method is None and "bits" in table and "group_size" in table:
+        return _mlx(inner)  # mlx-lm writes the same table under both keys
     if method not in ("bitnet", NATIVE_METHOD):
         raise UnsupportedModelError(
             f"[config] {where}: quant_method is {shown(method)}; {_SUPPORTED}. Give the model's original checkpoint"
@@ -105,14 +118,29 @@ def _bitnet(fields: Fields, kept: tuple[str, ...] | None) -> Quantization:
         raise UnsupportedModelError(
             f"[config] {fields.where}: quantization_mode is {shown(mode)}; offline and online are supported"
         )
-    if fields.flag("use_rms_norm", False):
-        raise UnsupportedModelError(
-            f"[config] {fields.where}: use_rms_norm is true; a norm inside each linear layer is not supported yet"
-        )
+    norm = "rms_norm" if fields.flag("use_rms_norm", False) else None
+    eps = fields.number("rms_norm_eps", 1e-6)
     # bitlinear has no online form: transformers reads packed weights whatever the mode says.
     if kind == "autobitlinear" and mode == "online":
-        return Quantization("online", False, kept)
-    return Quantization("packed", kind == "bitlinear", kept)
+        return Quantization("online", False, kept, linear_norm=norm, linear_norm_eps=eps)
+    return Quantization("packed", kind == "bitlinear", kept, linear_norm=norm, linear_norm_eps=eps)
+
+
+def _mlx(fields: Fields) -> Quantization:
+    """MLX's own quantisation, of which the 2-bit affine form can hold ternary weights."""
+    bits, group, mode = fields.get("bits"), fields.get("group_size"), fields.get("mode")
+    if bits != 2 or isinstance(bits, bool) or group not in (64, 128) or mode not in (None, "affine"):
+        raise UnsupportedModelError(
+            f"[config] {fields.where}: {shown(fields.table)}; {_SUPPORTED}. Give the model's original checkpoint"
+        )
+    others = [key for key in fields.table if key not in ("bits", "group_size", "mode")]
+    differing = [key for key in others if fields.table[key] not in (False, {"bits": bits, "group_size": group})]
+    if differing:
+        raise UnsupportedModelError(
+            f"[config] {fields.where}: {', '.join(map(shown, differing))} is quantised otherwise than the rest; 2 bits in "
+            "groups of 64 or 128, or floats, are read"
+        )
+    return Quantization("mlx", False, (), 16, group=group)
 
 
 def _native(fields: Fields, kept: tuple[str, ...] | None) -> Quantization:
@@ -127,6 +155,9 @@ def _native(fields: Fields, kept: tuple[str, ...] | None) -> Quantization:
     if bits not in (8, 16):
         raise fields.wrong("activation_bits", "8 or 16 is allowed")
     head = fields.size("head_bits", 16)
-    if head not in (32, 16, 8, 6, 4):
-        raise fields.wrong("head_bits", "16, 8, 6 or 4 is allowed")
-    return Quantization(name, False, kept, bits, head if head < 16 else None)
+    if head not in (32, 16, 8, 6, 4, 2):
+        raise fields.wrong("head_bits", "16, 8, 6, 4 or 2 (ternary) is allowed")
+    return Quantization(
+        name, False, kept, bits, head if head < 16 else None,
+        "norm" if fields.flag("linear_norms", False) else None, fields.number("linear_norm_eps", 1e-6),
+    )  # fmt: skip

@@ -32,7 +32,9 @@ def transformers_config(table: dict[str, Any]) -> Any:
     import transformers
 
     logging.getLogger("transformers").setLevel(logging.CRITICAL)
-    classes = {"bitnet": transformers.BitNetConfig, "llama": transformers.LlamaConfig}
+    classes = {
+        "bitnet": transformers.BitNetConfig, "llama": transformers.LlamaConfig, "qwen3": transformers.Qwen3Config
+    }  # fmt: skip
     plain = {key: value for key, value in json.loads(json.dumps(table)).items() if key != "model_type"}
     return classes[table["model_type"]](**plain)
 
@@ -65,7 +67,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("family", ["bitnet", "llama"])
+@pytest.mark.parametrize("family", ["bitnet", "llama", "qwen3"])
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_the_values_are_those_of_transformers(name: str, family: str) -> None:
     # BitNetConfig assumes the 2B model's 5 where the key is absent, whatever the number of heads; here it is the heads.
@@ -76,7 +78,7 @@ def test_the_values_are_those_of_transformers(name: str, family: str) -> None:
         assert getattr(ours, key) == getattr(theirs, key), key
     assert ours.head_dim == (getattr(theirs, "head_dim", None) or 32)
     eos = theirs.eos_token_id
-    assert ours.eos_token_ids == tuple(eos if isinstance(eos, list) else [eos])
+    assert ours.eos_token_ids == tuple(eos if isinstance(eos, list) else [eos] if eos is not None else [])
     rope = {"type": "default", **theirs.rope_parameters}
     assert ours.rope.rope_type == rope["rope_type"]
     for key, value in asdict(ours.rope).items():
@@ -133,8 +135,17 @@ def test_every_missing_key_is_listed_at_once() -> None:
 
 # Each: changes, the error's class, and what the message must name.
 REFUSED: dict[str, tuple[dict[str, Any], type[BitnetError], str]] = {
-    "no family": ({"model_type": None}, UnsupportedModelError, "model_type is None; bitnet and llama"),
-    "unknown family": ({"model_type": "qwen3"}, UnsupportedModelError, "'qwen3'"),
+    "no family": ({"model_type": None}, UnsupportedModelError, "model_type is None; bitnet, llama, qwen3"),
+    "unknown family": ({"model_type": "mamba"}, UnsupportedModelError, "'mamba'"),
+    "known and not run": ({"model_type": "minicpm4"}, UnsupportedModelError, "'minicpm4'.*BitCPM"),
+    "sliding window": (
+        {"model_type": "qwen3", "use_sliding_window": True}, UnsupportedModelError, "use_sliding_window is True"
+    ),
+    "sliding layers": ({"layer_types": ["sliding_attention"]}, UnsupportedModelError, "layer_types"),
+    "1bitLLM of other bits": (
+        {"architectures": ["BitnetForCausalLM"], "weight_bits": 2}, UnsupportedModelError, "weight_bits is 2"
+    ),
+    "1bitLLM of other activations": ({"weight_bits": 1, "input_bits": 4}, UnsupportedModelError, "input_bits is 4"),
     "family is a list": ({"model_type": ["llama"]}, UnsupportedModelError, "model_type"),
     "model_file": ({"model_file": "modeling.py"}, UnsupportedModelError, "'modeling.py'; code"),
     "text as size": ({"hidden_size": "128"}, FormatError, "hidden_size is '128'"),
@@ -170,6 +181,17 @@ REFUSED: dict[str, tuple[dict[str, Any], type[BitnetError], str]] = {
     ),
     "yarn without factor": ({"rope_scaling": {"type": "yarn"}}, FormatError, "lacks factor"),
     "mlx bits": ({"quantization": {"bits": 1, "group_size": 16}}, UnsupportedModelError, "'bits': 1.*supported are"),
+    "mlx 7 bits": ({"quantization": {"bits": 7, "group_size": 64}}, UnsupportedModelError, "'bits': 7.*supported are"),
+    "mlx groups of 32": (
+        {"quantization": {"bits": 2, "group_size": 32}}, UnsupportedModelError, "'group_size': 32.*groups of 64 or 128"
+    ),
+    "mlx floats of 4 bits": (
+        {"quantization": {"bits": 2, "group_size": 64, "mode": "mxfp4"}}, UnsupportedModelError, "'mxfp4'"
+    ),
+    "mlx with another head": (
+        {"quantization": {"bits": 2, "group_size": 64, "lm_head": {"bits": 6, "group_size": 64}}},
+        UnsupportedModelError, "'lm_head' is quantised otherwise",
+    ),
     "gptq": ({"quantization_config": {"quant_method": "gptq"}}, UnsupportedModelError, "'gptq'; supported are"),
     "no method": ({"quantization_config": {"bits": 4}}, UnsupportedModelError, "quant_method is None"),
 }  # fmt: skip
@@ -204,7 +226,8 @@ def test_scale_direction_follows_linear_class_alone() -> None:
     [
         ({"linear_class": "autobitlinear2"}, UnsupportedModelError, "linear_class is 'autobitlinear2'"),
         ({"quantization_mode": "sometimes"}, UnsupportedModelError, "quantization_mode is 'sometimes'"),
-        ({"use_rms_norm": True}, UnsupportedModelError, "use_rms_norm"),
+        ({"use_rms_norm": 1}, FormatError, "use_rms_norm is 1"),
+        ({"use_rms_norm": True, "rms_norm_eps": -1}, FormatError, "rms_norm_eps is -1"),
         ({"modules_to_not_convert": "lm_head"}, FormatError, "modules_to_not_convert is 'lm_head'"),
         ({"modules_to_not_convert": [1]}, FormatError, "modules_to_not_convert"),
         ({"modules_to_not_convert": ["("]}, FormatError, r"'\('"),
@@ -267,7 +290,7 @@ def test_auto_map_is_ignored_and_a_dense_model_is_told(tmp_path: Path) -> None:
     found = parse_config(config(auto_map={"AutoModel": "modeling.Model"}))
     assert found.quantization.storage == "dense" and "no quantization_config" in found.notices[0]
     lost = parse_config(config("llama", is_bitnet_config=True))
-    assert "perhaps lost" in lost.notices[0]
+    assert lost.quantization.storage == "online" and "ternarised (absmean)" in lost.notices[0]
 
 
 def test_differing_spellings_are_told() -> None:

@@ -54,6 +54,7 @@ NAN, INF, ZERO = (np.float32(x).tobytes() for x in (np.nan, np.inf, 0))
 CASES: dict[str, tuple[str, Change, type[BitnetError], str]] = {
     "architecture": ("I2_S", key("general.architecture", "gpt2"), UnsupportedModelError, "'gpt2'; bitnet, bitnet-25"),
     "no architecture": ("I2_S", lambda k, t: k.pop("general.architecture"), UnsupportedModelError, "is missing"),
+    "a part": ("I2_S", key("split.count", 3), UnsupportedModelError, "one of 3 parts of a model; whole files"),
     "missing keys": (
         "I2_S", lambda k, t: (k.pop(f"{B}.block_count"), k.pop(f"{B}.embedding_length")), FormatError,
         "lacks bitnet-b1.58.embedding_length, bitnet-b1.58.block_count",

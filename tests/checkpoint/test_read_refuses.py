@@ -52,7 +52,7 @@ UP = "model.layers.1.mlp.up_proj"
 WRONG: dict[str, tuple[str, Change, str]] = {
     "missing": ("packed", drop(f"{UP}.weight", "model.norm.weight"), rf"lacks 2 tensors: {UP}.weight, model"),
     "missing scale": ("packed", drop(f"{UP}.weight_scale"), f"lacks 1 tensors: {UP}.weight_scale"),
-    "unknown": ("packed", put("model.layers.0.self_attn.q_proj.signs", [1.0]), "has 1 tensors.*q_proj.signs"),
+    "unknown": ("packed", put("model.layers.0.self_attn.q_proj.extra", [1.0]), "has 1 tensors.*q_proj.extra"),
     "a layer too many": ("packed", put("model.layers.2.input_layernorm.weight", [1.0]), "layers.2.input_layernorm"),
     "bias without its flag": ("packed", put(f"{UP}.bias", [0.0] * 100), rf"{UP}.bias"),
     "dtype": ("packed", put(f"{UP}.weight", np.zeros((25, 72)), mx.int8), r"is I8 \[25, 72\]; U8 \[25, 72\]"),
@@ -90,6 +90,14 @@ def test_what_is_wrong_is_named_with_its_file(tmp_path: Path, name: str, shards:
     with pytest.raises(FormatError, match=text) as caught:
         read_weights(tmp_path)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_rotated_weights_are_refused_with_the_reason(tmp_path: Path) -> None:
+    wrote = hf_folder.write(tmp_path)
+    put("model.layers.0.self_attn.q_proj.signs", [1.0])(wrote)
+    wrote.save()
+    with pytest.raises(UnsupportedModelError, match="q_proj.signs: its weights lie in a rotated .Hadamard. basis"):
+        read_weights(tmp_path)
 
 
 def test_all_missing_tensors_are_listed_at_once_by_layers(tmp_path: Path) -> None:

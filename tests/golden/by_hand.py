@@ -30,9 +30,11 @@ def decoder_config(case: Case) -> DecoderConfig:
         "num_key_value_heads", "rms_norm_eps", "max_position_embeddings", "hidden_act", "tie_word_embeddings",
     )  # fmt: skip
     return DecoderConfig(
-        **{name: c[name] for name in names},
+        **{name: c[name] for name in names} | {"model_type": (case.file_config or c)["model_type"]},
         head_dim=c.get("head_dim", c["hidden_size"] // c["num_attention_heads"]),
         sub_norms=c["model_type"] == "bitnet",
+        qk_norms=c["model_type"] == "qwen3",
+        linear_norm_eps=case.quantization.get("rms_norm_eps", 1e-6),
         rope=rope(c),
         activation_bits=case.activation_bits,
     )
@@ -49,14 +51,34 @@ def stored_scale(case: Case, w: np.ndarray) -> tuple[np.ndarray, np.float32]:
     return t, np.float32(1) / scale if case.inverse else scale
 
 
+def already_ternary(case: Case, name: str, w: np.ndarray, bits: int) -> TernaryTensor:
+    """A float weight whose blocks have one magnitude each; scales a row or a group of 128 columns."""
+    _, columns = recipe.blocks(case, name, *w.shape)
+    if columns == w.shape[1]:
+        scale = np.abs(w).max(axis=1)
+    else:
+        scale = np.abs(w).reshape(len(w), -1, 128).max(axis=2)
+    return TernaryTensor(words2.pack(np.sign(w).astype(np.int8)), scale, w.shape, bits)
+
+
+def table(case: Case, module: str, values: dict[str, np.ndarray]) -> Matrix:
+    """The embedding or the head."""
+    w = values[f"{module}.weight"]
+    if case.ternary == "groups":
+        return already_ternary(case, f"{module}.weight", w, 16)
+    return DenseRows(w, "float32")
+
+
 def weights(case: Case) -> DecoderWeights:
     """The case's model."""
     values = recipe.draw(case)
-    embed = DenseRows(values["model.embed_tokens.weight"], "float32")
-    head = DenseRows(values["lm_head.weight"], "float32") if "lm_head.weight" in values else embed
+    embed = table(case, "model.embed_tokens", values)
+    head = table(case, "lm_head", values) if "lm_head.weight" in values else embed
     out = DecoderWeights(decoder_config(case), embed, head)
     for key, value in values.items():
         name = key.removesuffix(".weight")
+        if name.endswith(".rms_norm"):
+            continue
         if "norm" in name:
             out.norms[name] = value
         elif name.endswith("_proj"):
@@ -67,5 +89,7 @@ def weights(case: Case) -> DecoderWeights:
                 weight = TernaryTensor(words2.pack(t), np.array(scale, np.float32), value.shape, case.activation_bits)
                 if bias is not None and case.packed and not case.inverse:
                     bias = bias * scale  # transformers' offline AutoBitLinear scales the sum, bias included
-            out.linears[name] = Linear(weight, bias)
+            if case.ternary:
+                weight = already_ternary(case, f"{name}.weight", value, case.activation_bits)
+            out.linears[name] = Linear(weight, bias, values.get(f"{name}.rms_norm.weight"))
     return out

@@ -22,6 +22,10 @@ class Case:
     kept: the positions whose logits are stored; None for all. greedy: tokens generated after the input.
     ties: embedding rows and a first norm such that layer 0's codes fall exactly half way between two integers.
     activation_bits: 16 runs transformers with its activation quantiser replaced by the identity.
+    ternary: the float weights are ternary already: "groups" of 128 columns (embedding and head too), or "shards" of rows
+    or of columns, as the linear's kind was split in training.
+    file_config, file_names: where the published file differs from the one that transformers can run: config.json, and
+    other names of modules (ours -> theirs).
     """
 
     name: str
@@ -34,6 +38,9 @@ class Case:
     greedy: int = 0
     activation_bits: int = 8
     ties: bool = False
+    ternary: str = ""
+    file_config: dict[str, Any] | None = None
+    file_names: dict[str, str] = field(default_factory=dict)
 
     @property
     def quantization(self) -> dict[str, Any]:
@@ -44,6 +51,12 @@ class Case:
     def packed(self) -> bool:
         """Whether the file holds uint8 weights with scales."""
         return bool(self.quantization) and self.quantization.get("quantization_mode", "offline") == "offline"
+
+    def published_name(self, name: str) -> str:
+        """A tensor's name in the published file."""
+        for ours, theirs in self.file_names.items():
+            name = name.replace(f".{ours}.", f".{theirs}.")
+        return name
 
     @property
     def inverse(self) -> bool:
@@ -80,7 +93,7 @@ def _bitnet(quantization: dict[str, Any] | None = None, **changes: Any) -> dict[
     )  # fmt: skip
     config.update(changes)
     config = {key: value for key, value in config.items() if value is not None}
-    if quantization is not None:
+    if quantization:
         config["quantization_config"] = quantization
     return config
 
@@ -180,4 +193,43 @@ def _long() -> list[Case]:
     ]
 
 
-CASES: dict[str, Case] = {case.name: case for case in (*_first(), *_odd(), *_long())}
+def _qwen3(quantization: dict[str, Any] | None, **changes: Any) -> dict[str, Any]:
+    """config.json in the manner of Qwen3: norms of heads, an explicit head_dim, no sub-norms."""
+    fixed = dict(architectures=["Qwen3ForCausalLM"], model_type="qwen3", hidden_act="silu", rms_norm_eps=1e-6,
+                 head_dim=24, attention_bias=False, use_sliding_window=False)  # fmt: skip
+    return _bitnet(quantization, **{**fixed, **changes})
+
+
+def _families() -> list[Case]:
+    """What other families add: norms of heads, norms inside linears, floats that are ternary, other names."""
+    wide = dict(hidden_size=256, intermediate_size=384, tie_word_embeddings=False)
+    inside = dict(INVERSE, use_rms_norm=True, rms_norm_eps=1e-5)
+    odd = dict(hidden_size=72, intermediate_size=148, num_attention_heads=4, tie_word_embeddings=False)
+    one_bit = _bitnet(_auto("online"), **odd, hidden_act="silu", rope_theta=10000.0)
+    published = {key: value for key, value in one_bit.items() if key != "quantization_config"}
+    published |= dict(architectures=["BitnetForCausalLM"], model_type="llama", weight_bits=1, input_bits=8)
+    names = {"self_attn.attn_sub_norm": "self_attn.inner_attn_ln", "mlp.ffn_sub_norm": "mlp.ffn_layernorm"}
+    return [
+        Case("qwen3-online", _qwen3(_auto("online")), seed=21, tokens=_tokens(24, 64), gains=GAINS, greedy=16),
+        Case(
+            "qwen3-groups", _qwen3(None, **wide, head_dim=128),
+            seed=22, tokens=_tokens(24, 64), gains=GAINS, ternary="groups", activation_bits=16,
+        ),
+        Case(
+            "llama-shards",
+            _llama({}, **{**wide, "intermediate_size": 512}),
+            seed=23, tokens=_tokens(24, 64), gains={**GAINS, "q_proj": 0.12, "k_proj": 0.1}, ternary="shards", activation_bits=16,
+        ),
+        Case("llama-rms-norm", _llama(inside), seed=24, tokens=_tokens(24, 64), gains=GAINS),
+        Case(
+            "bitnet-rms-norm-online", _bitnet(_auto("online", use_rms_norm=True, modules_to_not_convert=["up_proj", "lm_head"])),
+            seed=25, tokens=_tokens(24, 64), gains=GAINS,
+        ),
+        Case(
+            "1bitllm", one_bit,
+            seed=26, tokens=_tokens(24, 64), gains=GAINS, file_config=published, file_names=names,
+        ),
+    ]  # fmt: skip
+
+
+CASES: dict[str, Case] = {case.name: case for case in (*_first(), *_odd(), *_long(), *_families())}

@@ -21,7 +21,7 @@ Tensors = dict[str, tuple[str, np.ndarray]]  # name -> (safetensors dtype, raw a
 
 
 def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Every parameter of a bitnet or llama model by its Hugging Face name, with its shape before packing."""
+    """Every parameter of a bitnet, llama or qwen3 model by its Hugging Face name, with its shape before packing."""
     hidden, wide, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     dim = config.get("head_dim", hidden // heads)
     q, kv = heads * dim, config["num_key_value_heads"] * dim
@@ -37,6 +37,8 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
     if config["model_type"] == "bitnet":
         norms |= {"self_attn.attn_sub_norm": hidden, "mlp.ffn_sub_norm": wide}
+    if config["model_type"] == "qwen3":
+        norms |= {"self_attn.q_norm": dim, "self_attn.k_norm": dim}
     out: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
     out["model.norm.weight"] = (hidden,)
     if not config["tie_word_embeddings"]:
@@ -50,6 +52,14 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         for name, size in norms.items():
             out[f"{at}{name}.weight"] = (size,)
     return out
+
+
+def inner_norms(case: Case) -> dict[str, tuple[int, ...]]:
+    """The norms inside linears: name -> shape."""
+    if not case.quantization.get("use_rms_norm"):
+        return {}
+    linears = {name.removesuffix(".weight"): shape for name, shape in shapes(case.config).items() if "_proj.w" in name}
+    return {f"{name}.rms_norm.weight": shape[1:] for name, shape in linears.items() if case.converted(name)}
 
 
 def to_bfloat16(x: np.ndarray) -> np.ndarray:
@@ -67,17 +77,38 @@ def draw(case: Case) -> dict[str, np.ndarray]:
     """The float parameters, rounded to bfloat16 and held as float32: norms 1 + 0.1 a, the rest a gain times a."""
     rng = np.random.default_rng(case.seed)
     values = {}
-    for name, shape in sorted(shapes(case.config).items()):
+    for name, shape in sorted((shapes(case.config) | inner_norms(case)).items()):
         a = rng.standard_normal(shape).astype(np.float32)
         if "norm" in name:
             a = np.float32(1) + np.float32(0.1) * a
         else:
             a = np.float32(case.gain(name)) * a
         values[name] = from_bfloat16(to_bfloat16(a))
+        if case.ternary and len(shape) == 2 and (case.ternary == "groups" or "_proj" in name):
+            values[name] = blockwise(values[name], *blocks(case, name, *shape))
     if case.ties:
         values["model.embed_tokens.weight"] = _tied_rows(rng, case.config["vocab_size"])
         values["model.layers.0.input_layernorm.weight"] = np.ones(case.config["hidden_size"], np.float32)
     return values
+
+
+def blocks(case: Case, name: str, n: int, k: int) -> tuple[int, int]:
+    """Rows and columns of the blocks of a ternary float weight that have one magnitude."""
+    if case.ternary == "groups":
+        return 1, 128
+    return (n, k // 2) if name.endswith(("o_proj.weight", "down_proj.weight")) else (n // 4, k)
+
+
+def blockwise(w: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Ternarised block by block by the absmean rule, each block with its own bfloat16 magnitude; still floats."""
+    out = np.empty_like(w)
+    for n in range(0, w.shape[0], rows):
+        for k in range(0, w.shape[1], columns):
+            t, mean = ternary(w[n : n + rows, k : k + columns])
+            # Blocks drawn alike have nearly one magnitude: here each has its own.
+            magnitude = mean * np.float32((1.0, 1.5, 0.75, 1.25)[(n // rows + k // columns) % 4])
+            out[n : n + rows, k : k + columns] = t * from_bfloat16(to_bfloat16(np.array([magnitude])))[0]
+    return out
 
 
 def _tied_rows(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -136,10 +167,17 @@ def safetensors_bytes(content: Tensors) -> bytes:
     return len(text).to_bytes(8, "little") + text + b"".join(blobs)
 
 
-def write(case: Case, folder: Path) -> str:
-    """Write config.json and model.safetensors; returns the sha256 of the latter."""
+def write(case: Case, folder: Path, for_transformers: bool = False) -> str:
+    """Write config.json and model.safetensors; returns the sha256 of the latter.
+
+    for_transformers: where the published form is one that transformers cannot run, the form that it can.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(case.config, indent=2, sort_keys=True) + "\n")
-    data = safetensors_bytes(tensors(case))
+    config, content = case.config, tensors(case)
+    if not for_transformers:
+        config = case.file_config or config
+        content = {case.published_name(name): value for name, value in content.items()}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    data = safetensors_bytes(content)
     (folder / "model.safetensors").write_bytes(data)
     return hashlib.sha256(data).hexdigest()

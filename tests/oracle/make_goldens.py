@@ -56,15 +56,20 @@ def watch(model: Any, codes: dict[str, np.ndarray]) -> list[Any]:
     """Record the codes at every BitNet linear, once for linears that share their input."""
 
     def hook(name: str) -> Callable[..., None]:
-        return lambda _module, args: codes.__setitem__(name, quantize(args[0]))
+        def record(module: Any, args: Any) -> None:
+            x = args[0] if module.rms_norm is None else module.rms_norm(args[0])
+            codes[name] = quantize(x)
+
+        return record
 
     quantized = {n: m for n, m in model.named_modules() if isinstance(m, bitnet.BitLinear | bitnet.AutoBitLinear)}
+    normed = {n for n, m in quantized.items() if m.rms_norm is not None}
     repeated = set()
     for name in quantized:
         for group in SHARED:
             prefix = next((name.removesuffix(g) for g in group if name.endswith(g)), None)
             if prefix is not None:
-                present = [prefix + g for g in group if prefix + g in quantized]
+                present = [prefix + g for g in group if prefix + g in quantized and prefix + g not in normed]
                 repeated.update(present[1:])
     return [m.register_forward_pre_hook(hook(n)) for n, m in quantized.items() if n not in repeated]
 
@@ -118,15 +123,18 @@ def make(case: Case, folder: Path, attention: str) -> store.Golden:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", default=list(CASES))
+    parser.add_argument("cases", nargs="*", default=list(CASES), help="all by default; others keep what they have")
     parser.add_argument("--out", type=Path, default=store.DATA)
     parser.add_argument("--attention", default="sdpa")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     sums = {}
+    if (args.out / "manifest.json").exists():
+        sums = {k: v for k, v in store.manifest(args.out)["checkpoints"].items() if k not in args.cases}
     for name in args.cases:
         with tempfile.TemporaryDirectory() as folder:
             sums[name] = recipe.write(CASES[name], Path(folder))
+            recipe.write(CASES[name], Path(folder), for_transformers=True)
             golden = make(CASES[name], Path(folder), args.attention)
         store.save(args.out / f"{name}.npz", golden)
         print(name, sums[name][:16], *(f"{v:.6f}" for v in golden.logits[-1, :4]), flush=True)

@@ -103,6 +103,9 @@ def write(
         if family == "bitnet":
             sizes |= {"self_attn.attn_sub_norm": linears(config)["self_attn.q_proj"][0]}
             sizes |= {"mlp.ffn_sub_norm": config["intermediate_size"]}
+        if family == "qwen3":
+            dim = config.get("head_dim") or h // config["num_attention_heads"]
+            sizes |= {"self_attn.q_norm": dim, "self_attn.k_norm": dim}
         for name, size in sizes.items():
             put(f"{at}.{name}.weight", 1 + 0.1 * rng.standard_normal(size))
         for name, shape in linears(config).items():

@@ -1,0 +1,254 @@
+"""What a decoder takes on each engine, from the sizes of its tensors: the formulas behind memory/plan.py.
+
+Weights and caches are counted exactly. Activations: the cpu engine's are its own buffers, exactly; MLX's were fitted to
+its counter on the CPU device (models of 2 to 8 layers, 64 to 512 rows, up to 4096 positions) and are a bound elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from bitnet_mlx.errors import ConfigError
+from bitnet_mlx.formats.dense import HEAD_GROUP
+from bitnet_mlx.memory.plan import Demand
+from bitnet_mlx.models.config import DecoderConfig
+from bitnet_mlx.ternary import GROUP, padded
+
+PIECE = 512  # rows of a prompt that one pass takes
+_GROWTH = 256  # positions that the MLX cache grows by
+_RECENT = 64  # positions of the MLX cache's second array
+_FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Interpreter and libraries beside a model's own bytes, measured on Linux with the embedded model.
+PROCESS = {"numpy": 48 << 20, "cpu": 160 << 20, "mlx": 80 << 20, "metal": 80 << 20, "cuda": 700 << 20}
+_JOINED = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))
+
+
+@dataclass(frozen=True)
+class MatrixSize:
+    """A matrix [n, k]. storage: ternary, grouped, float32, bfloat16 or float16. scale: "tensor", "row" or "group", of a
+    ternary one. bits: of a grouped one. mapped: used where it lies in its file, so loading makes no copy of it.
+    """
+
+    n: int
+    k: int
+    storage: str
+    scale: str = "tensor"
+    bits: int = 8
+    bias: bool = False
+    mapped: bool = True
+    norm: int = 0
+
+    @property
+    def scales(self) -> int:
+        """How many scales a ternary matrix has."""
+        return {"tensor": 1, "row": self.n, "group": self.n * (padded(self.k) // GROUP)}[self.scale]
+
+    def host(self) -> int:
+        """Bytes as the reader holds it: DecoderWeights.nbytes."""
+        small = (4 * self.n if self.bias else 0) + 4 * self.norm
+        if self.storage == "ternary":
+            return self.n * padded(self.k) // 4 + 4 * self.scales + small
+        if self.storage == "grouped":
+            return self.n * self.k + 4 * self.n * -(-self.k // HEAD_GROUP) + small
+        return self.n * self.k * _FLOAT_BYTES[self.storage] + small
+
+    def cpu(self) -> int:
+        """With the copy that the cpu engine makes of what it cannot use as it is."""
+        return self.host() + (4 * self.n * self.k if self.storage == "float16" else 0)
+
+    def mlx(self) -> int:
+        """As MLX arrays; grouped codes are packed there, and have a bias beside each scale."""
+        if self.storage != "grouped":
+            return self.host()
+        groups = -(-self.k // HEAD_GROUP)
+        return self.n * groups * HEAD_GROUP * self.bits // 8 + 8 * self.n * groups + (4 * self.n if self.bias else 0)
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """linears: by name inside the layer, one dictionary a layer. head: None where it is the embedding."""
+
+    name: str
+    config: DecoderConfig
+    embed: MatrixSize
+    head: MatrixSize | None
+    layers: list[dict[str, MatrixSize]] = field(default_factory=list)
+
+    @property
+    def linears(self) -> Iterable[MatrixSize]:
+        """Of all layers."""
+        return (matrix for layer in self.layers for matrix in layer.values())
+
+    @property
+    def tables(self) -> list[MatrixSize]:
+        """Embedding, and head where it is another."""
+        return [self.embed] if self.head is None else [self.embed, self.head]
+
+    @property
+    def norms(self) -> int:
+        """Bytes of the norms, float32."""
+        c = self.config
+        return 4 * (c.num_hidden_layers * sum(c.norm_sizes().values()) + c.hidden_size)
+
+    def with_head_bits(self, bits: int | None) -> ModelSize:
+        """With embedding and head as read_weights(head_bits=) makes them."""
+        if bits not in (8, 6, 4):
+            return self
+
+        def quantized(matrix: MatrixSize) -> MatrixSize:
+            kept = matrix.storage == "ternary" or (matrix.storage == "grouped" and matrix.bits == bits)
+            return matrix if kept else replace(matrix, storage="grouped", bits=bits, mapped=False)
+
+        head = None if self.head is None else quantized(self.head)
+        return replace(self, embed=quantized(self.embed), head=head)
+
+
+def demand(
+    size: ModelSize,
+    engine: str,
+    *,
+    head_bits: int | None = None,
+    kv_bits: int | None = None,
+    dtype: str = "float32",
+    threads: int | None = None,
+) -> Demand:
+    """What a model takes on an engine. dtype: of what passes between layers. kv_bits: of the cache; None is dtype's."""
+    size = size.with_head_bits(head_bits)
+    on_mlx = engine in ("mlx", "metal", "cuda")
+    how = MatrixSize.mlx if on_mlx else MatrixSize.cpu if engine == "cpu" else MatrixSize.host
+    weights = sum(map(how, size.linears)) + size.norms + (joined(size) if on_mlx else 0)
+    head = sum(map(how, size.tables))
+    copies = sum(m.host() for m in (*size.linears, *size.tables) if not m.mapped) if on_mlx else 0
+    if on_mlx:
+        kv = _kv_mlx(size.config, _FLOAT_BYTES[dtype] * 8 if kv_bits is None else kv_bits, engine != "mlx")
+        activations = _activations_mlx(size.config, kv, engine == "mlx")
+    else:
+        kv = _kv_host(size.config)
+        normed = any(matrix.norm for matrix in size.linears)
+        count = threads or os.cpu_count() or 1
+        activations = (
+            _activations_cpu(size.config, count, normed) if engine == "cpu" else _activations_numpy(size.config)
+        )
+    longest = size.config.max_position_embeddings
+    measured = engine in ("cpu", "mlx")
+    return Demand(size.name, engine, weights, head, kv, activations, PROCESS[engine], copies, longest, measured)
+
+
+def joined(size: ModelSize) -> int:
+    """Bytes of the second scales and biases that MLX's joined products have (nn/joined.py); words are held once."""
+    extra = 0
+    for layer in size.layers:
+        for names in _JOINED:
+            parts = [layer[name] for name in names]
+            alike = len({(m.scale == "group", m.bias) for m in parts}) == 1
+            if not alike or any(m.storage != "ternary" or m.norm for m in parts):
+                continue
+            extra += 4 * sum((m.scales if m.scale == "group" else m.n) + (m.n if m.bias else 0) for m in parts)
+    return extra
+
+
+def _kv_host(config: DecoderConfig) -> Callable[[int, int], int]:
+    row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    return lambda context, batch: row * context * batch
+
+
+def kv_row_bytes(dim: int, bits: int) -> int:
+    """Bytes of one head's keys or values of one position: floats, or codes with a float32 scale and bias a group."""
+    if bits >= 16:
+        return dim * bits // 8
+    return dim * bits // 8 + 8 * (dim // kv_group(dim))
+
+
+def kv_group(dim: int) -> int:
+    """Values of a head that share a scale. Raises ConfigError where no group of MLX's divides them."""
+    for group in (64, 32):
+        if dim % group == 0:
+            return group
+    raise ConfigError(f"[kv] heads have {dim} values; keys and values in 8 or 4 bits need a multiple of 32")
+
+
+def _kv_mlx(config: DecoderConfig, bits: int, recent: bool) -> Callable[[int, int], int]:
+    heads = 2 * config.num_hidden_layers * config.num_key_value_heads
+    row = heads * kv_row_bytes(config.head_dim, bits)
+    more = _RECENT if recent and bits >= 16 else 0
+    return lambda context, batch: row * (context + more) * batch
+
+
+def _activations_mlx(config: DecoderConfig, kv: Callable[[int, int], int], scores: bool) -> Callable[[int, int], int]:
+    """What a prompt's passes need beside the filled caches, at the pass that needs most.
+
+    Floats a row: 8 F + 5 H around the feed-forward; 9 q + 13 kv (5 kv in the first pass, which copies no cache) around
+    attention, and, where its scores are written out (the CPU device), one for each position of each head and the mask.
+    """
+    c = config
+    queries, values = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    feed_forward = 8 * c.intermediate_size + 5 * c.hidden_size
+
+    def count(context: int, batch: int) -> int:
+        most = 0
+        for end in (*range(PIECE, context, PIECE), context):
+            rows = end % PIECE or PIECE
+            attention = 9 * queries + (13 if end > PIECE else 5) * values
+            attention += (c.num_attention_heads + 1) * end if scores else 0
+            held = kv(min(-(-end // _GROWTH) * _GROWTH, context), 1) - kv(context, 1)
+            most = max(most, held + 4 * rows * max(feed_forward, attention))
+        return most + _rotary(c, context, 1024) + 4 * batch * c.vocab_size
+
+    return count
+
+
+def _rotary(config: DecoderConfig, positions: int, step: int) -> int:
+    return 4 * config.head_dim * (-(-positions // step) * step)
+
+
+def _activations_cpu(config: DecoderConfig, threads: int, normed: bool) -> Callable[[int, int], int]:
+    """The buffers' block as it has grown by the end, the tables of cosines and sines, and the logits."""
+
+    def count(context: int, batch: int) -> int:
+        from bitnet_mlx.models.cpu_tables import Buffers
+
+        buffers, block, tables = Buffers(config, normed), 0, 0
+        for start, end in passes(context):
+            if end > tables:
+                tables = max(end, 2 * tables, 256)
+            for rows, positions in _chunks(start, end, batch):
+                block = buffers.resize(rows, positions, threads) or block
+        return block + 4 * config.head_dim * tables + 4 * batch * config.vocab_size
+
+    return count
+
+
+def passes(context: int) -> Iterator[tuple[int, int]]:
+    """Positions of each pass: a prompt of all but one in pieces, and one token more."""
+    prompt = max(context - 1, 1)
+    for start in range(0, prompt, PIECE):
+        yield start, min(start + PIECE, prompt)
+    if context > prompt:
+        yield prompt, context
+
+
+def _chunks(start: int, end: int, batch: int) -> Iterator[tuple[int, int]]:
+    """(rows, positions reached) of each call that the cpu engine makes for one pass: sequences follow one another."""
+    from bitnet_mlx.backends.cpu_jit.layout import CHUNK
+
+    length = end - start
+    for first in range(0, batch * length, CHUNK):
+        last = min(first + CHUNK, batch * length) - 1
+        ends = first // length < (last + 1) // length  # the last row of a sequence is among them
+        yield last + 1 - first, end if ends else start + last % length + 1
+
+
+def _activations_numpy(config: DecoderConfig) -> Callable[[int, int], int]:
+    """Seven arrays of the feed-forward's width, or the scores of one row at a time, and 512 unpacked rows: a bound."""
+    c = config
+    unpacked = 6 * 512 * max(c.hidden_size, c.intermediate_size)
+
+    def count(context: int, batch: int) -> int:
+        rows = min(PIECE, context)
+        scores = 4 * c.num_attention_heads * context * c.head_dim
+        work = max(4 * rows * (7 * c.intermediate_size + 3 * c.hidden_size), scores)
+        return unpacked + work + 4 * batch * c.vocab_size
+
+    return count

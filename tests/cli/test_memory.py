@@ -1,0 +1,74 @@
+"""bitnet-mlx memory: the prediction, what fits, and the run that it is held against."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from bitnet_mlx.cli.main import main
+
+EMBEDDED_WEIGHTS, EMBEDDED_HEAD = 3217120, 3072 * 384 + 3072 * 6 * 4
+
+
+def record(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 1
+    return json.loads(out[0])
+
+
+def test_the_embedded_model_is_predicted_without_a_weight_read(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bitnet_mlx.checkpoint.folder import TensorTable
+
+    def read(self: TensorTable, name: str) -> None:
+        raise AssertionError(f"{name} was read")
+
+    monkeypatch.setattr(TensorTable, "array", read)
+    assert main(["memory", "--context", "4096", "--backend", "cpu", "--json"]) == 0
+    found = record(capsys)
+    assert (found["weights"], found["head"]) == (EMBEDDED_WEIGHTS, EMBEDDED_HEAD)
+    assert found["kv_cache"] == 4096 * 2 * 8 * 2 * 64 * 4
+    assert found["total"] == sum(found[part] for part in ("weights", "head", "kv_cache", "activations"))
+    assert (found["fits"], found["longest_context"], found["model_context"]) == (True, 1024, 1024)
+
+
+def test_a_run_holds_the_prediction_and_a_machine_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["memory", "--context", "64", "--batch", "2", "--backend", "cpu", "--memory", "8", "--run"]
+    assert main([*command, "--json"]) == 0
+    found = record(capsys)
+    assert found["budget"] == 6 << 30
+    assert found["measured_run"]["within"]
+    assert found["measured_run"]["kv_cache"] == found["kv_cache"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "It fits this machine." in out
+    assert "apart" in out
+
+
+def test_a_prediction_that_is_off_exits_1(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitnet_mlx.models.demand import MatrixSize
+
+    monkeypatch.setattr(MatrixSize, "cpu", lambda self: self.host() * 9 // 10)
+    assert main(["memory", "--context", "8", "--backend", "cpu", "--run", "--json"]) == 1
+    assert record(capsys)["measured_run"]["error"] > 0.05
+
+
+def test_a_small_machine_holds_a_shorter_context(capsys: pytest.CaptureFixture[str]) -> None:
+    """2.17 GiB leave 2 GiB to the rest, so the process has 174 MiB, of which it takes 160 by itself."""
+    assert main(["memory", "--backend", "cpu", "--memory", "2.17", "--threads", "1", "--json"]) == 0
+    found = record(capsys)
+    assert found["fits"] is False
+    assert 0 < found["longest_context"] < 1024
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--context", "0"], "context is 0"), (["--batch", "0"], "batch is 0"), (["--memory", "-1"], "--memory is -1.0"),
+     (["--context", "2000", "--run", "--backend", "cpu"], "takes 1 to 1024")],
+)  # fmt: skip
+def test_what_cannot_be(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["memory", *flags]) == 2
+    assert message in capsys.readouterr().err
