@@ -63,7 +63,11 @@ def read_weights(
 
 
 def open_weights(
-    folder: Path | str, *, errors: dict[str, float] | None = None, ternarize: bool = False
+    folder: Path | str,
+    *,
+    errors: dict[str, float] | None = None,
+    ternarize: bool = False,
+    i2s_layout: str | None = None,
 ) -> DecoderWeights:
     """As read_weights, but each linear is read when it is asked for, and each time anew: for one pass over a model that
     need not fit in memory.
@@ -71,11 +75,13 @@ def open_weights(
     errors: takes the relative error of each linear that is ternarised when read, by module name.
     """
     if is_gguf(folder):
-        model, linears = GgufModel(folder), OnDemand()
+        model, linears = GgufModel(folder, i2s_layout), OnDemand()
         linears.data.update({module: partial(model.linear, *where) for module, where in model.modules().items()})
         weights = replace(model.weights(), linears=linears)
         model.finished()
         return weights
+    if i2s_layout is not None:
+        raise ConfigError(f"[checkpoint] i2s_layout was given, and {folder} is no GGUF file; leave it out")
     reader = _open(folder, None, None, None, ternarize)
     reader.errors, reader.table.one_pass = errors, True
     return reader.read(OnDemand())
