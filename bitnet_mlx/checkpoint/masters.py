@@ -15,9 +15,16 @@ from bitnet_mlx.ternary import CODES_PER_WORD, MIN_SCALE, TernaryTensor, padded
 
 
 def online(table: TensorTable, module: str, shape: tuple[int, int]) -> tuple[TernaryTensor, float]:
-    """The ternary weight and its relative error, |W - t m| / |W| in the Euclidean norm (0 for a weight of zeros)."""
+    """The ternary weight and its relative error, |W - t m| / |W| in the Euclidean norm (0 for a weight of zeros).
+
+    Where the weight is rows of a larger matrix, that one is ternarised as a whole: it was trained as one.
+    """
     name = f"{module}.weight"
     array = expect(table, name, tuple(FLOATS), (shape,))
+    rows = table.rows(name)
+    if rows is not None:
+        array, part = table.whole(name), shape
+        shape = (array.shape[0], array.shape[1])
     dtype = table.info(name).dtype
     if dtype == "F32":
         check_finite(table, name, array)
@@ -28,6 +35,8 @@ def online(table: TensorTable, module: str, shape: tuple[int, int]) -> tuple[Ter
         raise damaged(table, name, "holds NaN or infinity; only finite values are allowed. The file is damaged")
     table.release(name)
     words, m, error = found
+    if rows is not None:
+        words, shape = np.ascontiguousarray(words[rows]), part
     return TernaryTensor(words, np.asarray(m, np.float32), shape), error
 
 

@@ -158,7 +158,10 @@ def write(weights: DecoderWeights, path: Path, kind: str, **options: Any) -> dic
     )  # fmt: skip
     biased = any(linear.bias is not None for linear in weights.linears.values())
     source = {**{name: getattr(c, name) for name in names}, "attention_bias": biased, "mlp_bias": biased}
-    target = make_target(weights, source, kind, options.get("head_bits"), options.get("dtype"))
+    texts = path.parent.parent / f"{path.parent.name}-texts"
+    texts.mkdir()
+    (texts / "config.json").write_text(json.dumps(source))
+    target = make_target(weights, texts, kind, options.get("head_bits"), options.get("dtype"))
     with Workplace(path) as place:
         write_folder(weights, target, place.path)
         place.publish()

@@ -89,7 +89,11 @@ NO_MODEL: dict[str, tuple[Callable[[Path], Path], type[BitnetError], str]] = {
     "config is UTF-16": (_config(GOOD.encode("utf-16")), FormatError, "not UTF-8"),
     "a key twice": (_config('{"model_type": "llama", "model_type": "bitnet"}'), FormatError, "'model_type' twice"),
     "NaN": (_config('{"model_type": "bitnet", "rms_norm_eps": NaN}'), FormatError, "NaN"),
-    "unknown family": (_config('{"model_type": "mamba"}'), UnsupportedModelError, "'mamba'; bitnet, llama, qwen3 are"),
+    "unknown family": (
+        _config('{"model_type": "mamba"}'),
+        UnsupportedModelError,
+        "'mamba'; bitnet, llama, qwen3, olmo are",
+    ),
     "no weights": (_config(GOOD, None), FormatError, "no model.safetensors"),
     "pickles": (
         _config(GOOD, "pytorch_model.bin"),
