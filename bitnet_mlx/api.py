@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
-from bitnet_mlx.backends import ON_MLX, choose
+from bitnet_mlx.backends import ON_MLX, choose, choose_on_mlx
 from bitnet_mlx.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def load(
     threads: int | None = None,
     i2s_layout: str | None = None,
     ternarize: bool = False,
+    adapter_path: str | Path | None = None,
 ) -> tuple[Decoder, Tokenizer]:
     """Load a model and its tokenizer.
 
@@ -47,7 +48,8 @@ def load(
     quantise it; None keeps the file's. dtype: of what passes between layers (cpu and numpy compute in float32).
     activations: 8 or 16 bits; None is the model's own. threads: CPU threads. i2s_layout: "128", "64" or "rows", of a
     GGUF file's I2_S tensors; None finds it from the weights. ternarize: take float layers for BitNet's master weights,
-    whatever config.json says or leaves out.
+    whatever config.json says or leaves out. adapter_path: a folder with an adapter that runs beside the weights, on MLX
+    alone: "auto" then takes a GPU, else MLX on the CPU.
 
     The model offers models/decoder.py's protocol; on MLX it is an mlx.nn.Module as well, which mlx_lm's generate accepts.
     Raises ConfigError, BackendError, UnsupportedModelError or FormatError.
@@ -57,7 +59,7 @@ def load(
     from bitnet_mlx.checkpoint.read import read_weights
     from bitnet_mlx.tokenizer import load_tokenizer
 
-    choice = choose(backend)
+    choice = choose(backend) if adapter_path is None else choose_on_mlx(backend)
     _log.debug("[load] backend %s: %s", choice.name, choice.reason)
     if threads is not None and choice.name != "cpu":
         raise ConfigError(
@@ -70,7 +72,12 @@ def load(
     weights = read_weights(
         folder, head_bits=head_bits, activations=activations, i2s_layout=i2s_layout, ternarize=ternarize
     )
-    return make_decoder(choice.name, weights, dtype, threads), tokenizer
+    model = make_decoder(choice.name, weights, dtype, threads)
+    if adapter_path is not None:
+        from bitnet_mlx.checkpoint.adapter_mlx import load_adapter
+
+        load_adapter(cast("Any", model), adapter_path)
+    return model, tokenizer
 
 
 def _check(head_bits: int | None, dtype: str | None, activations: int | None) -> None:
