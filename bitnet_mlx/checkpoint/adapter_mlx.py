@@ -72,7 +72,9 @@ def attach(model: nn.Module, config: AdapterConfig) -> dict[str, mx.array]:
     for _, layer in chosen:
         for name, linear in list(_linears(layer)):
             if config.keys is None or name in config.keys:
-                _put(layer, name, _adapted(linear, config))
+                adapted = _adapted(linear, config)
+                adapted.train(model.training)
+                _put(layer, name, adapted)
     parameters = adapter_parameters(model)
     mx.eval(parameters)
     return parameters

@@ -161,12 +161,12 @@ def take_step(run: Run, batches: Batches, done: int, state: State) -> tuple[Stat
     }  # fmt: skip
 
 
-def run_steps(run: Run, report: Report) -> dict[str, Any]:
+def run_steps(run: Run, done: int, state: State, report: Report) -> dict[str, Any]:
     """Take the steps that are left; adapter and checkpoint every `save_every` of them and at the end.
 
     Returns the losses before and after: {"first_loss", "loss", "valid_loss_before", "valid_loss"}.
     """
-    options, (done, state) = run.options, initial_state(run)
+    options = run.options
     put(run.model, state[0])
     batches = Batches.of(run.samples["train"].items, options.batch_size, options.seed)
     facts = {"model": options.model, "data": str(options.data), **options.course()}
@@ -202,6 +202,7 @@ def lora(options: LoraOptions, model: MlxModel, tokenizer: Tokenizer, report: Re
     for name, samples in run.samples.items():
         record.update(samples.facts(name))
     if options.train:
+        start = initial_state(run)
         options.adapter_path.mkdir(parents=True, exist_ok=True)
         mode = "a" if options.resume else "w"
         with open(options.adapter_path / "log.jsonl", mode, encoding="utf-8") as log:
@@ -212,7 +213,7 @@ def lora(options: LoraOptions, model: MlxModel, tokenizer: Tokenizer, report: Re
                 if entry["step"] % options.steps_per_report == 0 or entry["step"] == options.iters:
                     report(entry)
 
-            record.update(run_steps(run, tell))
+            record.update(run_steps(run, *start, tell))
     else:
         load_adapter(model, options.adapter_path)
     if options.test:
