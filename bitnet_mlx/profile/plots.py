@@ -39,7 +39,7 @@ def draw(record: Mapping[str, Any], path: str | Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    style = {
+    style: Any = {
         "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
         "axes.titlecolor": INK, "grid.color": INK, "grid.alpha": 0.25, "font.size": 10, "svg.fonttype": "none",
         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.facecolor": "none",
