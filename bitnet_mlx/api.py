@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitnet_mlx import memory
 from bitnet_mlx.backends import ON_MLX, choose
 from bitnet_mlx.errors import ConfigError
 
@@ -66,11 +67,26 @@ def load(
     if choice.name not in ON_MLX and dtype not in (None, "float32"):
         raise ConfigError(f"[load] dtype is {dtype} and the backend is {choice.name}, which computes in float32 alone")
     folder = embedded_model() if path_or_repo is None else resolve(path_or_repo, revision)
-    tokenizer = load_tokenizer(folder)
-    weights = read_weights(
-        folder, head_bits=head_bits, activations=activations, i2s_layout=i2s_layout, ternarize=ternarize
-    )
-    return make_decoder(choice.name, weights, dtype, threads), tokenizer
+    with memory.scope("load"):
+        with memory.scope("tokenizer") as grown:
+            tokenizer = load_tokenizer(folder)
+        weights = read_weights(
+            folder, head_bits=head_bits, activations=activations, i2s_layout=i2s_layout, ternarize=ternarize
+        )
+        model = make_decoder(choice.name, weights, dtype, threads)
+        if grown is not None:
+            _tell_owners(model, tokenizer, grown.grew or 0)
+    return model, tokenizer
+
+
+def _tell_owners(model: Decoder, tokenizer: Tokenizer, grew: int) -> None:
+    """The tracker in use learns what was loaded. grew: of the process, while the tokenizer was; its library counts nothing."""
+    tracker = memory.current()
+    if tracker is not None:
+        from bitnet_mlx.models.owners import parts
+
+        tracker.own(model, parts(model), "the model", keep=True, on_mlx=model.name in ON_MLX)
+        tracker.own(tokenizer, "tokenizer", "the tokenizer", max(grew, 0), keep=True)
 
 
 def _check(head_bits: int | None, dtype: str | None, activations: int | None) -> None:

@@ -171,6 +171,18 @@ class KVCache:
     def empty(self) -> bool:
         return self.kv is None
 
+    def shrink(self) -> int:
+        """Give back the room behind the filled positions; returns the bytes freed. The next token makes room again."""
+        before = self.nbytes
+        self._gather()
+        self.recent = None
+        if self._past == 0:
+            self.kv = None
+        elif self.kv is not None and self._past < self.kv.shape[3]:
+            self.kv = mx.contiguous(self.kv[:, :, :, : self._past])
+            mx.eval(self.kv)
+        return before - self.nbytes
+
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
@@ -223,6 +235,10 @@ class SequenceCache(list):
         """Forget all positions from `offset` on."""
         for cache in self:
             cache.trim(max(cache.offset - offset, 0))
+
+    def shrink(self) -> int:
+        """Give back unused room, layer after layer; returns the bytes freed."""
+        return sum(cache.shrink() for cache in self)
 
     @property
     def nbytes(self) -> int:
