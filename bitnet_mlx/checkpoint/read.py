@@ -73,7 +73,9 @@ def open_weights(
     if is_gguf(folder):
         model, linears = GgufModel(folder), OnDemand()
         linears.data.update({module: partial(model.linear, *where) for module, where in model.modules().items()})
-        return replace(model.weights(), linears=linears)
+        weights = replace(model.weights(), linears=linears)
+        model.finished()
+        return weights
     reader = _open(folder, None, None, None, ternarize)
     reader.errors, reader.table.one_pass = errors, True
     return reader.read(OnDemand())

@@ -13,20 +13,32 @@ from bitnet_mlx.formats.dense import DenseRows, float32_to_bfloat16
 from bitnet_mlx.models.config import DecoderConfig
 from tests.golden import by_hand, check
 from tests.golden.cases import CASES
-from tests.model.engines import build
+from tests.model.engines import ENGINES, build
 from tests.support import gguf_models
 from tests.support.same_weights import assert_same
 
-NAMES = ("bitnet-online", "bitnet-packed-f32", "bitnet-packed", "bitnet-inverse", "llama-inverse")
+ARCHITECTURES = {"bitnet": "bitnet-b1.58", "llama": "llama", "qwen3": "qwen3"}
+NAMES = (
+    "bitnet-online",
+    "bitnet-packed-f32",
+    "bitnet-packed",
+    "bitnet-inverse",
+    "llama-inverse",
+    "qwen3-online",
+)
+# Scales of rows or groups with floats as activations, and sizes that no block divides: in the type that holds them.
+OTHERS = {"qwen3-groups": "Q2_0", "llama-shards": "Q2_0", "1bitllm": "F32"}
 ROWS = ("llama-auto-yarn", "llama-online-linear")  # whose sizes one layout alone allows
 LAYOUTS = [(name, layout) for name in NAMES for layout in ("128", "64", "rows")] + [(name, "rows") for name in ROWS]
 
 
 def architecture(config: DecoderConfig) -> str:
-    return "bitnet-b1.58" if config.model_type == "bitnet" else "llama"
+    if config.sub_norms and config.hidden_act == "silu":
+        return "bitnet"  # 1bitLLM's
+    return ARCHITECTURES[config.model_type]
 
 
-def write(name: str, path: Path, layout: str = "128") -> Path:
+def write(name: str, path: Path, layout: str = "128", kind: str = "I2_S") -> Path:
     weights = by_hand.weights(CASES[name])
     c = weights.config
     keys = gguf_models.metadata(c, architecture(c))
@@ -34,7 +46,7 @@ def write(name: str, path: Path, layout: str = "128") -> Path:
         keys |= {"llama.rope.scaling.type": c.rope.rope_type, "llama.rope.scaling.factor": c.rope.factor}
     if c.rope.rope_type == "yarn":
         keys["llama.rope.scaling.original_context_length"] = c.rope.original_max_position_embeddings
-    content = gguf_models.tensors(weights, "I2_S", "BF16", layout, permute=c.model_type == "llama")
+    content = gguf_models.tensors(weights, kind, "BF16", layout, permute=architecture(c) == "llama")
     return gguf_models.write(path / f"{name}.gguf", keys, content)
 
 
@@ -71,3 +83,15 @@ def test_a_wrong_layout_or_order_is_caught_here(tmp_path: Path, caplog: pytest.L
         weights.linears["model.layers.0.self_attn.q_proj"].weight.rows(slice(None)),
     )
     assert check.problem(check.trace(build("numpy", unordered), "llama-inverse"), "llama-inverse") is not None
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_cases_that_i2_s_does_not_hold(engine: str, name: str, tmp_path: Path) -> None:
+    found = read_gguf(write(name, tmp_path, kind=OTHERS[name]))
+    assert found.config.activation_bits == CASES[name].activation_bits
+    found_trace = check.trace(build(engine, found), name)
+    if engine == "cpu" and CASES[name].activation_bits == 8:  # its codes are inside compiled calls
+        np.testing.assert_array_equal(found_trace.logits, check.trace(build("numpy", found), name).logits)
+        return
+    assert check.problem(found_trace, name) is None

@@ -212,3 +212,38 @@ def test_scale_direction_taken_from_the_wrong_linear_class(tmp_path: Path) -> No
     del config["quantization_config"]["linear_class"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert caught(read_weights(tmp_path), name)
+
+
+@pytest.mark.parametrize("norm", ["self_attn.q_norm", "self_attn.k_norm"])
+def test_norms_of_heads_without_their_weight(norm: str) -> None:
+    weights = by_hand.weights(CASES["qwen3-online"])
+    weights.norms[f"model.layers.1.{norm}"] = np.ones_like(weights.norms[f"model.layers.1.{norm}"])
+    assert caught(weights, "qwen3-online")
+
+
+def test_no_norms_of_heads() -> None:
+    assert caught(with_config("qwen3-online", qk_norms=False), "qwen3-online")
+
+
+@pytest.mark.parametrize("name", ["llama-rms-norm", "bitnet-rms-norm-online"])
+def test_norms_inside_linears_forgotten_or_given_to_another(name: str) -> None:
+    weights = by_hand.weights(CASES[name])
+    q, k = (f"model.layers.0.self_attn.{p}_proj" for p in "qk")
+    weights.linears[q] = dataclasses.replace(weights.linears[q], norm=weights.linears[k].norm)
+    assert caught(weights, name)
+    weights.linears[q] = dataclasses.replace(weights.linears[q], norm=None)
+    assert caught(weights, name)
+
+
+def test_a_group_scale_of_the_next_group() -> None:
+    def shifted(w: TernaryTensor) -> TernaryTensor:
+        return dataclasses.replace(w, scale=np.roll(w.scale, 1, axis=1))
+
+    assert caught(with_fault("qwen3-groups", ("mlp.down_proj",), shifted), "qwen3-groups")
+
+
+def test_one_magnitude_for_all_shards() -> None:
+    def one(w: TernaryTensor) -> TernaryTensor:
+        return dataclasses.replace(w, scale=np.asarray(w.scale.mean(), np.float32))
+
+    assert caught(with_fault("llama-shards", ("mlp.up_proj",), one), "llama-shards")
