@@ -10,6 +10,7 @@ from bitnet_mlx.backends import NAMES
 
 WHAT = {
     "matmul": "the ternary product alone, our GPU kernels against stock MLX",
+    "precision": "the presets memory, balanced and accuracy: bytes, speed and bits per byte of a text",
     "decode": "whole decode steps and prefill of a model, and kernel launches a layer",
 }
 
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", choices=NAMES, default="auto", help="what computes (default: auto)")
     group = parser.add_argument_group("matmul")
     group.add_argument("--rows", type=numbers, default=(1,), metavar="M,...", help="rows of activations (default: 1)")
+    parser.add_argument("--text", metavar="FILE", help="precision: the text to score (default: a file of this package)")
     group = parser.add_argument_group("decode")
     add = group.add_argument
     add("--preset", choices=("small", "2b4t"), default="small", help="shapes of random weights (default: small)")
@@ -48,6 +50,12 @@ def run(args: argparse.Namespace) -> int:
         record = matmul.measure(args.backend, args.rows)
         print(json.dumps(record) if args.json else "\n".join(matmul.lines(record)))
         return 0 if record["exact"] else 1
+    if args.what == "precision":
+        from bitnet_mlx.bench import precision
+
+        record = precision.measure(args.backend, args.model, args.text, args.tokens, repeats=args.repeats)
+        print(json.dumps(record) if args.json else "\n".join(precision.lines(record)))
+        return 0
     from bitnet_mlx.bench.decode import DecodeOptions, lines, measure
 
     options = DecodeOptions(**{name: getattr(args, name) for name in DecodeOptions.__dataclass_fields__})

@@ -10,6 +10,20 @@ from bitnet_mlx.models.config import DecoderConfig
 _FIRST = 64  # positions of the first allocation
 
 
+STEP = 256  # positions of the MLX cache's smallest array
+
+
+def capacity(positions: int) -> int:
+    """Positions of the MLX cache's array that holds so many: 256, 512, 768, 1024, 1536, 2048, 3072, ...
+
+    By a third to a half each time, since a compiled step is traced anew for each size.
+    """
+    room = STEP
+    while room < positions:
+        room += max(STEP, 1 << room.bit_length() - 2)
+    return room
+
+
 class KVCache:
     """Keys and values of one sequence. keys[layer], values[layer]: float32 [num_key_value_heads, capacity, head_dim].
 

@@ -8,19 +8,7 @@ from typing import Any
 from bitnet_mlx.backends.attention_mlx import RECENT
 from bitnet_mlx.backends.mlx_import import mx
 from bitnet_mlx.errors import MemoryLimitError
-
-STEP = 256  # positions of the smallest array
-
-
-def capacity(positions: int) -> int:
-    """Positions of the array that holds so many: 256, 512, 768, 1024, 1536, 2048, 3072, ...
-
-    By a third to a half each time, since a compiled step is traced anew for each size.
-    """
-    room = STEP
-    while room < positions:
-        room += max(STEP, 1 << room.bit_length() - 2)
-    return room
+from bitnet_mlx.models.cache import capacity
 
 
 class KVCache:
