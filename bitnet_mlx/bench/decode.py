@@ -84,11 +84,11 @@ class StepContender:
 
 def measure(options: DecodeOptions) -> dict[str, Any]:
     """The command's record. Raises ConfigError for options that cannot be, BackendError for a backend that cannot run."""
-    _check(options)
+    check(options)
     choice = choose(options.backend)
     if choice.name not in ON_MLX and (options.against or options.dtype not in (None, "float32")):
         raise ConfigError(f"[bench] the backend is {choice.name}; --against and --dtype need metal, cuda or mlx")
-    weights = _weights(options)
+    weights = subject_weights(options)
     decoder = make_decoder(choice.name, weights, options.dtype, options.threads)
     contenders = {"ours": _contender(decoder)} | _plain(weights.config, options.against)
     times = _turns(contenders, options, weights.config.vocab_size)
@@ -106,7 +106,8 @@ def measure(options: DecodeOptions) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _check(options: DecodeOptions) -> None:
+def check(options: DecodeOptions) -> None:
+    """Raises ConfigError for what is not allowed."""
     for name, least in (("prompt", 1), ("tokens", 1), ("repeats", 1)):
         if getattr(options, name) < least:
             raise ConfigError(f"[bench] {name} is {getattr(options, name)}; it must be at least {least}")
@@ -117,7 +118,8 @@ def _check(options: DecodeOptions) -> None:
         raise ConfigError(f"[bench] --against names {', '.join(unknown)}; {', '.join(AGAINST)} are known")
 
 
-def _weights(options: DecodeOptions) -> DecoderWeights:
+def subject_weights(options: DecodeOptions) -> DecoderWeights:
+    """The model that the options name. Raises ConfigError where prompt and tokens do not fit its context."""
     if options.model is not None:
         from bitnet_mlx.checkpoint.hub import resolve
         from bitnet_mlx.checkpoint.read import read_weights

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,26 @@ from bitnet_mlx.checkpoint.hub import resolve
 from bitnet_mlx.checkpoint.peak_memory import peak_memory
 from bitnet_mlx.checkpoint.read import open_weights
 from bitnet_mlx.checkpoint.target import Target, check_dtype
+from bitnet_mlx.checkpoint.target_gguf import TYPES, GgufTarget
 from bitnet_mlx.checkpoint.target_hf import HfTarget
 from bitnet_mlx.checkpoint.target_mlx import MlxTarget
 from bitnet_mlx.checkpoint.target_native import NativeTarget
 from bitnet_mlx.checkpoint.workplace import Workplace
-from bitnet_mlx.checkpoint.write import Written, write_folder
+from bitnet_mlx.checkpoint.write import Written, copy_files, write_folder
 from bitnet_mlx.errors import ConfigError, MemoryLimitError
 from bitnet_mlx.models.weights import DecoderWeights
+from bitnet_mlx.tokenizer.gguf_vocabulary import vocabulary
 
-FORMATS = ("words2", "trits5", "hf", "mlx-2bit")
+FORMATS = ("words2", "trits5", "hf", "gguf-tq1_0", "gguf-tq2_0", "mlx-2bit")
 # Bits of a ternary weight with its scales, and of an embedding's value where no --head-bits says otherwise.
-_BITS = {"words2": (2.0, 8), "trits5": (1.6, 8), "hf": (2.0, 16), "mlx-2bit": (2.5, 8)}
+_BITS = {
+    "words2": (2.0, 8),
+    "trits5": (1.6, 8),
+    "hf": (2.0, 16),
+    "gguf-tq1_0": (1.69, 8),
+    "gguf-tq2_0": (2.07, 8),
+    "mlx-2bit": (2.5, 8),
+}
 _SPARE = 16 << 20  # bytes of disk beside the weights: tokenizer, header
 
 
@@ -65,15 +76,18 @@ def convert(
     dtype: str | None = None,
     force: bool = False,
     revision: str | None = None,
+    i2s_layout: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Conversion:
     """Convert a checkpoint.
 
     hf_path: a folder, a GGUF file, or owner/name on the Hugging Face hub. mlx_path: where the result is to be; it appears
     when it is whole and has been compared. format: words2 (this package's own, used in place), trits5 (its own, 1.6 bits
-    a weight), hf (Hugging Face's packed layout, for transformers) or mlx-2bit (for stock mlx-lm; llama and qwen3 families).
+    a weight), hf (Hugging Face's packed layout, for transformers), gguf-tq1_0, gguf-tq2_0 (a .gguf file with its
+    tokenizer) or mlx-2bit (for stock mlx-lm; llama and qwen3 families).
     head_bits: of embedding and head: 16 as they are, else 8, 6 or 4; None makes floats 8 where the format can hold that.
-    dtype: of what stays floats; None keeps the checkpoint's. force: replace a model at mlx_path. progress: called with
+    dtype: of what stays floats; None keeps the checkpoint's. force: replace a model at mlx_path. i2s_layout: of a
+    GGUF file's I2_S tensors, where it should not be found from them. progress: called with
     weights done and weights in all.
 
     Raises ConfigError for options and places that are not allowed, MemoryLimitError where the disk lacks room,
@@ -81,28 +95,30 @@ def convert(
     """
     if format not in FORMATS:
         raise ConfigError(f"[convert] format is {format!r}; {', '.join(FORMATS)} are allowed")
+    if format in TYPES and Path(mlx_path).suffix != ".gguf":
+        raise ConfigError(f"[convert] mlx_path is {mlx_path}; --format {format} makes a file: give a name with .gguf")
     start = time.perf_counter()
-    source = resolve(hf_path, revision)
-    with Workplace(mlx_path, force, (source,)) as place, described(source) as texts:
-        info = detect(source)
+    path = resolve(hf_path, revision)
+    with Workplace(mlx_path, force, (path,)) as place, described(path) as texts:
         errors: dict[str, float] = {}
-        weights = open_weights(source, errors=errors)
-        target = make_target(weights, read_config(texts), format, head_bits, dtype)
+        weights = open_weights(path, errors=errors, i2s_layout=i2s_layout)
+        target = make_target(weights, texts, format, head_bits, dtype, Path(mlx_path).name)
         place.check_room(room(weights, format, head_bits))
         written = _write(weights, target, place, texts, progress)
-        path = place.publish()
+        size = (place.path / target.file).stat().st_size
+        made = place.publish(target.file if target.whole else None)
     for module, error in errors.items():
         written.layers[module]["relative_error"] = error
     return Conversion(
-        path=str(path),
-        source=str(source),
+        path=str(made),
+        source=str(path),
         format=format,
         tensors=written.tensors,
         ternary_parameters=written.ternary_parameters,
         parameters=written.parameters,
         bits_per_weight=8 * written.ternary_bytes / max(written.ternary_parameters, 1),
-        bytes_in=info.nbytes,
-        bytes_out=sum(file.stat().st_size for file in path.glob("*.safetensors")),
+        bytes_in=detect(path).nbytes,
+        bytes_out=size,
         seconds=time.perf_counter() - start,
         peak_memory_bytes=peak_memory(),
         verified=True,
@@ -113,17 +129,25 @@ def convert(
 
 def make_target(
     weights: DecoderWeights,
-    config: dict[str, Any],
+    texts: Path,
     format: str,  # noqa: A002
     head_bits: int | None,
     dtype: str | None,
+    name: str = "model.gguf",
 ) -> Target:
-    """The writer of a format. Raises ConfigError or FormatError where it cannot hold this model or these options."""
+    """The writer of a format. texts: the folder of config.json and the tokenizer. name: of a GGUF file.
+
+    Raises ConfigError, UnsupportedModelError or FormatError where it cannot hold this model or these options.
+    """
     check_dtype(dtype, weights.config)
+    config = read_config(texts)
     if format == "hf":
         return HfTarget(weights, config, head_bits, dtype)
     if format == "mlx-2bit":
         return MlxTarget(weights, config, head_bits, dtype)
+    if format in TYPES:
+        keys = partial(vocabulary, texts, weights.config.vocab_size, weights.config.eos_token_ids)
+        return GgufTarget(weights, keys, format, name, head_bits, dtype)
     return NativeTarget(weights, config, format, head_bits, dtype)
 
 
@@ -140,13 +164,11 @@ def _write(
     weights: DecoderWeights,
     target: Target,
     place: Workplace,
-    source: Path,
+    texts: Path,
     progress: Callable[[int, int], None] | None,
 ) -> Written:
-    import errno
-
     try:
-        return write_folder(weights, target, place.path, source, progress)
+        return write_folder(weights, target, place.path, partial(copy_files, texts), progress)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise

@@ -205,6 +205,10 @@ class TensorTable:
         array = home.file.array(home.name)
         return array if home.rows is None else array[home.rows]
 
+    def rows(self, name: str) -> slice | None:
+        """Which rows of a larger tensor it is, or None."""
+        return self._home[name].rows
+
     def whole(self, name: str) -> np.ndarray:
         """The same, or all of the tensor whose rows it is."""
         home = self._home[name]

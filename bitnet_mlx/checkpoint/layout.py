@@ -48,7 +48,7 @@ def plan(model: ModelConfig, table: TensorTable) -> Layout:
     matrix(embed, small_head or embed in model.ternary_tables)
     for layer in range(config.num_hidden_layers):
         for name in config.norm_sizes():
-            required[f"model.layers.{layer}.{name}.weight"] = None
+            required.update(dict.fromkeys(_norms(model, table, f"model.layers.{layer}.{name}.weight")))
         for name in config.linear_shapes():
             module = f"model.layers.{layer}.{name}"
             matrix(module, quantization.converts(module))
@@ -56,7 +56,7 @@ def plan(model: ModelConfig, table: TensorTable) -> Layout:
                 required[f"{module}.{model.linear_norm}.weight"] = None
             if model.has_bias(name):
                 required[f"{module}.bias"] = None
-    required["model.norm.weight"] = None
+    required.update(dict.fromkeys(_norms(model, table, "model.norm.weight")))
     if head != embed:
         matrix(head, small_head or head in model.ternary_tables)
     # What a tied head's own tensors hold has been compared already.
@@ -66,6 +66,11 @@ def plan(model: ModelConfig, table: TensorTable) -> Layout:
     if missing or unknown:
         raise _mismatch(model, table, missing, unknown)
     return Layout(model, required, embed, head, (*model.notices, *notices))
+
+
+def _norms(model: ModelConfig, table: TensorTable, name: str) -> tuple[str, ...]:
+    """A layer's norm, where it must have a weight: OLMo's may have none."""
+    return () if model.linear_norm == "" and name not in table else (name,)
 
 
 def parts(storage: str, ternary: bool) -> tuple[str, ...]:

@@ -11,13 +11,22 @@ import numpy as np
 from bitnet_mlx.checkpoint.folder import TensorTable
 from bitnet_mlx.checkpoint.tensors import FLOATS, as_float32, check_finite, damaged, expect, row_blocks
 from bitnet_mlx.formats import words2
-from bitnet_mlx.ternary import CODES_PER_WORD, MIN_SCALE, TernaryTensor, padded
+from bitnet_mlx.ternary import CODES_PER_WORD, MIN_SCALE, TernaryTensor, padded, ternarize
+
+SAMPLE, SAMPLES = 1 << 16, 4  # weights looked at, and in how many stretches
 
 
 def online(table: TensorTable, module: str, shape: tuple[int, int]) -> tuple[TernaryTensor, float]:
-    """The ternary weight and its relative error, |W - t m| / |W| in the Euclidean norm (0 for a weight of zeros)."""
+    """The ternary weight and its relative error, |W - t m| / |W| in the Euclidean norm (0 for a weight of zeros).
+
+    Where the weight is rows of a larger matrix, that one is ternarised as a whole: it was trained as one.
+    """
     name = f"{module}.weight"
     array = expect(table, name, tuple(FLOATS), (shape,))
+    rows = table.rows(name)
+    if rows is not None:
+        array, part = table.whole(name), shape
+        shape = (array.shape[0], array.shape[1])
     dtype = table.info(name).dtype
     if dtype == "F32":
         check_finite(table, name, array)
@@ -28,7 +37,21 @@ def online(table: TensorTable, module: str, shape: tuple[int, int]) -> tuple[Ter
         raise damaged(table, name, "holds NaN or infinity; only finite values are allowed. The file is damaged")
     table.release(name)
     words, m, error = found
+    if rows is not None:
+        words, shape = np.ascontiguousarray(words[rows]), part
     return TernaryTensor(words, np.asarray(m, np.float32), shape), error
+
+
+def sampled_zeros(table: TensorTable, module: str, shape: tuple[int, int]) -> float:
+    """About the share of zeros that the weight will have, from a few stretches of its rows: to look at a large model."""
+    name = f"{module}.weight"
+    array = expect(table, name, tuple(FLOATS), (shape,))
+    rows = max(1, SAMPLE // SAMPLES // shape[1])
+    starts = np.linspace(0, max(shape[0] - rows, 0), SAMPLES).astype(int) if shape[0] > SAMPLES * rows else [0]
+    step = rows if len(starts) > 1 else shape[0]
+    sample = np.concatenate([as_float32(array[start : start + step], table.info(name).dtype) for start in starts])
+    table.release(name)
+    return float((ternarize(sample)[0] == 0).mean())
 
 
 def _from_16_bits(bits: np.ndarray, dtype: str, shape: tuple[int, int]) -> tuple[np.ndarray, np.float32, float] | None:

@@ -63,7 +63,11 @@ def read_weights(
 
 
 def open_weights(
-    folder: Path | str, *, errors: dict[str, float] | None = None, ternarize: bool = False
+    folder: Path | str,
+    *,
+    errors: dict[str, float] | None = None,
+    ternarize: bool = False,
+    i2s_layout: str | None = None,
 ) -> DecoderWeights:
     """As read_weights, but each linear is read when it is asked for, and each time anew: for one pass over a model that
     need not fit in memory.
@@ -71,11 +75,13 @@ def open_weights(
     errors: takes the relative error of each linear that is ternarised when read, by module name.
     """
     if is_gguf(folder):
-        model, linears = GgufModel(folder), OnDemand()
+        model, linears = GgufModel(folder, i2s_layout), OnDemand()
         linears.data.update({module: partial(model.linear, *where) for module, where in model.modules().items()})
         weights = replace(model.weights(), linears=linears)
         model.finished()
         return weights
+    if i2s_layout is not None:
+        raise ConfigError(f"[checkpoint] i2s_layout was given, and {folder} is no GGUF file; leave it out")
     reader = _open(folder, None, None, None, ternarize)
     reader.errors, reader.table.one_pass = errors, True
     return reader.read(OnDemand())
@@ -177,18 +183,24 @@ class _Reader:
         for layer in range(config.num_hidden_layers):
             prefix = f"model.layers.{layer}"
             for name, size in config.norm_sizes().items():
-                weights.norms[f"{prefix}.{name}"] = tensors.vector(table, f"{prefix}.{name}.weight", size)
-                self._advance(f"{prefix}.{name}.weight")
+                weights.norms[f"{prefix}.{name}"] = self._norm(f"{prefix}.{name}.weight", size)
             for name, shape in config.linear_shapes().items():
                 module = f"{prefix}.{name}"
                 if on_demand is None:
                     weights.linears[module] = self._linear(module, name, shape)
                 else:
                     on_demand.data[module] = partial(self._linear, module, name, shape)
-        weights.norms["model.norm"] = tensors.vector(table, "model.norm.weight", config.hidden_size)
+        weights.norms["model.norm"] = self._norm("model.norm.weight", config.hidden_size)
         if self._progress:
             self._progress(table.nbytes, table.nbytes)
         return weights
+
+    def _norm(self, name: str, size: int) -> np.ndarray:
+        """A norm's weight; ones where the layout does not ask for it."""
+        if name not in self.layout.required:
+            return np.ones(size, np.float32)
+        self._advance(name)
+        return tensors.vector(self.table, name, size)
 
     def _advance(self, *names: str) -> None:
         for name in names:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from bitnet_mlx.checkpoint.folder import TensorTable
 from bitnet_mlx.checkpoint.ternary_floats import looks_ternary
+from bitnet_mlx.models import olmo
 from bitnet_mlx.models.families import ALIASES
 from bitnet_mlx.models.hf_config import ModelConfig
 
 EMBED, HEAD = "model.embed_tokens", "lm_head"
+_OLMO = re.compile(r"(?:model\.)?transformer\.(?:blocks\.(\d+)\.)?(\w+)\.weight")
 _NORM = "norm"  # the last part of the name of bitnet-embedding's norms inside linears
 
 
 def settle(model: ModelConfig, table: TensorTable) -> ModelConfig:
     """The model as its tensors show it; the table's names become this package's own."""
     _own_names(table)
+    if model.decoder.model_type == "olmo":
+        _olmo_names(model, table)
     first = "model.layers.0"
     if f"{first}.self_attn.attn_sub_norm.weight" in table and not model.decoder.sub_norms:
         model = replace(model, decoder=replace(model.decoder, sub_norms=True))
@@ -47,6 +52,31 @@ def _own_names(table: TensorTable) -> None:
             if new != name and new not in table:
                 found[name] = new
     table.rename(found)
+
+
+def _olmo_names(model: ModelConfig, table: TensorTable) -> None:
+    """OLMo's names, and its fused matrices cut into ours."""
+    config = model.decoder
+    for name in list(table):
+        found = _OLMO.match(name)
+        if not found:
+            continue
+        layer, part = found[1], found[2]
+        if layer is None:
+            if part in olmo.TABLES:
+                table.rename({name: f"{olmo.TABLES[part]}.weight"})
+            continue
+        prefix = f"model.layers.{layer}"
+        if part in olmo.INNER:
+            table.rename({name: f"{prefix}.{olmo.INNER[part]}.weight"})
+        elif part in olmo.FUSED:
+            starts, parts = 0, {}
+            for module in olmo.FUSED[part]:
+                rows = config.linear_shapes()[module][0]
+                parts[f"{prefix}.{module}.weight"] = slice(starts, starts + rows)
+                starts += rows
+            if table.info(name).shape[:1] == (starts,):
+                table.cut(name, parts)
 
 
 def _normed_linears(model: ModelConfig) -> ModelConfig:

@@ -77,6 +77,10 @@ class Target(Protocol):
         """The tensor of a norm."""
         ...
 
+    def extra(self) -> list[Pending]:
+        """Tensors that no weight stands for."""
+        ...
+
     def finish(self, folder: Path, kept: list[str], activation_bits: int) -> None:
         """Write what lies beside the weights. kept: linears that are not ternary."""
         ...
@@ -104,6 +108,9 @@ class FolderTarget:
         modules = [EMBED, HEAD, *self.weights.linears, *self.weights.norms]
         room = sum(4 * (len(module) + ENTRY_ROOM + 16) for module in modules) + 1024
         return SafetensorsStream(path, room, {"bitnet_mlx": self.format}, seen)
+
+    def extra(self) -> list[Pending]:
+        return []
 
     def finish(self, folder: Path, kept: list[str], activation_bits: int) -> None:
         config = self.config(kept, activation_bits)
@@ -251,7 +258,7 @@ def seal(linear: Linear) -> bytes:
         arrays = [w.words, w.scale]
     else:
         arrays = [w.codes, w.scales] if isinstance(w, GroupedRows) else [w.data]
-    for array in [*arrays, *(extra for extra in (linear.bias, getattr(linear, "norm", None)) if extra is not None)]:
+    for array in [*arrays, *(extra for extra in (linear.bias, linear.norm) if extra is not None)]:
         digest.update(repr((array.dtype.str, array.shape)).encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.digest()

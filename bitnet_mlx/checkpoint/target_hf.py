@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bitnet_mlx.checkpoint import target as common
+from bitnet_mlx.checkpoint.read import open_weights
 from bitnet_mlx.checkpoint.safetensors_writer import Pending, pending
 from bitnet_mlx.errors import ConfigError, FormatError
 from bitnet_mlx.formats import hf
@@ -45,7 +48,7 @@ class HfTarget(common.FolderTarget):
         w = linear.weight
         if linear.bias is not None and isinstance(w, TernaryTensor):
             raise self._refusal(module, "has a bias, which transformers multiplies by the scale")
-        if getattr(linear, "norm", None) is not None:
+        if linear.norm is not None:
             raise self._refusal(module, "has a norm of its own")
         if not isinstance(w, TernaryTensor):
             tensors = [common.dense_rows(f"{module}.weight", w, self.dtype)]
@@ -83,6 +86,9 @@ class HfTarget(common.FolderTarget):
 
     def config(self, kept: list[str], activation_bits: int) -> dict[str, Any]:  # noqa: ARG002
         config = common.base_config(self.source, self.weights, self.dtype or self._own)
+        if self.weights.config.sub_norms:  # 1bitLLM calls itself llama, which has none
+            config |= {"model_type": "bitnet", "architectures": ["BitNetForCausalLM"]}
+            config |= {name: getattr(self.weights.config, name) for name in ("hidden_act", "rms_norm_eps")}
         config["quantization_config"] = {
             "quant_method": "bitnet",
             "linear_class": "autobitlinear",
@@ -90,3 +96,10 @@ class HfTarget(common.FolderTarget):
             "modules_to_not_convert": [common.HEAD, *kept],
         }
         return config
+
+    def reopen(self, folder: Path) -> Mapping[str, Linear]:
+        found = open_weights(folder)
+        wanted = self.weights.config
+        kind = found.config.model_type if wanted.sub_norms else wanted.model_type
+        common.check_config(found.config, replace(wanted, model_type=kind))
+        return found.linears

@@ -72,7 +72,7 @@ class MlxTarget(common.FolderTarget):
 
     def linear(self, module: str, linear: Linear) -> tuple[list[Pending], Linear]:
         w = linear.weight
-        if getattr(linear, "norm", None) is not None:
+        if linear.norm is not None:
             raise FormatError(
                 f"[convert] {module} has a norm of its own, which mlx-lm does not know. Give --format words2"
             )

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def write_native(
     """
     target = NativeTarget(weights, source_config, storage, head_bits, default_head_bits=16)
     with Workplace(destination, force) as place:
-        write_folder(weights, target, place.path, copy_from)
+        write_folder(weights, target, place.path, None if copy_from is None else partial(copy_files, Path(copy_from)))
         return place.publish()
 
 
@@ -74,17 +75,16 @@ def write_folder(
     weights: DecoderWeights,
     target: Target,
     folder: Path,
-    copy_from: Path | str | None = None,
+    copy: Callable[[Path], None] | None = None,
     progress: Progress | None = None,
 ) -> Written:
     """Write all files of a model into an empty folder, read them again and compare.
 
-    progress: called with the weights done and the weights to do, each counted twice: written and compared.
+    copy: puts the tokenizer's files there. progress: called with the weights done and the weights to do, each counted
+    twice: written and compared.
     """
-    for name in TOKENIZER_FILES if copy_from is not None and not target.whole else ():
-        path = Path(copy_from or "") / name
-        if path.is_file():
-            shutil.copyfile(path, folder / name)
+    if copy is not None and not target.whole:
+        copy(folder)
     ticks = _Ticks(weights, progress)
     written = _write_tensors(weights, target, folder / target.file, ticks)
     if len(written.activation_bits) > 1:
@@ -95,6 +95,13 @@ def write_folder(
     _compare_bytes(target.opened(folder / target.file), written)
     compare_linears(target.reopen(folder), written, ticks)
     return written
+
+
+def copy_files(source: Path, folder: Path) -> None:
+    """Tokenizer, templates and generation config, byte for byte."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 class _Ticks:
@@ -140,6 +147,8 @@ def _write_tensors(weights: DecoderWeights, target: Target, path: Path, ticks: _
         for module, norm in weights.norms.items():
             add(target.norm(module, norm))
             written.parameters += norm.size
+        for tensor in target.extra():
+            add(tensor)
         for module, (tensors, linear, held) in in_order(weights, target):
             _account(written, module, linear, tensors, held)
             for tensor in tensors:

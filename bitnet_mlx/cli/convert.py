@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 
-from bitnet_mlx.api import DTYPES, HEAD_BITS
+from bitnet_mlx.api import DTYPES, HEAD_BITS, I2S_LAYOUTS
 from bitnet_mlx.cli.progress import Bar
 
 FORMATS = {
     "words2": "this package's own folder, 2 bits a weight, used in place (the default)",
     "trits5": "its own too, 1.6 bits a weight, unpacked to 2 when it is loaded",
     "hf": "Hugging Face's packed layout, for transformers",
+    "gguf-tq1_0": "a .gguf file with its tokenizer, 1.69 bits a weight",
+    "gguf-tq2_0": "the same, 2.06 bits",
     "mlx-2bit": "for stock mlx-lm; llama and qwen3 families",
 }
 
@@ -33,13 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=DTYPES, help="type of what stays floats (default: the checkpoint's)")
     add("--force", action="store_true", help="replace the model at DST")
     add("--revision", help="branch, tag or commit on the hub")
+    add("--i2s-layout", choices=I2S_LAYOUTS, help="byte layout of I2_S tensors (default: found from the weights)")
 
 
 def run(args: argparse.Namespace) -> int:
     from bitnet_mlx.checkpoint.convert import convert
     from bitnet_mlx.checkpoint.convert_report import details, summary
 
-    options = {name: getattr(args, name) for name in ("format", "head_bits", "dtype", "force", "revision")}
+    options = {
+        name: getattr(args, name) for name in ("format", "head_bits", "dtype", "force", "revision", "i2s_layout")
+    }
     with Bar("converting") as bar:
         done = convert(args.hf_path, args.mlx_path, progress=bar.update, **options)
     if args.json:

@@ -17,6 +17,7 @@ from bitnet_mlx.backends.mlx_import import mx
 from bitnet_mlx.models.cache_mlx import KVCache
 from bitnet_mlx.models.layers_mlx import Block, Plan, Rotation, attend, enter, leave, side_by_side
 from bitnet_mlx.nn.site import PackedSite
+from bitnet_mlx.nn.watched import changes
 
 # A site as a compiled function takes it: a tree of arrays, and the constants that are part of a trace's key.
 _Flat = tuple[Any, Any]
@@ -42,7 +43,8 @@ class Latest(Generic[_Made]):
 
 
 class Snapshot:
-    """All layers' sites, and whether they still stand: looking at every module anew takes as long as a short step.
+    """All layers' sites, and whether they still stand: looking at every module anew takes as long as a short step,
+    so that is done where some watched module changed.
 
     flat: for each layer its four sites, or None where some site is not packed.
     """
@@ -59,6 +61,7 @@ class Snapshot:
         self._layers = list(layers)
         self._held = [(module, name, value) for module in modules for name, value in module.items()]
         self._modes = [(module, module.training) for module in modules if module.children()]
+        self._seen = changes()
 
     def stands(self, layers: Sequence[Block]) -> bool:
         """Whether no module, no array and no mode was exchanged since."""
@@ -67,10 +70,16 @@ class Snapshot:
         for layer, held in zip(layers, self._layers, strict=True):
             if layer is not held:
                 return False
+        seen = changes()
+        if seen == self._seen:
+            return True
         for module, name, value in self._held:
             if module.get(name) is not value:
                 return False
-        return all(module.training is mode for module, mode in self._modes)
+        if not all(module.training is mode for module, mode in self._modes):
+            return False
+        self._seen = seen
+        return True
 
 
 class CompiledLayers:

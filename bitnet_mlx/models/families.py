@@ -8,7 +8,7 @@ run. To add a family of the same graph, add a row.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 
@@ -17,8 +17,8 @@ class Family:
     """What transformers assumes for a model_type.
 
     qk_norms: q_norm and k_norm on each head. head_dim: where config.json has none; None divides hidden_size by the heads.
-    mlp_bias: whether the family knows the key. keys: config.json's own spelling of the keys used here. free_norms:
-    norms without weights inside every linear (their eps is rms_norm_eps).
+    mlp_bias: whether the family knows the key. masters: whether linears are float master weights where there is no
+    quantization_config. free_norms: norms without weights inside every linear (their eps is rms_norm_eps).
     """
 
     hidden_act: str
@@ -31,7 +31,7 @@ class Family:
     context: int = 2048
     bos_token_id: int | None = None
     eos_token_id: int | None = None
-    keys: Mapping[str, str] = field(default_factory=dict)
+    masters: bool = False
     free_norms: bool = False
 
 
@@ -39,6 +39,7 @@ FAMILIES: dict[str, Family] = {
     "bitnet": Family("relu2", 1e-5, 500000.0, sub_norms=True, bos_token_id=128000, eos_token_id=128001),
     "llama": Family("silu", 1e-6, 10000.0, mlp_bias=True, bos_token_id=1, eos_token_id=2),
     "qwen3": Family("silu", 1e-6, 10000.0, qk_norms=True, head_dim=128, context=32768),
+    "olmo": Family("silu", 1e-5, 10000.0, masters=True, free_norms=True),  # OLMo-Bitnet's own keys: models/olmo.py
 }
 
 
@@ -80,12 +81,6 @@ ALIASES: dict[str, str] = {
     "self_attn.inner_attn_ln": "self_attn.attn_sub_norm",  # 1bitLLM
     "mlp.ffn_layernorm": "mlp.ffn_sub_norm",
 }
-
-# A norm inside a linear: the last part of its name, and where the name comes from.
-LINEAR_NORMS: tuple[str, ...] = (
-    "rms_norm",  # transformers' use_rms_norm
-    "norm",  # bitnet-embedding, and this package's own format
-)
 
 REFUSED: dict[str, str] = {
     "gemma3_text": "its norms and its scaled embedding are another graph (microsoft/bitnet-embedding-270m)",

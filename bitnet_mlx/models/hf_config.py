@@ -10,6 +10,7 @@ from bitnet_mlx.formats.strict_json import shown
 from bitnet_mlx.models.config import DecoderConfig, RopeConfig
 from bitnet_mlx.models.config_fields import Fields
 from bitnet_mlx.models.families import FAMILIES, REFUSED, VARIANTS, Family, Variant
+from bitnet_mlx.models.olmo import MODEL_TYPES, is_olmo, translated
 from bitnet_mlx.models.quantization import Quantization, parse_quantization
 
 # 128 * K must stay below 2^24 for the integer sums to be exact in float32.
@@ -49,6 +50,13 @@ def parse_config(config: dict[str, Any], where: str = "config.json") -> ModelCon
     where: the file, for messages. Raises UnsupportedModelError for a family, storage or rope kind that is not run,
     FormatError for missing keys (all at once), wrong types and impossible sizes (by the key's name).
     """
+    if is_olmo(config):
+        config = translated(config, where)
+    elif config.get("model_type") in MODEL_TYPES:
+        raise UnsupportedModelError(
+            f"[config] {where}: model_type is {shown(config['model_type'])} without OLMo's own keys (d_model); of OLMo "
+            "models only OLMo-Bitnet in its own layout is supported"
+        )
     fields = Fields(config, where)
     if config.get("model_file") is not None:
         raise UnsupportedModelError(
@@ -61,6 +69,12 @@ def parse_config(config: dict[str, Any], where: str = "config.json") -> ModelCon
     variant = None if quantization.storage != "dense" else next((v for v in VARIANTS if v.marks(config)), None)
     if variant is not None:
         quantization = _variant_storage(fields, variant, quantization, notices)
+    if family.masters and quantization.storage == "dense":
+        quantization = replace(quantization, storage="online")
+    free = family.free_norms and not quantization.native
+    if free:
+        eps = fields.number("rms_norm_eps", family.rms_norm_eps)
+        quantization = replace(quantization, linear_norm="", linear_norm_eps=eps)
     decoder = _decoder(fields, cast(str, model_type), family, quantization, notices)
     if variant is not None and variant.sub_norms:
         decoder = replace(decoder, sub_norms=True)

@@ -23,6 +23,7 @@ from bitnet_mlx.nn.head_norms import HeadNorms
 from bitnet_mlx.nn.joined import Joined
 from bitnet_mlx.nn.norm import RMSNorm
 from bitnet_mlx.nn.site import ModuleSite, PackedSite, site
+from bitnet_mlx.nn.watched import Watched
 
 Site = PackedSite | ModuleSite
 EntrySite = Site | HeadNorms
@@ -93,7 +94,7 @@ def side_by_side(out: mx.array) -> mx.array:
     return out.transpose(0, 2, 1, 3).reshape(b, length, -1)
 
 
-class Attention(nn.Module):
+class Attention(Watched):
     """Grouped-query attention's modules."""
 
     def __init__(self, parts: Parts, layer: int) -> None:
@@ -119,7 +120,7 @@ class Attention(nn.Module):
         )
 
 
-class FeedForward(nn.Module):
+class FeedForward(Watched):
     """The modules of down(norm(act(gate(x)) * up(x)))."""
 
     def __init__(self, parts: Parts, layer: int) -> None:
@@ -139,7 +140,7 @@ class FeedForward(nn.Module):
         )
 
 
-class Block(nn.Module):
+class Block(Watched):
     """One layer of the decoder."""
 
     def __init__(self, parts: Parts, layer: int) -> None:

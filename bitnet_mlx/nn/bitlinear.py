@@ -6,13 +6,15 @@ import numpy as np
 
 from bitnet_mlx.backends.mlx_affine import Codes, StockOps
 from bitnet_mlx.backends.mlx_import import mx, nn
+from bitnet_mlx.backends.resident_mlx import from_numpy
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.formats import words2
 from bitnet_mlx.nn.gradient import straight_through
+from bitnet_mlx.nn.watched import Watched
 from bitnet_mlx.ternary import TernaryTensor, ternarize
 
 
-class BitLinear(nn.Module):
+class BitLinear(Watched):
     """y = x W^T (+ bias), W ternary [N, K]; inputs are quantised to int8 for each token unless activation_bits is 16.
 
     weight: uint32 code words as `ops` arranges them. scale: float32 [], [N] or [N, G]. bias: float32 [N], if any.
@@ -26,8 +28,8 @@ class BitLinear(nn.Module):
         self.ops = ops or StockOps()
         self.output_dims, self.input_dims = tensor.shape
         self.activation_bits = tensor.activation_bits
-        self.scale = mx.array(tensor.scale)
-        self.weight = self.ops.arrange(mx.array(tensor.words), self.scale)
+        self.scale = from_numpy(tensor.scale)
+        self.weight = self.ops.arrange(from_numpy(tensor.words), self.scale)
         if bias is not None:
             self.bias = _bias(bias, self.output_dims)
         mx.eval(self.parameters())  # a lazy array could only be computed by the thread that made it
@@ -91,4 +93,4 @@ class BitLinear(nn.Module):
 def _bias(bias: np.ndarray, n: int) -> mx.array:
     if bias.shape != (n,):
         raise ConfigError(f"[BitLinear] the bias has shape {bias.shape}; a layer of {n} outputs takes ({n},)")
-    return mx.array(np.asarray(bias, np.float32))
+    return from_numpy(np.asarray(bias, np.float32))

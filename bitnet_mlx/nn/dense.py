@@ -12,6 +12,7 @@ import numpy as np
 
 from bitnet_mlx.backends.mlx_affine import StockOps, row_limit
 from bitnet_mlx.backends.mlx_import import mx, nn
+from bitnet_mlx.backends.resident_mlx import from_numpy
 from bitnet_mlx.formats.dense import HEAD_GROUP, DenseRows, GroupedRows
 from bitnet_mlx.nn.bitlinear import BitLinear
 from bitnet_mlx.ternary import TernaryTensor
@@ -25,7 +26,7 @@ class DenseLinear(nn.Module):
 
     def __init__(self, matrix: DenseRows, bias: np.ndarray | None = None) -> None:
         super().__init__()
-        weight = mx.array(matrix.data)
+        weight = from_numpy(matrix.data)
         self.weight = weight.view(mx.bfloat16) if matrix.dtype == "bfloat16" else weight
         _finish(self, bias)
 
@@ -61,8 +62,8 @@ class GroupedLinear(nn.Module):
         super().__init__()
         self.bits = matrix.bits
         self.input_dims = matrix.shape[1]
-        self.weight = mx.array(pack_affine(matrix.codes, matrix.bits))
-        self.scales = mx.array(matrix.scales)
+        self.weight = from_numpy(pack_affine(matrix.codes, matrix.bits))
+        self.scales = from_numpy(matrix.scales)
         self.biases = self.scales * -self._middle
         _finish(self, bias)
 
@@ -137,7 +138,7 @@ def head_layer(matrix: Matrix, ops: StockOps | None = None) -> BitLinear | Dense
 
 def _finish(layer: nn.Module, bias: np.ndarray | None) -> None:
     if bias is not None:
-        layer.bias = mx.array(np.asarray(bias, np.float32))
+        layer.bias = from_numpy(np.asarray(bias, np.float32))
     mx.eval(layer.parameters())
 
 

@@ -6,7 +6,9 @@ import numpy as np
 
 from bitnet_mlx.backends.kernels.layout import Layout
 from bitnet_mlx.backends.mlx_affine import Codes, StockOps, rms_factor
-from bitnet_mlx.backends.mlx_import import mx, nn
+from bitnet_mlx.backends.mlx_import import mx
+from bitnet_mlx.backends.resident_mlx import from_numpy
+from bitnet_mlx.nn.watched import Watched
 
 
 def rms_norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
@@ -17,12 +19,12 @@ def rms_norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
     return (v * rms_factor(v, eps) * weight).astype(x.dtype)
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(Watched):
     """weight: float32 [K]. Everything inside is float32; outputs have the dtype of x."""
 
     def __init__(self, weight: np.ndarray, eps: float, ops: StockOps | None = None) -> None:
         super().__init__()
-        self.weight = mx.array(np.asarray(weight, np.float32))
+        self.weight = from_numpy(np.asarray(weight, np.float32))
         self.eps = eps
         self.ops = ops or StockOps()
         mx.eval(self.weight)

@@ -132,16 +132,16 @@ def scaling(figure: Any, record: Mapping[str, Any]) -> None:
 
 
 def timeline(figure: Any, record: Mapping[str, Any]) -> None:
-    """Memory over a run: live bytes, and what is expected of the cache."""
-    axes = _axes(figure, 111, "Memory of a run", "tokens", "MB")
-    points = record["timeline"]
-    at = [p["tokens"] for p in points]
-    for i, name in enumerate(name for name in points[0] if name != "tokens"):
-        values = [None if p[name] is None else p[name] / 1e6 for p in points]
-        if any(value is not None for value in values):
-            axes.plot(at, values, color=COLOURS[i], label=name.replace("_", " "))
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8)
+    """Memory of a run from an empty cache, and of the same work again and again."""
+    for place, key, title in ((121, "run", "Memory of a run"), (122, "rounds", "The same work again and again")):
+        axes = _axes(figure, place, title, "tokens", "MB")
+        points = record[key]
+        at = [p["tokens"] for p in points]
+        for i, name in enumerate(n for n in points[0] if n not in ("tokens", "peak_rss_bytes")):
+            values = [p[name] / 1e6 for p in points]
+            axes.plot(at, values, color=COLOURS[i], linestyle=("-", "--")[i % 2], label=name.replace("_", " "))
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=8)
 
 
 DRAWERS: dict[str, Callable[[Any, Mapping[str, Any]], None]] = {

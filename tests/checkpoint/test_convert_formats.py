@@ -119,6 +119,56 @@ def test_mlx_lm_is_told_the_rotary_base_in_the_spelling_that_it_reads(tmp_path: 
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("storage", ["packed", "online"])
+def test_from_mlx_2bit_to_every_other_format(tmp_path: Path, storage: str) -> None:
+    """MLX's form does not tell how activations are quantised; codes and scales are all there."""
+    wrote = hf_folder.write(tmp_path / "source", "llama", storage, **WIDE)
+    direct = read_weights(wrote.path)
+    convert(wrote.path, tmp_path / "mlx", "mlx-2bit", head_bits=16, dtype="float32")
+    for second in ("words2", "trits5", "mlx-2bit"):
+        convert(tmp_path / "mlx", tmp_path / second, second, head_bits=16, dtype="float32")
+        found = read_weights(tmp_path / second)
+        for module, linear in direct.linears.items():
+            a, b = linear.weight, found.linears[module].weight
+            assert isinstance(a, TernaryTensor) and isinstance(b, TernaryTensor)
+            assert np.array_equal(a.words, b.words) and np.all(b.scale == a.scale)
+        assert np.array_equal(found.lm_head.rows(slice(None)), direct.lm_head.rows(slice(None)))
+
+
+def qwen3(**options: Any) -> DecoderWeights:
+    config = tiny_config(
+        model_type="qwen3", sub_norms=False, qk_norms=True, hidden_act="silu", tie_word_embeddings=False,
+        hidden_size=128, intermediate_size=256, head_dim=64, activation_bits=16,
+    )  # fmt: skip
+    weights = random_weights(config, **options)
+    _float_activations(weights)
+    return weights
+
+
+@pytest.mark.parametrize("scale", ["tensor", "group"])
+@pytest.mark.parametrize("ternary_tables", [False, True])
+def test_mlx_lm_runs_qwen3_with_ternary_embeddings_too(tmp_path: Path, scale: str, ternary_tables: bool) -> None:
+    from mlx_lm.utils import load_model
+
+    weights = qwen3(scale=scale, head="float32")
+    if ternary_tables:
+        rng = np.random.default_rng(3)
+        weights.embed_tokens = random_ternary(rng, 67, 128, "group", 16)
+        weights.lm_head = random_ternary(rng, 67, 128, "group", 16)
+    write(weights, tmp_path / "mlx", "mlx-2bit", head_bits=None if ternary_tables else 16, dtype="float32")
+    tokens = np.random.default_rng(1).integers(0, 67, (1, 48))
+    with mx.stream(mx.cpu):
+        theirs = np.array(load_model(tmp_path / "mlx")[0](mx.array(tokens)))[0]
+    decoder = NumpyDecoder(weights)
+    ours = decoder.step(tokens.tolist(), [decoder.make_cache()], "all")[0]
+    assert np.abs(ours - theirs).max() < 1e-4 * np.abs(ours).max()
+    again = read_weights(tmp_path / "mlx")
+    decoder = NumpyDecoder(again)
+    assert (
+        np.abs(decoder.step(tokens.tolist(), [decoder.make_cache()], "all")[0] - ours).max() < 1e-4 * np.abs(ours).max()
+    )
+
+
 @pytest.mark.parametrize("bits", [8, 6, 4])
 def test_packed_heads_are_what_mlx_unpacks(bits: int) -> None:
     """With scales that are powers of two MLX's arithmetic is exact, so every code shows."""
@@ -158,7 +208,10 @@ def write(weights: DecoderWeights, path: Path, kind: str, **options: Any) -> dic
     )  # fmt: skip
     biased = any(linear.bias is not None for linear in weights.linears.values())
     source = {**{name: getattr(c, name) for name in names}, "attention_bias": biased, "mlp_bias": biased}
-    target = make_target(weights, source, kind, options.get("head_bits"), options.get("dtype"))
+    texts = path.parent.parent / f"{path.parent.name}-texts"
+    texts.mkdir()
+    (texts / "config.json").write_text(json.dumps(source))
+    target = make_target(weights, texts, kind, options.get("head_bits"), options.get("dtype"))
     with Workplace(path) as place:
         write_folder(weights, target, place.path)
         place.publish()
@@ -211,7 +264,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], Any, dict[str, Any], str]] = {
     "float activations": ("hf", {}, _float_activations, {}, "activations that are not quantised"),
     "head bits": ("hf", {}, None, {"head_bits": 8}, "head_bits is 8; --format hf holds"),
     "a scale below float16": ("mlx-2bit", {}, _tiny_scale, {"dtype": "float16"}, "float16 cannot hold.*float32"),
-    "words2 with a ternary head": ("words2", {}, _ternary_head, {}, "ternary"),
+    "words2 with a ternary head alone": ("words2", {}, _ternary_head, {}, "ternary"),
 }
 
 

@@ -115,7 +115,14 @@ def test_plans() -> None:
         cut = plan(batch, 20, 5, dim, room, 64, dtype)
         return cut.queries, cut.shares
 
-    assert [planned(1, room) for room in (1, 1024, 1025, 1536, 4096)] == [(1, 1), (1, 1), (4, 35), (4, 50), (4, 51)]
+    assert [planned(1, room) for room in (1, 512, 513, 1024, 1536, 4096)] == [
+        (1, 1),
+        (1, 1),
+        (4, 19),
+        (4, 34),
+        (4, 50),
+        (4, 51),
+    ]
     assert [planned(batch, 2048) for batch in (2, 8, 100)] == [(4, 25), (4, 6), (4, 1)]
     assert planned(100, 256) == planned(100, 1024) == (4, 1) and planned(10, 512) == (4, 5)
     assert planned(1, 2048, 256) == (2, 25) and planned(1, 2048, 128, "float32") == (4, 51)

@@ -126,7 +126,7 @@ def test_attention_that_is_switched_off() -> None:
 
     runner = Counted()
     ops = KernelOps("metal", runner, Wary("metal"))
-    assert ops.attends(1, 4, 2, 6, 1024, mx.float32) and not ops.attends(1, 4, 2, 6, 1100, mx.float32)
+    assert ops.attends(1, 4, 2, 6, 512, mx.float32) and not ops.attends(1, 4, 2, 6, 1100, mx.float32)
     case = Case(4, 2, 6, 1100, 299, 63)
     out, recent = ops.decode_attention(*map(to_mlx, case.inputs()), 4, 2)
     check(case, to_numpy(out), to_numpy(recent))

@@ -112,6 +112,15 @@ def test_a_sleep_is_found_where_it_was_put(
     assert part in others
 
 
+def test_the_recorded_parts_sum_to_the_uninstrumented_run() -> None:
+    """Within 10 %, on each engine, on the machine that the records name."""
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "profile.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {record["backend"] for record in records} == set(ENGINES)
+    for record in records:
+        assert 0.9 <= record["decode"]["parts_over_plain"] <= 1.1 and record["decode"]["same_logits"]
+
+
 def test_from_python_with_the_embedded_model() -> None:
     model, tokenizer = load(backend="cpu")
     made = profile_generation(model, tokenizer, "def f(x):", 4)

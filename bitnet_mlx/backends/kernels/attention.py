@@ -25,7 +25,7 @@ MERGE = KernelSource(
 )
 WIDEST = 256  # D
 _TINY = 256  # positions of `past` that are not worth shares
-_SHORT = 1024  # positions of `past` up to which one launch takes less time than two, the host's part included
+_SHORT = 512  # positions of `past` up to which one launch takes less time than two, the host's part included
 _FEW = 128  # threadgroups that run at once on a large GPU, about
 _MANY = 256  # threadgroups that such a GPU holds
 _MOST_SHARES = 64

@@ -16,7 +16,7 @@ from bitnet_mlx.backends.kernels.run import DTYPES
 from bitnet_mlx.backends.mlx_import import mx
 
 _SHARES = 5  # of a check; a launch has as many as its shapes ask for
-_ROOM = {False: 1024, True: 2048}  # positions of a timed call, in one launch or two
+_ROOM = {False: 512, True: 2048}  # positions of a timed call, in one launch or two
 # Half of a value's last place, relative to the value where that is most.
 _UNIT = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 # What float32 scores and sums may be off, relative to the sum of |weight * value|. On a CPU 2^-24 was seen, 2^-18 where

@@ -1,0 +1,66 @@
+"""Pictures: what a kind draws, and colours that read on white and on black."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitnet_mlx.errors import ConfigError
+from bitnet_mlx.profile.plots import COLOURS, DRAWERS, INK, check_path, draw
+
+BAND = {"p20": 0.9, "p50": 1.0, "p80": 1.2}
+RECORDS: dict[str, dict[str, Any]] = {
+    "profile": {
+        "bench": "profile", "copy_bandwidth": 9e9,
+        "decode": {
+            "token_s": 0.01,
+            "parts": {
+                "qkv": {"seconds": 0.004, "share": 0.4, "bytes": 10**7, "bandwidth": 2.5e9},
+                "host": {"seconds": 0.006, "share": 0.6, "bytes": 0, "bandwidth": 0.0},
+            },
+        },
+    },
+    "scaling": {
+        "bench": "scaling", "backend": "cpu", "context": [{"positions": n, "tokens": 1, **BAND} for n in (8, 64)],
+        "rows": [{"m": m, "tokens": m, **BAND} for m in (1, 8)],
+    },
+    "memory": {
+        "bench": "memory", "run": [{"tokens": n, "live_bytes": n, "cache_bytes": n} for n in (1, 2)],
+        "rounds": [{"tokens": n, "live_bytes": n, "peak_rss_bytes": None} for n in (1, 2)],
+    },
+}  # fmt: skip
+
+
+def luminance(colour: str) -> float:
+    """WCAG 2's relative luminance."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("colour", [INK, *COLOURS])
+def test_contrast_on_white_and_on_black(colour: str) -> None:
+    least = 4.5 if colour == INK else 3.0
+    light = luminance(colour)
+    assert 1.05 / (light + 0.05) >= least and (light + 0.05) / 0.05 >= least
+
+
+@pytest.mark.parametrize("kind", DRAWERS)
+def test_a_picture_of_each_kind(kind: str, tmp_path: Path) -> None:
+    draw(RECORDS[kind], tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    draw(RECORDS[kind], tmp_path / "a.html")
+    page = (tmp_path / "a.html").read_text()
+    assert page.count("<svg") == 1 and "color-scheme:light dark" in page and f"bitnet-mlx {kind}" in page
+
+
+def test_what_cannot_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="no picture of 'decode'"):
+        draw({"bench": "decode"}, tmp_path / "a.png")
+    with pytest.raises(ConfigError, match=r"\.png or \.html is needed"):
+        check_path("a.pdf")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'bitnet-mlx\[plot\]'"):
+        check_path("a.png")
