@@ -58,7 +58,7 @@ class AdapterConfig:
         }  # fmt: skip
 
 
-def attach(model: nn.Module, config: AdapterConfig) -> dict[str, mx.array]:
+def attach(model: Any, config: AdapterConfig) -> dict[str, mx.array]:
     """Put a new adapter on the chosen linears of an MlxModel; returns their parameters by full name.
 
     Raises ConfigError where a key names no linear of a layer, or an adapter is there already.
@@ -98,7 +98,7 @@ def _adapted(linear: nn.Module, config: AdapterConfig) -> LoRALinear:
     return KINDS[config.fine_tune_type](linear, n, k, config.rank, config.dropout, config.scale)
 
 
-def _float_shape(linear: nn.Module) -> tuple[int, int]:
+def _float_shape(linear: Any) -> tuple[int, int]:
     n = linear.weight.shape[0]
     return n, linear.input_dims if isinstance(linear, GroupedLinear) else linear.weight.shape[1]
 
@@ -148,7 +148,7 @@ def read_tensors(path: Path, expected: Mapping[str, mx.array]) -> dict[str, mx.a
     return found
 
 
-def load_adapter(model: nn.Module, folder: str | Path) -> AdapterConfig:
+def load_adapter(model: Any, folder: str | Path) -> AdapterConfig:
     """Attach the adapter of a folder to an MlxModel. The model's own arrays stay as they are."""
     folder = Path(folder)
     config = read_config(folder)

@@ -7,6 +7,7 @@ linear below keeps its packed words; its gradient with respect to x is its own (
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from bitnet_mlx.backends.mlx_import import mx, nn
 from bitnet_mlx.nn.watched import Watched
@@ -69,6 +70,6 @@ class DoRALinear(LoRALinear):
         return mx.sqrt(mx.maximum(self._squares + 2 * self.scale * cross + self.scale**2 * own, 0))
 
 
-def _blocks(linear: nn.Module, n: int) -> list[mx.array]:
+def _blocks(linear: Any, n: int) -> list[mx.array]:
     """The rows of W, float32, a block at a time."""
     return [linear.rows(mx.arange(at, min(at + _ROWS, n))) for at in range(0, n, _ROWS)]

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_unflatten
 
 from bitnet_mlx.checkpoint.adapter_mlx import (
@@ -85,7 +86,7 @@ def mean_loss(model: MlxModel, samples: list[Sample], size: int, limit: int) -> 
     nats = tokens = 0.0
     for at in range(0, len(samples), size)[: None if limit < 0 else limit]:
         part = batch(samples[at : at + size])
-        nats += summed_loss(model, part).item()
+        nats += float(np.array(summed_loss(model, part)))
         tokens += part.tokens
     return nats / tokens
 
@@ -146,11 +147,11 @@ def take_step(run: Run, batches: Batches, done: int, state: State) -> tuple[Stat
     scale = mx.minimum(1.0, options.grad_clip / (norm + 1e-6))
     new = optimizer.update(*state, found, scale, optimizer.rates(done, rate, 0.0))
     mx.eval(new)
-    values = {"loss": loss.item(), "grad_norm": norm.item()}
+    values = {"loss": float(np.array(loss)), "grad_norm": float(np.array(norm))}
     if not all(map(math.isfinite, values.values())):
         bad = next((name for name, g in sorted(found.items()) if not mx.isfinite(g).all().item()), "the output")
         raise TrainError(
-            f"[lora] step {done + 1}: loss {loss.item():g}, gradient norm {norm.item():g}, first in {bad}; both must be "
+            f"[lora] step {done + 1}: loss {values['loss']:g}, gradient norm {values['grad_norm']:g}, first in {bad}; both must be "
             "finite. The last checkpoint stays; start anew with a lower --learning-rate or --scale"
         )
     put(run.model, new[0])
