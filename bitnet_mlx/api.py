@@ -74,9 +74,7 @@ def load(
 
     _log.debug("[load] backend %s: %s", choice.name, choice.reason)
     if threads is not None and choice.name != "cpu":
-        raise ConfigError(
-            f"[load] threads was given and the backend is {choice.name}; only cpu takes a number of threads"
-        )
+        raise ConfigError(f"[load] threads was given and the backend is {choice.name}; only cpu takes a number of them")
     if choice.name not in ON_MLX and dtype not in (None, "float32"):
         raise ConfigError(f"[load] dtype is {dtype} and the backend is {choice.name}, which computes in float32 alone")
     folder = embedded_model() if path_or_repo is None else resolve(path_or_repo, revision)

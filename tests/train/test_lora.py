@@ -43,7 +43,7 @@ def train(options: LoraOptions, tokenizer: Any) -> tuple[dict[str, Any], list[fl
     """The record, and the losses in the log."""
     weights = random_weights(tiny_config(vocab_size=tokenizer.vocab_size), seed=3)
     record = loop.lora(options, MlxModel(weights), tokenizer, silent)
-    return record, [json.loads(line)["loss"] for line in (options.adapter_path / "log.jsonl").open()]
+    return record, [json.loads(line)["loss"] for line in (options.adapter_path / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
