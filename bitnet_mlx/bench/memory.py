@@ -18,6 +18,7 @@ from bitnet_mlx.models.config import DecoderConfig
 from bitnet_mlx.models.decoder import Decoder
 from bitnet_mlx.models.demand import demand, passes
 from bitnet_mlx.models.owners import cache_bytes, holdings
+from bitnet_mlx.models.precision import check_kv_bits, for_engine, policy
 
 ALLOWED = 0.05  # a prediction may be off by so much of the total
 _PARTS = ("weights", "head", "kv_cache", "activations")
@@ -52,10 +53,14 @@ def predict(
     machine: Machine | None = None,
     **options: Any,
 ) -> Plan:
-    """The plan for a model that lies at `path`. options: head_bits, kv_bits, dtype, threads, as demand takes them."""
+    """The plan for a model that lies at `path`. options: head_bits, kv_bits, dtype and threads,
+    as demand takes them, and precision."""
     from bitnet_mlx.checkpoint.weigh import model_size
 
     engine = choose(backend).name
+    check_kv_bits(options.get("kv_bits"), engine)
+    use = for_engine(policy(options.pop("precision", None)), engine)[0].replaced(**options)
+    options |= {"head_bits": use.head_bits, "kv_bits": use.kv_bits, "dtype": use.dtype}
     found = model_size(path, name)
     if options.get("dtype") is None:
         options["dtype"] = usual_dtype(found.config, engine)
