@@ -164,7 +164,7 @@ def owners(figure: Any, record: Mapping[str, Any]) -> None:
             axes.annotate(scope["name"], (scope["start_s"], 1), xycoords=("data", "axes fraction"), fontsize=8)
     lines, labels = axes.get_legend_handles_labels()
     more, names_too = whole.get_legend_handles_labels()
-    axes.legend(lines + more, labels + names_too, fontsize=8, loc="center left")
+    figure.legend(lines + more, labels + names_too, fontsize=8, loc="outside lower center", ncols=6)
 
 
 DRAWERS: dict[str, Callable[[Any, Mapping[str, Any]], None]] = {
