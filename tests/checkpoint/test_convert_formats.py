@@ -179,6 +179,33 @@ def test_packed_heads_are_what_mlx_unpacks(bits: int) -> None:
     with mx.stream(mx.cpu):
         found = mx.dequantize(mx.array(words), mx.array(rows.scales), mx.array(biases), group_size=64, bits=bits)
         assert np.array_equal(np.array(found), rows.rows(slice(None)))
+    assert np.array_equal(affine.unpack(words, bits), rows.codes)
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4])
+def test_heads_of_mlx_2bit_are_read_back(tmp_path: Path, bits: int) -> None:
+    wrote = hf_folder.write(tmp_path / "source", "llama", **WIDE)
+    convert(wrote.path, tmp_path / "mlx", "mlx-2bit", head_bits=bits, dtype="float32")
+    found, direct = read_weights(tmp_path / "mlx"), read_weights(wrote.path, head_bits=bits)
+    assert isinstance(found.lm_head, GroupedRows) and isinstance(direct.lm_head, GroupedRows)
+    assert found.lm_head.bits == bits
+    assert np.array_equal(found.lm_head.codes, direct.lm_head.codes)
+    assert np.array_equal(found.lm_head.scales, direct.lm_head.scales)
+
+
+def test_a_head_by_mlxs_own_quantiser_is_refused(tmp_path: Path) -> None:
+    """Its codes run from the least value of a group to the greatest, without a zero."""
+    wrote = hf_folder.write(tmp_path / "source", "llama", **WIDE)
+    convert(wrote.path, tmp_path / "mlx", "mlx-2bit", dtype="float32")
+    arrays = dict(mx.load(str(tmp_path / "mlx" / "model.safetensors")).items())  # type: ignore[union-attr]
+    with mx.stream(mx.cpu):
+        made = mx.quantize(mx.array(wrote.floats["lm_head.weight"]), group_size=64, bits=8)
+        arrays |= {f"lm_head.{part}": array for part, array in zip(("weight", "scales", "biases"), made, strict=True)}
+        mx.eval(list(arrays.values()))
+    (tmp_path / "mlx" / "model.safetensors").unlink()
+    mx.save_safetensors(str(tmp_path / "mlx" / "model.safetensors"), arrays)
+    with pytest.raises(FormatError, match="is not -128 times the scale everywhere"):
+        read_weights(tmp_path / "mlx")
 
 
 @pytest.mark.parametrize("scale", ["tensor", "row", "group"])
