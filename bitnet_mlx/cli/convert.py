@@ -44,9 +44,8 @@ def run(args: argparse.Namespace) -> int:
     from bitnet_mlx.checkpoint.convert import convert
     from bitnet_mlx.checkpoint.convert_report import details, summary
 
-    options = {
-        name: getattr(args, name) for name in ("format", "head_bits", "dtype", "force", "revision", "i2s_layout")
-    }
+    names = ("format", "head_bits", "dtype", "force", "activations", "ternarize", "revision", "i2s_layout")
+    options = {name: getattr(args, name) for name in names}
     with Bar("converting") as bar:
         done = convert(args.hf_path, args.mlx_path, progress=bar.update, **options)
     if args.json:

@@ -80,3 +80,19 @@ def test_a_bar_is_drawn_on_a_terminal_alone(model: Path, tmp_path: Path) -> None
     assert child.returncode == 0 and b"converting" in shown
     done = subprocess.run([*command, str(tmp_path / "b")], capture_output=True, text=True, check=True)
     assert done.stderr == ""
+
+
+def test_options_reach_the_conversion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Float weights taken for masters, and inputs that stay floats."""
+    floats = tmp_path / "floats"
+    hf_folder.write(floats, "llama", "dense", **WIDE)
+    tiny_tokenizers.byte_level(floats)
+
+    def activations(*options: str) -> int | None:
+        assert run("convert", "--hf-path", floats, "--mlx-path", tmp_path / "m", "--force", "--json", *options) == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["ternary_parameters"] > 0
+        config = json.loads((tmp_path / "m" / "config.json").read_text(encoding="utf-8"))
+        return config["quantization_config"]["activation_bits"]
+
+    assert activations("--ternarize") == 8
+    assert activations("--ternarize", "--activations", "16") == 16
