@@ -18,6 +18,7 @@ _FORMAT = warnings.formatwarning
 COMMANDS = {
     "generate": "print a model's continuation of a prompt",
     "chat": "talk with a model",
+    "serve": "answer OpenAI's API over HTTP",
     "convert": "turn a checkpoint of any format that is read into another, and compare",
     "inspect": "tell what a checkpoint is, without loading it whole",
     "train": "train a ternary model from text files",

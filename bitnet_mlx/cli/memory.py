@@ -25,12 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
     add("--memory", type=float, metavar="GB", help="plan for a machine of so many GB (2^30 bytes) instead of this one")
     add("--run", action="store_true", help="load and run the model as planned, and hold the prediction against it")
+    add("--plot", metavar="FILE.png|.html", help="draw the run's memory over time, by owner (needs matplotlib)")
     parser.epilog = "Exit code 1 when --run finds the prediction off by more than 5 % on the cpu or mlx engine."
 
 
 def run(args: argparse.Namespace) -> int:
     if args.memory is not None and not args.memory > 0:
         raise ConfigError(f"[memory] --memory is {args.memory}; a number above 0 is needed")
+    if args.plot is not None and not args.run:
+        raise ConfigError("[memory] --plot draws what --run measures; give --run as well")
     from bitnet_mlx.api import embedded_model
     from bitnet_mlx.bench.memory import lines, predict, record
     from bitnet_mlx.bench.memory import run as measure
@@ -43,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     options = {name: getattr(args, name) for name in names}
     name = args.model or "embedded"
     plan = predict(folder, name, args.backend, args.context, args.batch, machine=machine, **options)
-    measured = measure(plan, folder, **options) if args.run else None
+    measured = measure(plan, folder, plot=args.plot, **options) if args.run else None
     if args.json:
         print(json.dumps(record(plan, measured)))
     else:

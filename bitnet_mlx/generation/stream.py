@@ -177,7 +177,7 @@ def _run(
     peak = None
     ttft = generation_tps = 0.0
     for count in range(1, plan.limit + 1):
-        scores = sampler.scores(logits, history)
+        scores = sampler.scores(logits, history, len(plan.ids))
         if scores is logits:
             scores = logits.copy()  # a decoder may use its buffer again, and the response is the caller's
         token = sampler.pick(scores)
@@ -186,7 +186,7 @@ def _run(
             first, ttft, peak = now, now - start, peak_memory_bytes()
         else:
             generation_tps = (count - 1) / max(now - first, 1e-9)
-        text, finish = _text(token, count == plan.limit, plan.stop_ids, detokenizer, stops)
+        text, finish = token_text(token, count == plan.limit, plan.stop_ids, detokenizer, stops)
         if finish:
             peak = peak_memory_bytes()
         yield GenerationResponse(
@@ -212,10 +212,10 @@ def _watched(
         yield from responses
 
 
-def _text(
+def token_text(
     token: int, last: bool, stop_ids: frozenset[int], detokenizer: Detokenizer, stops: StopStrings
 ) -> tuple[str, str | None]:
-    """(text to show, finish reason or None)."""
+    """(text to show, finish reason or None) of one token; last: no token may follow it."""
     ended = token in stop_ids
     text, met = stops.feed("" if ended else detokenizer.add(token))
     if met:

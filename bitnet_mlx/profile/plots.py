@@ -153,6 +153,29 @@ def timeline(figure: Any, record: Mapping[str, Any]) -> None:
         axes.legend(fontsize=8)
 
 
+def owners(figure: Any, record: Mapping[str, Any]) -> None:
+    """A tracker's timeline: bytes by owner, one on another, and all that the process has."""
+    axes = _axes(figure, 111, "Memory by owner", "seconds", "MB")
+    points = record["timeline"]
+    at = [p["time_s"] for p in points]
+    names = [name for name in points[0]["owners"] if name != "other"]
+    parts = [[p["owners"][name] / 1e6 for p in points] for name in names]
+    colours = [COLOURS[i % len(COLOURS)] for i in range(len(names))]
+    axes.stackplot(at, parts, labels=[name.replace("_", " ") for name in names], colors=colours, alpha=0.8)
+    axes.set_ylim(bottom=0)
+    whole = axes.twinx()
+    whole.plot(at, [p["used"] / 1e6 for p in points], color=INK, linestyle="--", label="process (right)")
+    whole.set_ylabel("MB of the process")
+    whole.set_ylim(bottom=0)
+    for scope in record["scopes"]:
+        if "/" not in scope["name"]:
+            axes.axvline(scope["start_s"], color=INK, alpha=0.4, linewidth=0.8)
+            axes.annotate(scope["name"], (scope["start_s"], 1), xycoords=("data", "axes fraction"), fontsize=8)
+    lines, labels = axes.get_legend_handles_labels()
+    more, names_too = whole.get_legend_handles_labels()
+    figure.legend(lines + more, labels + names_too, fontsize=8, loc="outside lower center", ncols=6)
+
+
 DRAWERS: dict[str, Callable[[Any, Mapping[str, Any]], None]] = {
-    "profile": roofline, "scaling": scaling, "memory": timeline,
+    "profile": roofline, "scaling": scaling, "memory": timeline, "tracker": owners,
 }  # fmt: skip
