@@ -45,6 +45,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="take float layers for BitNet's master weights, where config.json does not say so",
     )
+    group.add_argument("--adapter-path", metavar="DIR", help="run with this adapter, on MLX (see bitnet-mlx lora)")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
 
 
@@ -99,7 +100,7 @@ def check(args: argparse.Namespace) -> None:
 def load_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of bitnet_mlx.load."""
     names = ("backend", "revision", "head_bits", "dtype", "activations", "threads", "i2s_layout", "ternarize")
-    names += ("kv_bits", "precision")
+    names += ("kv_bits", "precision", "adapter_path")
     return {name: getattr(args, name) for name in names}
 
 
