@@ -105,7 +105,8 @@ def test_conversations(server: Running, changes: dict[str, Any], param: str, cod
 @pytest.mark.parametrize(
     ("prompt", "code"),
     [
-        ([], "invalid_value"), ([[]], "invalid_value"), (7, "invalid_value"), ([1, "x"], "invalid_value"), ([5000], "invalid_value"),
+        ([], "invalid_value"), ([[]], "invalid_value"), (7, "invalid_value"), ([1, "x"], "invalid_value"),
+        ([5000], "invalid_value"),
         ([-1], "invalid_value"), ([10**40], "invalid_value"), (["x", None], "invalid_value"), ([True], "invalid_value"),
         ("hello " * 300, "context_length_exceeded"), ([1] * 257, "context_length_exceeded"), (None, "missing_required_parameter"),
     ],
