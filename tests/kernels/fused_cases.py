@@ -64,3 +64,17 @@ def _weights(
     bias = rng.standard_normal(n).astype(np.float32) if extras > 0 else None
     residual = rng.standard_normal((1, n)).astype(DTYPES[dtype]) if extras > 1 else None
     return t, words2.pack(t), factors, bias, residual
+
+
+CASES = [
+    FusedCase(33, 2560, extras=2),
+    FusedCase(129, 2560, FusedVariant(8, 2, 4, 5, 14), "bfloat16", scale="row"),
+    FusedCase(33, 6912, FusedVariant(32, 2, 2, 7, 10), act="relu2", extras=2),
+    FusedCase(5, 6912, FusedVariant(16, 1, 4, 3, 10), "float32", act="silu", norm=False),
+    FusedCase(3, 10, dtype="float32", scale="row", extras=1),
+    FusedCase(64, 100, FusedVariant(8, 4, 1, 1, 4), "float16", norm=False, extras=2),
+    FusedCase(1, 8, dtype="float32", norm=False),
+    FusedCase(33, 128, FusedVariant(16, 1, 2, 1, 4), "float16", act="silu", scale="row"),
+    FusedCase(5, 1036, FusedVariant(8, 1, 2, 2, 4), "float32"),
+    FusedCase(7, 600, FusedVariant(32, 4, 4, 1, 3), "float32", act="relu2", eps=1e-6),
+]

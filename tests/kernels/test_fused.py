@@ -12,26 +12,24 @@ from bitnet_mlx.backends.kernels.source import read
 from bitnet_mlx.errors import BackendError
 from tests.backend.shapes import same
 from tests.kernels import cuda_host, cuda_text
-from tests.kernels.fused_cases import FusedCase
+from tests.kernels.fused_cases import CASES, FusedCase
 
 needs_clang = pytest.mark.skipif(cuda_host.CLANG is None, reason="needs clang++ to run CUDA texts on the CPU")
 needs_nvcc = pytest.mark.skipif(cuda_text.NVCC is None, reason="needs nvcc, NVIDIA's compiler")
-CASES = [
-    FusedCase(33, 2560, extras=2),
-    FusedCase(129, 2560, FusedVariant(8, 2, 4, 5, 14), "bfloat16", scale="row"),
-    FusedCase(33, 6912, FusedVariant(32, 2, 2, 7, 10), act="relu2", extras=2),
-    FusedCase(5, 6912, FusedVariant(16, 1, 4, 3, 10), "float32", act="silu", norm=False),
-    FusedCase(3, 10, dtype="float32", scale="row", extras=1),
-    FusedCase(64, 100, FusedVariant(8, 4, 1, 1, 4), "float16", norm=False, extras=2),
-    FusedCase(1, 8, dtype="float32", norm=False),
-    FusedCase(33, 128, FusedVariant(16, 1, 2, 1, 4), "float16", act="silu", scale="row"),
-    FusedCase(5, 1036, FusedVariant(8, 1, 2, 2, 4), "float32"),
-    FusedCase(7, 600, FusedVariant(32, 4, 4, 1, 3), "float32", act="relu2", eps=1e-6),
-]
 REAL = [(3840, 2560, None, 0), (2560, 2560, None, 2), (13824, 2560, None, 0), (2560, 6912, "relu2", 2)]
 
 
-ROWS = (0, 1, 4, 6, 7, 8, 9, 12, 15)  # of quantize_cases: ties, zeros, an outlier, below the floor and at it, the largest
+ROWS = (
+    0,
+    1,
+    4,
+    6,
+    7,
+    8,
+    9,
+    12,
+    15,
+)  # of quantize_cases: ties, zeros, an outlier, below the floor and at it, the largest
 
 
 def check(case: FusedCase) -> None:
@@ -91,6 +89,10 @@ def test_what_is_not_possible() -> None:
     assert not possible(FusedVariant(warps=1), 8, True) and possible(FusedVariant(warps=4), 2560, True)
     x, words = np.zeros((2, 128), np.float32), np.zeros((3, 8), np.uint32)
     one, groups = np.ones(1, np.float32), np.ones((3, 1), np.float32)
-    for arrays, act in (((x, None, words, one), None), ((x[:1], None, words, groups), None), ((x[:1], None, words, one), "gelu")):
+    for arrays, act in (
+        ((x, None, words, one), None),
+        ((x[:1], None, words, groups), None),
+        ((x[:1], None, words, one), "gelu"),
+    ):
         with pytest.raises(BackendError, match="fused"):
             fused_matvec(*arrays, variant=FusedVariant(), dtype="float32", act=act)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,8 @@ class FusedVariant:
         return -(-whole(padded(k) // 4, 64) // ((self.warps - norm) * LANES))
 
 
-def variants(n: int, k: int, norm: bool) -> list[FusedVariant]:
+@lru_cache(maxsize=64)
+def variants(n: int, k: int, norm: bool) -> tuple[FusedVariant, ...]:
     """The forms worth trying for a weight [N, K], the likely best first; none where a row is too wide."""
     words = padded(k) // CODES_PER_WORD
     scored = []
@@ -64,7 +66,7 @@ def variants(n: int, k: int, norm: bool) -> list[FusedVariant]:
             form = FusedVariant(lanes, rows, width, form.loads, form.warps + 1)
         if possible(form, k, norm):
             scored.append((_badness(form, n, words, steps), len(scored), form))
-    return [form for _, _, form in sorted(scored)[:_TRIED]]
+    return tuple(form for _, _, form in sorted(scored)[:_TRIED])
 
 
 def possible(form: FusedVariant, k: int, norm: bool) -> bool:
