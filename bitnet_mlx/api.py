@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from bitnet_mlx.backends import ON_MLX, choose
+from bitnet_mlx import memory
+from bitnet_mlx.backends import ON_MLX, choose, choose_on_mlx
 from bitnet_mlx.errors import ConfigError
+from bitnet_mlx.models.precision import check_kv_bits, for_engine, policy
 
 if TYPE_CHECKING:
     from bitnet_mlx.backends.mlx_affine import StockOps
@@ -39,6 +41,9 @@ def load(
     threads: int | None = None,
     i2s_layout: str | None = None,
     ternarize: bool = False,
+    kv_bits: int | None = None,
+    precision: str | None = None,
+    adapter_path: str | Path | None = None,
 ) -> tuple[Decoder, Tokenizer]:
     """Load a model and its tokenizer.
 
@@ -47,30 +52,60 @@ def load(
     quantise it; None keeps the file's. dtype: of what passes between layers (cpu and numpy compute in float32).
     activations: 8 or 16 bits; None is the model's own. threads: CPU threads. i2s_layout: "128", "64" or "rows", of a
     GGUF file's I2_S tensors; None finds it from the weights. ternarize: take float layers for BitNet's master weights,
-    whatever config.json says or leaves out.
+    whatever config.json says or leaves out. kv_bits: 16, 8 or 4 of the KV cache, on MLX engines; None is dtype's.
+    precision: "memory", "balanced" or "accuracy" sets head_bits, kv_bits and dtype together (models/precision.py), as far
+    as the engine has them; an argument given beside it goes before it. adapter_path: a folder with
+    an adapter (LoRA) that runs beside the weights, on MLX alone: "auto" then takes a GPU, else MLX on the CPU.
 
     The model offers models/decoder.py's protocol; on MLX it is an mlx.nn.Module as well, which mlx_lm's generate accepts.
     Raises ConfigError, BackendError, UnsupportedModelError or FormatError.
     """
     _check(head_bits, dtype, activations)
+    choice = choose(backend) if adapter_path is None else choose_on_mlx(backend)
+    check_kv_bits(kv_bits, choice.name)
+    use, notes = for_engine(policy(precision), choice.name)
+    use = use.replaced(head_bits=head_bits, kv_bits=kv_bits, dtype=dtype, activations=activations)
+    head_bits, kv_bits, dtype, activations = use.head_bits, use.kv_bits, use.dtype, use.activations
+    for note in notes:
+        _log.info("[precision] %s", note)
     from bitnet_mlx.checkpoint.hub import resolve
     from bitnet_mlx.checkpoint.read import read_weights
     from bitnet_mlx.tokenizer import load_tokenizer
 
-    choice = choose(backend)
     _log.debug("[load] backend %s: %s", choice.name, choice.reason)
     if threads is not None and choice.name != "cpu":
-        raise ConfigError(
-            f"[load] threads was given and the backend is {choice.name}; only cpu takes a number of threads"
-        )
+        raise ConfigError(f"[load] threads was given and the backend is {choice.name}; only cpu takes a number of them")
     if choice.name not in ON_MLX and dtype not in (None, "float32"):
         raise ConfigError(f"[load] dtype is {dtype} and the backend is {choice.name}, which computes in float32 alone")
     folder = embedded_model() if path_or_repo is None else resolve(path_or_repo, revision)
-    tokenizer = load_tokenizer(folder)
-    weights = read_weights(
-        folder, head_bits=head_bits, activations=activations, i2s_layout=i2s_layout, ternarize=ternarize
-    )
-    return make_decoder(choice.name, weights, dtype, threads), tokenizer
+    with memory.scope("load"):
+        with memory.scope("tokenizer") as grown:
+            tokenizer = load_tokenizer(folder)
+        weights = read_weights(
+            folder, head_bits=head_bits, activations=activations, i2s_layout=i2s_layout, ternarize=ternarize
+        )
+        model = make_decoder(choice.name, weights, dtype, threads, kv_bits)
+        if adapter_path is not None:
+            _attach(model, adapter_path)
+        if grown is not None:
+            _tell_owners(model, tokenizer, grown.grew or 0)
+    return model, tokenizer
+
+
+def _attach(model: Any, adapter_path: str | Path) -> None:
+    from bitnet_mlx.checkpoint.adapter_mlx import load_adapter
+
+    load_adapter(model, adapter_path)
+
+
+def _tell_owners(model: Decoder, tokenizer: Tokenizer, grew: int) -> None:
+    """The tracker in use learns what was loaded. grew: of the process, while the tokenizer was; its library counts nothing."""
+    tracker = memory.current()
+    if tracker is not None:
+        from bitnet_mlx.models.owners import parts
+
+        tracker.own(model, parts(model), "the model", keep=True, on_mlx=model.name in ON_MLX)
+        tracker.own(tokenizer, "tokenizer", "the tokenizer", max(grew, 0), keep=True)
 
 
 def _check(head_bits: int | None, dtype: str | None, activations: int | None) -> None:
@@ -84,13 +119,20 @@ def _check(head_bits: int | None, dtype: str | None, activations: int | None) ->
 
 
 def make_decoder(
-    backend: str, weights: DecoderWeights, dtype: str | None = None, threads: int | None = None
+    backend: str,
+    weights: DecoderWeights,
+    dtype: str | None = None,
+    threads: int | None = None,
+    kv_bits: int | None = None,
 ) -> Decoder:
     """A decoder over weights that are at hand, by a backend that runs here (backends.choose): see `load`."""
+    check_kv_bits(kv_bits, backend, weights.config)
     if backend in ON_MLX:
         from bitnet_mlx.models.decoder_mlx import MlxModel
 
-        return MlxModel.from_weights(weights, dtype, _ops(backend))
+        model = MlxModel.from_weights(weights, dtype, _ops(backend))
+        model.kv_bits = kv_bits
+        return model
     if backend == "cpu":
         from bitnet_mlx.backends.cpu_jit.threads import set_threads
         from bitnet_mlx.models.decoder_cpu import CpuDecoder

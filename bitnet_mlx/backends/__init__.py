@@ -61,3 +61,15 @@ def choose(name: str = "auto") -> Choice:
     if not reason:
         return Choice("cpu", "no GPU that MLX can use; compiled CPU code")
     return Choice("numpy", f"no GPU that MLX can use, and no compiled CPU code: {reason}")
+
+
+def choose_on_mlx(name: str = "auto") -> Choice:
+    """The same for what needs MLX modules, such as adapters: "auto" takes a GPU, else MLX on the CPU.
+
+    Raises BackendError where MLX is missing, ConfigError for a backend that is not on MLX.
+    """
+    if name == "auto":
+        name = next((gpu for gpu in ("metal", "cuda") if not missing(gpu)), "mlx")
+    if name not in ON_MLX:
+        raise ConfigError(f"[backend] {name} was asked for; adapters run on {', '.join(ON_MLX)}")
+    return choose(name)

@@ -96,6 +96,16 @@ def _regression(asked: Mapping[str, Any]) -> Done:
     return record, regression.lines(record), 1 if record["comparison"]["regressed"] else 0
 
 
+def _precision(asked: Mapping[str, Any]) -> Done:
+    from bitnet_mlx.bench import precision
+
+    record = precision.measure(
+        asked["backend"], asked["model"], asked["text"], asked["tokens"], repeats=asked["repeats"]
+    )
+    return record, precision.lines(record), 0
+
+
 _MEASURES: dict[str, Callable[[Mapping[str, Any]], Done]] = {
     "matmul": _matmul, "decode": _decode, "backends": _backends, "analysis": _analysis, "regression": _regression,
+    "precision": _precision,
 }  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 
 from bitnet_mlx.api import load
 from bitnet_mlx.backends import ON_MLX, choose, missing
+from bitnet_mlx.bench.stamp import stamp
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.memory import MemoryTracker
 from bitnet_mlx.memory.machine import this_machine
@@ -18,6 +19,8 @@ from bitnet_mlx.models.config import DecoderConfig
 from bitnet_mlx.models.decoder import Decoder
 from bitnet_mlx.models.demand import demand, passes
 from bitnet_mlx.models.owners import cache_bytes, holdings
+from bitnet_mlx.models.precision import check_kv_bits, for_engine, policy
+from bitnet_mlx.profile.plots import check_path, draw
 
 ALLOWED = 0.05  # a prediction may be off by so much of the total
 _PARTS = ("weights", "head", "kv_cache", "activations")
@@ -52,10 +55,14 @@ def predict(
     machine: Machine | None = None,
     **options: Any,
 ) -> Plan:
-    """The plan for a model that lies at `path`. options: head_bits, kv_bits, dtype, threads, as demand takes them."""
+    """The plan for a model that lies at `path`. options: head_bits, kv_bits, dtype and threads,
+    as demand takes them, and precision."""
     from bitnet_mlx.checkpoint.weigh import model_size
 
     engine = choose(backend).name
+    check_kv_bits(options.get("kv_bits"), engine)
+    use = for_engine(policy(options.pop("precision", None)), engine)[0].replaced(**options)
+    options |= {"head_bits": use.head_bits, "kv_bits": use.kv_bits, "dtype": use.dtype}
     found = model_size(path, name)
     if options.get("dtype") is None:
         options["dtype"] = usual_dtype(found.config, engine)
@@ -74,10 +81,15 @@ def usual_dtype(config: DecoderConfig, engine: str) -> str:
     return "bfloat16" if config.hidden_act == "relu2" else config.dtype
 
 
-def run(plan: Plan, path: Path, **options: Any) -> Measured:
-    """Load the model, fill `plan.batch` caches with `plan.context` positions, and count. options: as load takes them."""
+def run(plan: Plan, path: Path, *, plot: str | None = None, **options: Any) -> Measured:
+    """Load the model, fill `plan.batch` caches with `plan.context` positions, and count. options: as load takes them.
+
+    plot: a .png or .html file for the timeline by owner. Raises ConfigError for a context that the model does not have.
+    """
     if plan.context > plan.model_context:
         raise ConfigError(f"[memory] --run with a context of {plan.context}; the model takes 1 to {plan.model_context}")
+    if plot is not None:
+        check_path(plot)
     with MemoryTracker() as tracker:
         start = tracker.read()
         with tracker.scope("load"):
@@ -87,13 +99,15 @@ def run(plan: Plan, path: Path, **options: Any) -> Measured:
             tracemalloc.start()
         try:
             with tracker.scope("run") as scope:
-                caches = _fill(model, plan)
+                caches = _fill(model, plan, tracker)
                 kv = cache_bytes(caches)
             peak = tracemalloc.get_traced_memory()[1] if tracing else 0
         finally:
             if tracing:
                 tracemalloc.stop()
         held = holdings(model)
+    if plot is not None:
+        draw({"bench": "tracker", "backend": model.name, **stamp(model.name), **tracker.record()}, plot)
     if model.name in ON_MLX:
         others = start.mlx_active or 0  # what this process had in MLX before
         activations = (scope.mlx_peak or 0) - others - held["weights"] - held["head"] - kv
@@ -104,12 +118,15 @@ def run(plan: Plan, path: Path, **options: Any) -> Measured:
     return Measured(held["weights"], held["head"], kv, activations, total, error, start.used, tracker.peak_used)
 
 
-def _fill(model: Decoder, plan: Plan) -> list[Any]:
+def _fill(model: Decoder, plan: Plan, tracker: MemoryTracker) -> list[Any]:
     """Caches of so many positions; what they hold does not matter."""
     caches = [model.make_cache(plan.context) for _ in range(plan.batch)]
+    for cache in caches:
+        tracker.own(cache, "kv_cache", keep=True, on_mlx=model.name in ON_MLX)
     ids = [i % model.config.vocab_size for i in range(plan.context)]
     for start, end in passes(plan.context):
         model.step([ids[start:end]] * plan.batch, caches)
+        tracker.tick()
     return caches
 
 

@@ -175,9 +175,7 @@ def lines(record: Mapping[str, Any]) -> Iterator[str]:
         s, r = kinds["seconds"], kinds["references"]
         against = ratios.get(name)
         beside = (
-            ""
-            if against is None
-            else f"   {against['seconds']:.2f} of the baseline, {against['references']:.2f} in references"
+            "" if against is None else "   of the baseline: " + ", ".join(f"{k} {v:.2f}" for k, v in against.items())
         )
         yield f"  {name:12} {s['p50'] * 1e3:9.3f} ms ({s['p20'] * 1e3:.3f} to {s['p80'] * 1e3:.3f}) {r['p50']:8.2f}{beside}"
     if "comparison" in record:

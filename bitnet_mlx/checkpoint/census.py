@@ -7,14 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
+from bitnet_mlx.checkpoint import masters, tensors
 from bitnet_mlx.checkpoint.detect import CheckpointInfo, detect
 from bitnet_mlx.checkpoint.folder import TensorTable, read_json
 from bitnet_mlx.checkpoint.layout import parts, plan
 from bitnet_mlx.checkpoint.read import read_linear
+from bitnet_mlx.formats import hf
 from bitnet_mlx.models.weights import Matrix
-from bitnet_mlx.ternary import CODES_PER_WORD, ZERO_WORD, TernaryTensor
+from bitnet_mlx.ternary import CODES_PER_WORD, ZERO_WORD, TernaryTensor, padded
 
 _WORDS_AT_ONCE = 1 << 16
+LARGE = 1 << 20  # weights of a matrix from which on master weights are looked at in part
 
 
 @dataclass
@@ -125,10 +128,35 @@ def _size(table: TensorTable, name: str) -> int:
 
 
 def _linear(census: Census, table: TensorTable, module: str, shape: tuple[int, int], kinds: dict[str, None]) -> None:
-    weight = read_linear(table, census.info.model, module, shape)
     names = [f"{module}.{part}" for part in parts(census.info.quantization.storage, True)]
-    count_linear(census, module, weight, sum(_size(table, name) for name in names if name in table), kinds)
+    size = sum(_size(table, name) for name in names if name in table)
+    zeros = _quick_zeros(census, table, module, shape)
+    if zeros is None:
+        count_linear(census, module, read_linear(table, census.info.model, module, shape), size, kinds)
+    else:
+        count = shape[0] * shape[1]
+        census.parameters += count
+        count_ternary(census, module, count, zeros, shape[0] * padded(shape[1]) // 4 + 4, size)
+        kinds["tensor"] = None
     table.release(f"{module}.weight")
+
+
+def _quick_zeros(census: Census, table: TensorTable, module: str, shape: tuple[int, int]) -> int | None:
+    """Zeros of one linear without converting it: of packed bytes as they lie, of large master weights from a sample."""
+    quantization, count, name = census.info.quantization, shape[0] * shape[1], f"{module}.weight"
+    if not quantization.converts(module):
+        return None
+    if quantization.storage == "packed" and table.info(name).dtype == "U8":
+        if table.info(f"{module}.weight_scale").shape not in ((), (1,)):
+            return None
+        tensors.packed_scale(table, f"{module}.weight_scale", shape[0], quantization.divide)
+        packed = tensors.expect(table, name, ("U8",), ((hf.packed_rows(shape[0]), shape[1]),))
+        return hf.count_zeros(packed, f"{name} in {table.path(name)}")
+    if quantization.storage == "online" and count >= LARGE:
+        notice = "zeros of master weights are estimated from a sample of each matrix"
+        census.notices = tuple(dict.fromkeys((*census.notices, notice)))
+        return round(masters.sampled_zeros(table, module, shape) * count)
+    return None
 
 
 def count_linear(census: Census, module: str, weight: Matrix, file_bytes: int, kinds: dict[str, None]) -> None:

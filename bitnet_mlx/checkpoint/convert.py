@@ -76,6 +76,8 @@ def convert(
     dtype: str | None = None,
     force: bool = False,
     revision: str | None = None,
+    activations: int | None = None,
+    ternarize: bool = False,
     i2s_layout: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Conversion:
@@ -101,7 +103,7 @@ def convert(
     path = resolve(hf_path, revision)
     with Workplace(mlx_path, force, (path,)) as place, described(path) as texts:
         errors: dict[str, float] = {}
-        weights = open_weights(path, errors=errors, i2s_layout=i2s_layout)
+        weights = open_weights(path, errors=errors, activations=activations, ternarize=ternarize, i2s_layout=i2s_layout)
         target = make_target(weights, texts, format, head_bits, dtype, Path(mlx_path).name)
         place.check_room(room(weights, format, head_bits))
         written = _write(weights, target, place, texts, progress)

@@ -44,7 +44,7 @@ def plan(model: ModelConfig, table: TensorTable) -> Layout:
     def matrix(module: str, scaled: bool) -> None:
         required.update({f"{module}.{part}": None for part in parts(quantization.storage, scaled)})
 
-    small_head = quantization.native and quantization.head_bits is not None
+    small_head = quantization.head_bits is not None
     matrix(embed, small_head or embed in model.ternary_tables)
     for layer in range(config.num_hidden_layers):
         for name in config.norm_sizes():

@@ -11,7 +11,9 @@ import numpy as np
 from bitnet_mlx.checkpoint.folder import TensorTable
 from bitnet_mlx.checkpoint.tensors import FLOATS, as_float32, check_finite, damaged, expect, row_blocks
 from bitnet_mlx.formats import words2
-from bitnet_mlx.ternary import CODES_PER_WORD, MIN_SCALE, TernaryTensor, padded
+from bitnet_mlx.ternary import CODES_PER_WORD, MIN_SCALE, TernaryTensor, padded, ternarize
+
+SAMPLE, SAMPLES = 1 << 16, 4  # weights looked at, and in how many stretches
 
 
 def online(table: TensorTable, module: str, shape: tuple[int, int]) -> tuple[TernaryTensor, float]:
@@ -38,6 +40,18 @@ def online(table: TensorTable, module: str, shape: tuple[int, int]) -> tuple[Ter
     if rows is not None:
         words, shape = np.ascontiguousarray(words[rows]), part
     return TernaryTensor(words, np.asarray(m, np.float32), shape), error
+
+
+def sampled_zeros(table: TensorTable, module: str, shape: tuple[int, int]) -> float:
+    """About the share of zeros that the weight will have, from a few stretches of its rows: to look at a large model."""
+    name = f"{module}.weight"
+    array = expect(table, name, tuple(FLOATS), (shape,))
+    rows = max(1, SAMPLE // SAMPLES // shape[1])
+    starts = np.linspace(0, max(shape[0] - rows, 0), SAMPLES).astype(int) if shape[0] > SAMPLES * rows else [0]
+    step = rows if len(starts) > 1 else shape[0]
+    sample = np.concatenate([as_float32(array[start : start + step], table.info(name).dtype) for start in starts])
+    table.release(name)
+    return float((ternarize(sample)[0] == 0).mean())
 
 
 def _from_16_bits(bits: np.ndarray, dtype: str, shape: tuple[int, int]) -> tuple[np.ndarray, np.float32, float] | None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import numpy as np
 
 from bitnet_mlx.checkpoint.folder import TensorTable
-from bitnet_mlx.checkpoint.tensors import FLOATS, as_float32, check_finite, damaged, expect
+from bitnet_mlx.checkpoint.tensors import FLOATS, as_float32, check_finite, damaged, expect, row_blocks
+from bitnet_mlx.formats import affine as affine_layout
 from bitnet_mlx.formats import words2
 from bitnet_mlx.formats.block_scales import collapse
+from bitnet_mlx.formats.dense import HEAD_GROUP, GroupedRows
 from bitnet_mlx.ternary import CODES_PER_WORD, GROUP, ZERO_WORD, TernaryTensor, padded
 
 PARTS = ("weight", "scales", "biases")
@@ -42,6 +44,34 @@ def affine(table: TensorTable, module: str, shape: tuple[int, int], group: int, 
     words2.check(words, k, f"{table.label(name)} in {table.path(name)}")
     d = collapse(np.abs(scale), words, group, table.label(name))
     return TernaryTensor(words, d, shape, activation_bits)
+
+
+def grouped(table: TensorTable, module: str, shape: tuple[int, int], bits: int) -> GroupedRows:
+    """An embedding or head of 8, 6 or 4 bits in groups of 64, whose bias puts the weight 0 in the middle of the codes.
+
+    Raises FormatError for other biases, which MLX's own quantiser writes, and for damage.
+    """
+    n, k = shape
+    name, scale_name, bias_name = (f"{module}.{part}" for part in PARTS)
+    if k % HEAD_GROUP:
+        raise damaged(table, name, f"has {k} columns, which are no whole number of groups of {HEAD_GROUP}")
+    words = expect(table, name, ("U32",), ((n, k * bits // 32),))
+    scales, biases = (_floats(table, part, (n, k // HEAD_GROUP)) for part in (scale_name, bias_name))
+    middle = 1 << (bits - 1)
+    if np.any(scales < 0) or np.any(biases != scales * np.float32(-middle)):
+        raise damaged(
+            table,
+            bias_name,
+            f"is not {-middle} times the scale everywhere, so zero is not among the codes; such tables are not read. "
+            "Convert the original checkpoint",
+        )
+    codes = np.empty(shape, np.int8)
+    for part in row_blocks(codes):
+        codes[part] = affine_layout.unpack(words[part], bits)
+        if codes[part].min(initial=0) == -middle:
+            raise damaged(table, name, f"holds the code 0, which stands for {-middle} and is never written")
+    table.release(name)
+    return GroupedRows(codes, scales, bits)
 
 
 def _floats(table: TensorTable, name: str, shape: tuple[int, int]) -> np.ndarray:

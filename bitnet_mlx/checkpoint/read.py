@@ -50,12 +50,8 @@ def read_weights(
     The arrays may be read-only views of the files. Raises ConfigError, UnsupportedModelError, or FormatError that names
     the tensor and the file; nothing unknown, missing or non-finite passes.
     """
-    for option, value, allowed in (("head_bits", head_bits, (32, 16, 8, 6, 4)), ("activations", activations, (8, 16))):
-        if value is not None and value not in allowed:
-            raise ConfigError(f"[checkpoint] {option} is {value!r}; {', '.join(map(str, allowed))} are allowed")
+    _check_options(head_bits, activations, ternarize, folder)
     if is_gguf(folder):
-        if ternarize:
-            raise ConfigError(f"[checkpoint] ternarize was given, and {folder} is a GGUF file; it is for folders")
         return read_gguf(folder, head_bits=head_bits, activations=activations, i2s_layout=i2s_layout, progress=progress)
     if i2s_layout is not None:
         raise ConfigError(f"[checkpoint] i2s_layout was given, and {folder} is no GGUF file; leave it out")
@@ -66,6 +62,7 @@ def open_weights(
     folder: Path | str,
     *,
     errors: dict[str, float] | None = None,
+    activations: int | None = None,
     ternarize: bool = False,
     i2s_layout: str | None = None,
 ) -> DecoderWeights:
@@ -74,17 +71,26 @@ def open_weights(
 
     errors: takes the relative error of each linear that is ternarised when read, by module name.
     """
+    _check_options(None, activations, ternarize, folder)
     if is_gguf(folder):
-        model, linears = GgufModel(folder, i2s_layout), OnDemand()
+        model, linears = GgufModel(folder, i2s_layout, activations), OnDemand()
         linears.data.update({module: partial(model.linear, *where) for module, where in model.modules().items()})
         weights = replace(model.weights(), linears=linears)
         model.finished()
         return weights
     if i2s_layout is not None:
         raise ConfigError(f"[checkpoint] i2s_layout was given, and {folder} is no GGUF file; leave it out")
-    reader = _open(folder, None, None, None, ternarize)
+    reader = _open(folder, None, activations, None, ternarize)
     reader.errors, reader.table.one_pass = errors, True
     return reader.read(OnDemand())
+
+
+def _check_options(head_bits: int | None, activations: int | None, ternarize: bool, folder: Path | str) -> None:
+    for option, value, allowed in (("head_bits", head_bits, (32, 16, 8, 6, 4)), ("activations", activations, (8, 16))):
+        if value is not None and value not in allowed:
+            raise ConfigError(f"[checkpoint] {option} is {value!r}; {', '.join(map(str, allowed))} are allowed")
+    if ternarize and is_gguf(folder):
+        raise ConfigError(f"[checkpoint] ternarize was given, and {folder} is a GGUF file; it is for folders")
 
 
 class OnDemand(UserDict):
@@ -238,6 +244,8 @@ class _Reader:
         rows: DenseRows | GroupedRows
         if bits is not None and self.model.quantization.native:
             rows = tensors.grouped(self.table, module, shape, bits)
+        elif bits is not None:
+            rows = mlx_tensors.grouped(self.table, module, shape, bits)
         else:
             rows = tensors.dense(self.table, name, shape)
         if self.head_bits in (None, 16, 32) or self.head_bits == getattr(rows, "bits", None):

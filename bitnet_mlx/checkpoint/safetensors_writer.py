@@ -27,12 +27,16 @@ _WAITING_LIMIT = 64 << 20  # bytes
 
 @dataclass(frozen=True)
 class Pending:
-    """A tensor to be written. blocks(): its values in row-major order, as arrays of any sizes whose bytes add up."""
+    """A tensor to be written. blocks(): its values in row-major order, as arrays of any sizes whose bytes add up.
+
+    after: a tensor that must be written before this one, because its blocks make this one's values.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     blocks: Callable[[], Iterable[np.ndarray]]
+    after: str | None = None
 
     @property
     def nbytes(self) -> int:
@@ -94,7 +98,7 @@ class SafetensorsStream:
         if tensor.name in self._table:
             raise FormatError(f"[safetensors] the tensor {tensor.name} was to be written twice")
         self._table[tensor.name] = None
-        if tensor.nbytes % ALIGNMENT == 0:
+        if tensor.nbytes % ALIGNMENT == 0 and not any(tensor.after == other.name for other in self._waiting):
             self._write(tensor)
             return
         self._waiting.append(tensor)
@@ -103,7 +107,7 @@ class SafetensorsStream:
             self._flush()
 
     def _flush(self) -> None:
-        for tensor in sorted(self._waiting, key=lambda t: -math.gcd(t.nbytes, ALIGNMENT)):
+        for tensor in sorted(self._waiting, key=lambda t: (t.after is not None, -math.gcd(t.nbytes, ALIGNMENT))):
             self._write(tensor)
         self._waiting, self._waiting_bytes = [], 0
 

@@ -98,6 +98,8 @@ def _mlx(model: ModelConfig, table: TensorTable) -> ModelConfig:
     modules = [f"model.layers.{layer}.{name}" for layer in layers for name in model.decoder.linear_shapes()]
     kept = tuple(module for module in modules if f"{module}.scales" not in table)
     tables = tuple(module for module in (EMBED, HEAD) if f"{module}.scales" in table)
+    if model.quantization.head_bits is not None:
+        tables = ()
     quantization = replace(model.quantization, modules_to_not_convert=(HEAD, *kept))
     return replace(model, quantization=quantization, ternary_tables=tables)
 

@@ -192,6 +192,12 @@ def grouped_rows(rows: Matrix, bits: int) -> Iterator[tuple[slice, np.ndarray, n
         forget(rows, part)
 
 
+def made(scales: np.ndarray) -> np.ndarray:
+    """Scales that `grouped_rows` has given all of; they begin as NaN."""
+    assert np.isfinite(scales).all()
+    return scales
+
+
 def blocks_of(shape: tuple[int, int]) -> Iterator[slice]:
     """Rows in blocks of some 256,000 values."""
     return row_blocks(np.broadcast_to(np.int8(0), shape))

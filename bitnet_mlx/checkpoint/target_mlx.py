@@ -115,7 +115,7 @@ class MlxTarget(common.FolderTarget):
             yield common.dense_rows(f"{module}.weight", rows, self._dtype)
             return
         n, k = rows.shape
-        scales = np.empty((n, k // HEAD_GROUP), np.float32)
+        scales = np.full((n, k // HEAD_GROUP), np.nan, np.float32)  # known when the codes have been made
 
         def words() -> Iterator[np.ndarray]:
             for part, codes, scale in common.grouped_rows(rows, bits):
@@ -123,7 +123,13 @@ class MlxTarget(common.FolderTarget):
                 yield affine.pack(codes, bits)
 
         yield Pending(f"{module}.weight", "U32", (n, k * bits // 32), words)
-        yield from self._affine(module, scales, 1 << (bits - 1))
+        for number, name in enumerate((f"{module}.scales", f"{module}.biases")):
+            part = partial(self._part, module, scales, 1 << (bits - 1), number)
+            yield Pending(name, common.FILE_DTYPES[self._dtype], scales.shape, part, after=f"{module}.weight")
+
+    def _part(self, module: str, scales: np.ndarray, zero: int, number: int) -> Any:
+        """Blocks of the scales (0) or the biases (1) of a table that has been written."""
+        return self._affine(module, common.made(scales), zero)[number].blocks()
 
     def norm(self, module: str, norm: np.ndarray) -> Pending:
         return common.floats(f"{module}.weight", norm, self._dtype)

@@ -100,7 +100,7 @@ class NativeTarget(common.FolderTarget):
             yield common.dense_rows(f"{module}.weight", rows, self.dtype)
             return
         n, k = rows.shape
-        scales = np.empty((n, -(-k // HEAD_GROUP)), np.float32)
+        scales = np.full((n, -(-k // HEAD_GROUP)), np.nan, np.float32)  # known when the codes have been made
 
         def codes() -> Iterator[np.ndarray]:
             for part, block, scale in common.grouped_rows(rows, self._bits):
@@ -108,7 +108,8 @@ class NativeTarget(common.FolderTarget):
                 yield block
 
         yield Pending(f"{module}.weight", "I8", (n, k), codes)
-        yield pending(f"{module}.weight_scale", scales)
+        name = f"{module}.weight_scale"
+        yield Pending(name, "F32", scales.shape, lambda: [common.made(scales)], after=f"{module}.weight")
 
     def norm(self, module: str, norm: np.ndarray) -> Pending:
         return pending(f"{module}.weight", norm)

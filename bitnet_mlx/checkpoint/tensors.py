@@ -98,7 +98,7 @@ def packed(table: TensorTable, module: str, shape: tuple[int, int], divide: bool
     n, k = shape
     name = f"{module}.weight"
     info = table.info(name)
-    scale = _packed_scale(table, f"{module}.weight_scale", n, divide)
+    scale = packed_scale(table, f"{module}.weight_scale", n, divide)
     if info.dtype in FLOATS and info.shape == shape and not divide:
         return TernaryTensor(_pack_floats(table, name), scale, shape)
     if info.dtype in FLOATS:
@@ -114,7 +114,7 @@ def packed(table: TensorTable, module: str, shape: tuple[int, int], divide: bool
     return TernaryTensor(words, scale, shape)
 
 
-def _packed_scale(table: TensorTable, name: str, n: int, divide: bool) -> np.ndarray:
+def packed_scale(table: TensorTable, name: str, n: int, divide: bool) -> np.ndarray:
     """weight_scale [1], [] or [N] -> float32 [] or [N], what a weight of 1 stands for."""
     array = expect(table, name, tuple(FLOATS), ((1,), (), (n,)))
     check_finite(table, name, array)

@@ -25,24 +25,35 @@ def model_size(path: Path | str, name: str | None = None) -> ModelSize:
 def _folder(info: CheckpointInfo, name: str) -> ModelSize:
     table = TensorTable(info.path)
     layout = plan(info.model, table)
-    config = info.config
+    model = layout.model
+    config, quantization = model.decoder, model.quantization
+
+    def scale_of(module: str, n: int) -> str:
+        """What a scale covers; where only the values tell, the largest."""
+        if quantization.storage in ("mlx", "unpacked"):
+            return "group"
+        if quantization.storage == "online" or f"{module}.weight_scale" not in table:
+            return "tensor"
+        dims = table.info(f"{module}.weight_scale").shape
+        return "group" if len(dims) == 2 else "row" if dims == (n,) and n > 1 else "tensor"
+
+    in_place = quantization.storage in ("words2", "mlx")
 
     def rows(module: str) -> MatrixSize:
-        bits = info.quantization.head_bits
+        bits = quantization.head_bits
         shape = (config.vocab_size, config.hidden_size)
-        if info.storage == "words2" and bits is not None:
+        if module in model.ternary_tables:
+            return MatrixSize(*shape, "ternary", scale_of(module, shape[0]), mapped=in_place)
+        if quantization.native and bits is not None:
             return MatrixSize(*shape, "grouped", bits=bits)
         return MatrixSize(*shape, FLOATS.get(table.info(f"{module}.weight").dtype, "float32"))
 
     def linear(module: str, inner: str, shape: tuple[int, int]) -> MatrixSize:
-        bias = info.model.has_bias(inner)
-        if not info.quantization.converts(module):
+        bias = model.has_bias(inner)
+        if not quantization.converts(module):
             return MatrixSize(*shape, FLOATS.get(table.info(f"{module}.weight").dtype, "float32"), bias=bias)
-        scale = "tensor"
-        if f"{module}.weight_scale" in table and info.storage != "online":
-            dims = table.info(f"{module}.weight_scale").shape
-            scale = "group" if len(dims) == 2 else "row" if dims == (shape[0],) and shape[0] > 1 else "tensor"
-        return MatrixSize(*shape, "ternary", scale, bias=bias, mapped=info.storage == "words2")
+        norm = 0 if model.linear_norm is None else shape[1]
+        return MatrixSize(*shape, "ternary", scale_of(module, shape[0]), bias=bias, mapped=in_place, norm=norm)
 
     layers = [
         {inner: linear(f"model.layers.{i}.{inner}", inner, shape) for inner, shape in config.linear_shapes().items()}

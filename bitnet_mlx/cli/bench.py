@@ -10,12 +10,18 @@ from bitnet_mlx.backends import NAMES
 
 WHAT = {
     "matmul": "the ternary product alone, our GPU kernels against stock MLX",
+    "precision": "the presets memory, balanced and accuracy: bytes, speed and bits per byte of a text",
     "decode": "whole decode steps and prefill of a model, and kernel launches a layer",
     "backends": "every backend that runs here, side by side, in six parts",
     "analysis": "what holds one backend back, in seven parts",
     "regression": "whether it has become slower since a record",
 }
-DEFAULTS = {"backends": (64, 16, 5), "analysis": (64, 16, 5), "regression": (64, 16, 5)}  # prompt, tokens, repeats
+DEFAULTS = {
+    "precision": (64, 16, 5),
+    "backends": (64, 16, 5),
+    "analysis": (64, 16, 5),
+    "regression": (64, 16, 5),
+}  # prompt, tokens, repeats
 ANALYSES = ("memory", "regression", "allocation", "optimisation", "devices", "bottleneck", "scaling")
 
 
@@ -42,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against", type=names, default=(), metavar="stock,bf16",
         help="compare with plain MLX of the same shapes: 2-bit (stock) or dense (bf16)",
     )  # fmt: skip
+    group = parser.add_argument_group("precision")
+    group.add_argument("--text", metavar="FILE", help="the text to score (default: a file of this package)")
     group = parser.add_argument_group("analysis")
     group.add_argument("--only", type=names, default=ANALYSES, metavar="NAME,...", help=", ".join(ANALYSES))
     group = parser.add_argument_group("regression")

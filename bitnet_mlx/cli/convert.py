@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from bitnet_mlx.api import DTYPES, HEAD_BITS, I2S_LAYOUTS
+from bitnet_mlx.api import ACTIVATIONS, DTYPES, HEAD_BITS, I2S_LAYOUTS
 from bitnet_mlx.cli.progress import Bar
 
 FORMATS = {
@@ -34,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--dtype", choices=DTYPES, help="type of what stays floats (default: the checkpoint's)")
     add("--force", action="store_true", help="replace the model at DST")
+    add("--activations", type=int, choices=ACTIVATIONS, help="bits of the layers' inputs (default: the model's own)")
+    add("--ternarize", action="store_true", help="take float layers for BitNet's master weights")
     add("--revision", help="branch, tag or commit on the hub")
     add("--i2s-layout", choices=I2S_LAYOUTS, help="byte layout of I2_S tensors (default: found from the weights)")
 
@@ -42,9 +44,8 @@ def run(args: argparse.Namespace) -> int:
     from bitnet_mlx.checkpoint.convert import convert
     from bitnet_mlx.checkpoint.convert_report import details, summary
 
-    options = {
-        name: getattr(args, name) for name in ("format", "head_bits", "dtype", "force", "revision", "i2s_layout")
-    }
+    names = ("format", "head_bits", "dtype", "force", "activations", "ternarize", "revision", "i2s_layout")
+    options = {name: getattr(args, name) for name in names}
     with Bar("converting") as bar:
         done = convert(args.hf_path, args.mlx_path, progress=bar.update, **options)
     if args.json:

@@ -18,9 +18,11 @@ _FORMAT = warnings.formatwarning
 COMMANDS = {
     "generate": "print a model's continuation of a prompt",
     "chat": "talk with a model",
+    "serve": "answer OpenAI's API over HTTP",
     "convert": "turn a checkpoint of any format that is read into another, and compare",
     "inspect": "tell what a checkpoint is, without loading it whole",
     "train": "train a ternary model from text files",
+    "lora": "train an adapter over a packed model's weights, which stay as they are",
     "memory": "predict what a model takes in memory, and whether it fits this machine",
     "bench": "measure speed on this machine",
     "doctor": "tell what this machine can run, and check each engine against the reference",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bitnet_mlx.api import ACTIVATIONS, DTYPES, HEAD_BITS, I2S_LAYOUTS
 from bitnet_mlx.backends import NAMES
 from bitnet_mlx.errors import ConfigError
+from bitnet_mlx.models.precision import KV_BITS, PRESETS
 
 if TYPE_CHECKING:
     from bitnet_mlx.generation import GenerationResponse, SamplingConfig
@@ -32,6 +33,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--head-bits", type=int, choices=HEAD_BITS, help="bits of the output head (default: as in the file)"
     )
+    add_precision_arguments(group)
     group.add_argument("--dtype", choices=DTYPES, help="type of everything that is not ternary")
     group.add_argument(
         "--i2s-layout",
@@ -43,7 +45,20 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="take float layers for BitNet's master weights, where config.json does not say so",
     )
+    group.add_argument("--adapter-path", metavar="DIR", help="run with this adapter, on MLX (see bitnet-mlx lora)")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
+
+
+def add_precision_arguments(group: Any) -> None:
+    """A preset, and the bits of the cache; for a parser or a group of one."""
+    group.add_argument(
+        "--kv-bits", type=int, choices=KV_BITS, help="bits of the KV cache (MLX engines; default: dtype's)"
+    )
+    group.add_argument(
+        "--precision",
+        choices=PRESETS,
+        help="head, KV cache and dtype together: the least memory, a balance, or the most accurate; other flags go before",
+    )
 
 
 def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,6 +100,7 @@ def check(args: argparse.Namespace) -> None:
 def load_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of bitnet_mlx.load."""
     names = ("backend", "revision", "head_bits", "dtype", "activations", "threads", "i2s_layout", "ternarize")
+    names += ("kv_bits", "precision", "adapter_path")
     return {name: getattr(args, name) for name in names}
 
 

@@ -56,3 +56,18 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     else:
         raise FormatError(f"[affine] bits is {bits}; 8, 6 or 4 are allowed")
     return np.ascontiguousarray(packed).view("<u4")
+
+
+def unpack(words: np.ndarray, bits: int) -> np.ndarray:
+    """What `pack` made, uint32 [N, K * bits / 32] -> int8 [N, K]; the unsigned code 0 becomes -2^(bits-1)."""
+    packed = np.ascontiguousarray(words).astype("<u4", copy=False).view(np.uint8)
+    if bits == 8:
+        unsigned = packed
+    elif bits == 4:
+        unsigned = np.stack([packed & 15, packed >> 4], axis=-1).reshape(packed.shape[0], -1)
+    else:  # four codes of six bits in three bytes
+        three = packed.reshape(packed.shape[0], -1, 3).astype(np.uint32)
+        bits24 = three[..., 0] | three[..., 1] << 8 | three[..., 2] << 16
+        codes = bits24[..., None] >> np.array([0, 6, 12, 18], np.uint32) & 63
+        unsigned = codes.astype(np.uint8).reshape(packed.shape[0], -1)
+    return (unsigned.astype(np.int16) - np.int16(1 << (bits - 1))).astype(np.int8)

@@ -65,6 +65,23 @@ def from_words2(words: np.ndarray, k: int) -> np.ndarray:
     return out
 
 
+def count_zeros(packed: np.ndarray, name: str = "weight") -> int:
+    """Zero weights of a packed weight. Raises FormatError, naming the tensor, on code 3."""
+    zeros = 0
+    flat = np.ascontiguousarray(packed).reshape(-1)
+    for start in range(0, flat.size, _BLOCK_BYTES):
+        block = flat[start : start + _BLOCK_BYTES]
+        low, high = block & np.uint8(0x55), block >> np.uint8(1) & np.uint8(0x55)
+        if (low & high).any():
+            raise FormatError(f"[hf] tensor {name} holds code 3; codes are 0, 1 and 2 (t + 1)")
+        # Code 1 has its low bit set and its high bit clear; unused fields hold 0.
+        low &= ~high
+        whole = low.size // 8 * 8
+        zeros += int(np.bitwise_count(low[:whole].view(np.uint64)).sum(dtype=np.int64))
+        zeros += int(np.bitwise_count(low[whole:]).sum(dtype=np.int64))
+    return zeros
+
+
 def _blocks(rows: int, row_bytes: int) -> Iterator[slice]:
     step = max(1, _BLOCK_BYTES // max(row_bytes, 1))
     for start in range(0, rows, step):

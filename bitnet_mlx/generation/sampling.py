@@ -1,7 +1,8 @@
 """From logits to a token: float32 numpy, one seeded generator per request.
 
 The filters, their names, their order and their meaning are mlx-lm's (sample_utils): logit bias, repetition penalty,
-then on log probabilities top-p, min-p, top-k, and the temperature last, over what the filters kept.
+then on log probabilities top-p, min-p, top-k, and the temperature last, over what the filters kept. Presence and frequency
+penalties, as OpenAI's API has them, come after the repetition penalty.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ class SamplingConfig:
     """How the next token is chosen.
 
     temp 0 takes the most likely token (the lowest id of equals). top_p 0 or 1, top_k 0, min_p 0 and repetition_penalty
-    1 leave their filter out. logit_bias adds to the logits of given ids. Without a seed the system gives one.
+    1 leave their filter out. logit_bias adds to the logits of given ids. presence_penalty is taken from the logit of each
+    token generated so far, frequency_penalty as many times as it was generated; the prompt's tokens do not count. Without
+    a seed the system gives one.
     """
 
     temp: float = 0.0
@@ -34,6 +37,8 @@ class SamplingConfig:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     repetition_context_size: int = 20
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
 
@@ -45,6 +50,8 @@ class SamplingConfig:
         _number(self, "min_p", "from 0 to 1", lambda v: 0 <= v <= 1)
         _number(self, "repetition_penalty", "above 0 (1 for none)", lambda v: v > 0)
         _integer(self, "repetition_context_size", 0)
+        _number(self, "presence_penalty", "from -2 to 2", lambda v: -2 <= v <= 2)
+        _number(self, "frequency_penalty", "from -2 to 2", lambda v: -2 <= v <= 2)
         if self.seed is not None:
             _integer(self, "seed", 0)
         for token, bias in self.logit_bias.items():
@@ -114,10 +121,11 @@ class Sampler:
         token = self.pick(scores)
         return token, float(log_softmax(scores)[token])
 
-    def scores(self, logits: np.ndarray, history: Sequence[int] = ()) -> np.ndarray:
-        """The logits after bias and penalty: float32 [vocab]; a new array only where something changed.
+    def scores(self, logits: np.ndarray, history: Sequence[int] = (), prompt_tokens: int = 0) -> np.ndarray:
+        """The logits after bias and penalties: float32 [vocab]; a new array only where something changed.
 
-        Raises ConfigError for a biased id outside the vocabulary.
+        prompt_tokens: how many of history's first ids were not generated. Raises ConfigError for a biased id outside
+        the vocabulary.
         """
         config = self.config
         x = np.asarray(logits, np.float32)
@@ -135,6 +143,12 @@ class Sampler:
             x = x.copy()
             penalty = np.float32(config.repetition_penalty)
             x[recent] = np.where(seen < 0, seen * penalty, seen / penalty)
+        if (config.presence_penalty or config.frequency_penalty) and len(history) > prompt_tokens:
+            ids, counts = np.unique(np.asarray(history[prompt_tokens:], np.int64), return_counts=True)
+            x = x.copy()
+            x[ids] -= np.float32(config.presence_penalty) + np.float32(config.frequency_penalty) * counts.astype(
+                np.float32
+            )
         return x
 
     def pick(self, scores: np.ndarray) -> int:

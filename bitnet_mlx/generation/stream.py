@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from bitnet_mlx import memory
+from bitnet_mlx.backends import ON_MLX
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.generation.measure import peak_memory_bytes
 from bitnet_mlx.generation.sampling import Sampler, SamplingConfig, log_softmax
@@ -87,6 +89,10 @@ def stream_generate(
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
     context = check_context(decoder, max_kv_size)
     _check(decoder, ids, context, max_tokens, prefill_step_size)
+    tracker = memory.current()
+    if tracker is not None:
+        tracker.admit(what="a prompt")
+    made = cache is None
     if cache is None:
         cache = decoder.make_cache(context)
     if cache.offset >= len(ids):
@@ -99,7 +105,10 @@ def stream_generate(
     stop_ids = tokenizer.eos_token_ids | frozenset(decoder.config.eos_token_ids)
     plan = _Plan(ids, cache.offset, limit, stop_ids, prefill_step_size)
     sampler = sampling if isinstance(sampling, Sampler) else Sampler(sampling or SamplingConfig())
-    return _run(decoder, cache, plan, sampler, StopStrings(stop), Detokenizer(tokenizer, skip_special_tokens), progress)
+    stream = _run(
+        decoder, cache, plan, sampler, StopStrings(stop), Detokenizer(tokenizer, skip_special_tokens), progress
+    )
+    return _watched(stream, decoder, cache, made)
 
 
 def check_context(decoder: Decoder, max_kv_size: int | None) -> int:
@@ -159,7 +168,8 @@ def _run(
     progress: Progress | None,
 ) -> Iterator[GenerationResponse]:
     start = time.perf_counter()
-    logits = _prefill(decoder, cache, plan, progress)
+    with memory.scope("prefill"):
+        logits = _prefill(decoder, cache, plan, progress)
     prompt_s = time.perf_counter() - start
     prompt_tps = (len(plan.ids) - plan.reused) / max(prompt_s, 1e-9)
     history = list(plan.ids)
@@ -167,7 +177,7 @@ def _run(
     peak = None
     ttft = generation_tps = 0.0
     for count in range(1, plan.limit + 1):
-        scores = sampler.scores(logits, history)
+        scores = sampler.scores(logits, history, len(plan.ids))
         if scores is logits:
             scores = logits.copy()  # a decoder may use its buffer again, and the response is the caller's
         token = sampler.pick(scores)
@@ -176,7 +186,7 @@ def _run(
             first, ttft, peak = now, now - start, peak_memory_bytes()
         else:
             generation_tps = (count - 1) / max(now - first, 1e-9)
-        text, finish = _text(token, count == plan.limit, plan.stop_ids, detokenizer, stops)
+        text, finish = token_text(token, count == plan.limit, plan.stop_ids, detokenizer, stops)
         if finish:
             peak = peak_memory_bytes()
         yield GenerationResponse(
@@ -186,12 +196,26 @@ def _run(
             return
         history.append(token)
         logits = decoder.step([[token]], [cache])[0]
+        memory.tick()
 
 
-def _text(
+def _watched(
+    responses: Iterator[GenerationResponse], decoder: Decoder, cache: Any, made: bool
+) -> Iterator[GenerationResponse]:
+    """The same stream; a memory tracker in use is told of it, and of its cache."""
+    tracker = memory.current()
+    if tracker is None:
+        yield from responses
+        return
+    with tracker.scope("generate"):
+        tracker.own(cache, "kv_cache", "the stream's cache", keep=not made, on_mlx=decoder.name in ON_MLX)
+        yield from responses
+
+
+def token_text(
     token: int, last: bool, stop_ids: frozenset[int], detokenizer: Detokenizer, stops: StopStrings
 ) -> tuple[str, str | None]:
-    """(text to show, finish reason or None)."""
+    """(text to show, finish reason or None) of one token; last: no token may follow it."""
     ended = token in stop_ids
     text, met = stops.feed("" if ended else detokenizer.add(token))
     if met:

@@ -88,11 +88,22 @@ def _table(path: str, key: str) -> int | None:
 
 def _cgroup(root: str) -> tuple[int, int] | None:
     """(limit, used) of the container, by control groups of either version; None without a limit."""
+    place = _cgroup_files(root)
+    if place is None:
+        return None
+    try:
+        return int(place[0].read_text(encoding="ascii")), int(place[1].read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+@lru_cache(maxsize=8)
+def _cgroup_files(root: str) -> tuple[Path, Path] | None:
+    """The two files of a container with a limit; looked for once."""
     for limit, used in _CGROUP:
         try:
-            text = Path(root, limit).read_text(encoding="ascii").strip()
-            if text != "max":
-                return int(text), int(Path(root, used).read_text(encoding="ascii"))
-        except (OSError, ValueError):
+            int(Path(root, limit).read_text(encoding="ascii"))
+            return Path(root, limit), Path(root, used)
+        except (OSError, ValueError):  # "max" is no number
             continue
     return None

@@ -26,7 +26,7 @@ from bitnet_mlx.memory.pressure import COOLDOWN_S, LEVELS, SHARES, Callback, Pre
 from bitnet_mlx.memory.records import OWNERS, Leak, PressureEvent, Reading, Sample, ScopeRecord, Snapshot
 from bitnet_mlx.memory.timeline import Timeline
 
-INTERVAL_S = 0.05
+INTERVAL_S = 0.1
 _trackers: list[MemoryTracker] = []
 
 
@@ -35,11 +35,28 @@ def current() -> MemoryTracker | None:
     return _trackers[-1] if _trackers else None
 
 
+def tick() -> None:
+    """For loops: a sample of the tracker in use, if there is one and its interval has passed."""
+    if _trackers:
+        _trackers[-1].tick()
+
+
+@contextlib.contextmanager
+def scope(name: str) -> Iterator[ScopeRecord | None]:
+    """A scope of the tracker in use; nothing where nobody looks."""
+    if not _trackers:
+        yield None
+        return
+    with _trackers[-1].scope(name) as record:
+        yield record
+
+
 class _Open:
     """A scope that has not ended."""
 
     def __init__(self, number: int, record: ScopeRecord, peak_rss: int | None) -> None:
         self.number, self.record, self.peak_rss = number, record, peak_rss
+        self.thread = threading.get_ident()  # a generator may be closed by another one
 
 
 class MemoryTracker:
@@ -212,10 +229,10 @@ class MemoryTracker:
             record.owners = sample_owners
             self.scopes.append(record)
             self._holdings.end(opened.number, record.after.time_s)
-            stack = self._stacks[threading.get_ident()]
+            stack = self._stacks[opened.thread]
             stack.remove(opened)
             if not stack:
-                del self._stacks[threading.get_ident()]
+                del self._stacks[opened.thread]
 
     def own(
         self,

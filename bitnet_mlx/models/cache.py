@@ -10,6 +10,20 @@ from bitnet_mlx.models.config import DecoderConfig
 _FIRST = 64  # positions of the first allocation
 
 
+STEP = 256  # positions of the MLX cache's smallest array
+
+
+def capacity(positions: int) -> int:
+    """Positions of the MLX cache's array that holds so many: 256, 512, 768, 1024, 1536, 2048, 3072, ...
+
+    By a third to a half each time, since a compiled step is traced anew for each size.
+    """
+    room = STEP
+    while room < positions:
+        room += max(STEP, 1 << room.bit_length() - 2)
+    return room
+
+
 class KVCache:
     """Keys and values of one sequence. keys[layer], values[layer]: float32 [num_key_value_heads, capacity, head_dim].
 
@@ -29,13 +43,13 @@ class KVCache:
     def _grow(self, capacity: int) -> None:
         heads, dim = self._shape
         for arrays in (self.keys, self.values):
-            old = list(arrays)
-            arrays.clear()
-            for layer in range(self._layers):
+            for layer in range(self._layers):  # one after another, so that one layer alone is held twice
                 new = np.zeros((heads, capacity, dim), np.float32)
-                if old:
-                    new[:, : self.offset] = old[layer][:, : self.offset]
-                arrays.append(new)
+                if layer < len(arrays):
+                    new[:, : self.offset] = arrays[layer][:, : self.offset]
+                    arrays[layer] = new
+                else:
+                    arrays.append(new)
         self.capacity = capacity
 
     def reserve(self, count: int) -> None:
@@ -52,6 +66,13 @@ class KVCache:
     def trim(self, offset: int) -> None:
         """Forget all positions from `offset` on."""
         self.offset = min(self.offset, offset)
+
+    def shrink(self) -> int:
+        """Give back the room behind the filled positions; returns the bytes freed. The next token makes room again."""
+        before = self.nbytes
+        if self.capacity > max(self.offset, 1):
+            self._grow(max(self.offset, 1))
+        return before - self.nbytes
 
     @property
     def nbytes(self) -> int:

@@ -8,19 +8,7 @@ from typing import Any
 from bitnet_mlx.backends.attention_mlx import RECENT
 from bitnet_mlx.backends.mlx_import import mx
 from bitnet_mlx.errors import MemoryLimitError
-
-STEP = 256  # positions of the smallest array
-
-
-def capacity(positions: int) -> int:
-    """Positions of the array that holds so many: 256, 512, 768, 1024, 1536, 2048, 3072, ...
-
-    By a third to a half each time, since a compiled step is traced anew for each size.
-    """
-    room = STEP
-    while room < positions:
-        room += max(STEP, 1 << room.bit_length() - 2)
-    return room
+from bitnet_mlx.models.cache import capacity
 
 
 class KVCache:
@@ -171,6 +159,18 @@ class KVCache:
     def empty(self) -> bool:
         return self.kv is None
 
+    def shrink(self) -> int:
+        """Give back the room behind the filled positions; returns the bytes freed. The next token makes room again."""
+        before = self.nbytes
+        self._gather()
+        self.recent = None
+        if self._past == 0:
+            self.kv = None
+        elif self.kv is not None and self._past < self.kv.shape[3]:
+            self.kv = mx.contiguous(self.kv[:, :, :, : self._past])
+            mx.eval(self.kv)
+        return before - self.nbytes
+
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
@@ -223,6 +223,10 @@ class SequenceCache(list):
         """Forget all positions from `offset` on."""
         for cache in self:
             cache.trim(max(cache.offset - offset, 0))
+
+    def shrink(self) -> int:
+        """Give back unused room, layer after layer; returns the bytes freed."""
+        return sum(cache.shrink() for cache in self)
 
     @property
     def nbytes(self) -> int:

@@ -16,6 +16,7 @@ from bitnet_mlx.backends.mlx_affine import StockOps
 from bitnet_mlx.backends.mlx_import import mx, nn
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.models.cache_mlx import KVCache, SequenceCache
+from bitnet_mlx.models.cache_small_mlx import SmallKVCache
 from bitnet_mlx.models.compiled_mlx import CompiledLayers
 from bitnet_mlx.models.config import DecoderConfig
 from bitnet_mlx.models.layers_mlx import Block, Parts, Plan
@@ -78,6 +79,7 @@ class MlxModel(nn.Module):
         self.config = weights.config
         self.ops = ops or StockOps()
         self.dtype = model_dtype(weights.config, dtype)
+        self.kv_bits: int | None = None  # of the caches that make_cache makes; None is dtype's
         self.model = Backbone(Parts(weights, self.ops), _DTYPES[self.dtype])
         if weights.lm_head is not weights.embed_tokens:
             self.lm_head = head_layer(weights.lm_head, self.ops)
@@ -118,7 +120,9 @@ class MlxModel(nn.Module):
     def make_cache(self, limit: int | None = None) -> SequenceCache:
         """An empty cache for at most `limit` positions, the model's context by default."""
         limit = self.config.max_position_embeddings if limit is None else limit
-        return SequenceCache(KVCache(limit) for _ in self.layers)
+        if self.kv_bits is None:
+            return SequenceCache(KVCache(limit) for _ in self.layers)
+        return SequenceCache(SmallKVCache(self.kv_bits, self.config.head_dim, limit) for _ in self.layers)
 
     def step(
         self, tokens: Sequence[Sequence[int]], caches: Sequence[SequenceCache], logits: Literal["last", "all"] = "last"

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.formats.dense import HEAD_GROUP
 from bitnet_mlx.memory.plan import Demand
+from bitnet_mlx.models.cache import capacity
 from bitnet_mlx.models.config import DecoderConfig
 from bitnet_mlx.ternary import GROUP, padded
 
+_Bytes = Callable[[int, int], int]  # of (context, batch)
 PIECE = 512  # rows of a prompt that one pass takes
-_GROWTH = 256  # positions that the MLX cache grows by
 _RECENT = 64  # positions of the MLX cache's second array
 _FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Interpreter and libraries beside a model's own bytes, measured on Linux with the embedded model.
@@ -122,8 +123,8 @@ def demand(
     head = sum(map(how, size.tables))
     copies = sum(m.host() for m in (*size.linears, *size.tables) if not m.mapped) if on_mlx else 0
     if on_mlx:
-        kv = _kv_mlx(size.config, _FLOAT_BYTES[dtype] * 8 if kv_bits is None else kv_bits, engine != "mlx")
-        activations = _activations_mlx(size.config, kv, engine == "mlx")
+        kv = _kv_mlx(size.config, kv_bits or _FLOAT_BYTES[dtype] * 8, engine != "mlx" and kv_bits is None)
+        activations = _activations_mlx(size.config, kv, engine == "mlx", kv_bits is not None)
     else:
         kv = _kv_host(size.config)
         normed = any(matrix.norm for matrix in size.linears)
@@ -149,7 +150,7 @@ def joined(size: ModelSize) -> int:
     return extra
 
 
-def _kv_host(config: DecoderConfig) -> Callable[[int, int], int]:
+def _kv_host(config: DecoderConfig) -> _Bytes:
     row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
     return lambda context, batch: row * context * batch
 
@@ -169,14 +170,14 @@ def kv_group(dim: int) -> int:
     raise ConfigError(f"[kv] heads have {dim} values; keys and values in 8 or 4 bits need a multiple of 32")
 
 
-def _kv_mlx(config: DecoderConfig, bits: int, recent: bool) -> Callable[[int, int], int]:
+def _kv_mlx(config: DecoderConfig, bits: int, recent: bool) -> _Bytes:
     heads = 2 * config.num_hidden_layers * config.num_key_value_heads
     row = heads * kv_row_bytes(config.head_dim, bits)
-    more = _RECENT if recent and bits >= 16 else 0
+    more = _RECENT if recent else 0
     return lambda context, batch: row * (context + more) * batch
 
 
-def _activations_mlx(config: DecoderConfig, kv: Callable[[int, int], int], scores: bool) -> Callable[[int, int], int]:
+def _activations_mlx(config: DecoderConfig, kv: _Bytes, scores: bool, widened: bool) -> _Bytes:
     """What a prompt's passes need beside the filled caches, at the pass that needs most.
 
     Floats a row: 8 F + 5 H around the feed-forward; 9 q + 13 kv (5 kv in the first pass, which copies no cache) around
@@ -192,8 +193,9 @@ def _activations_mlx(config: DecoderConfig, kv: Callable[[int, int], int], score
             rows = end % PIECE or PIECE
             attention = 9 * queries + (13 if end > PIECE else 5) * values
             attention += (c.num_attention_heads + 1) * end if scores else 0
-            held = kv(min(-(-end // _GROWTH) * _GROWTH, context), 1) - kv(context, 1)
-            most = max(most, held + 4 * rows * max(feed_forward, attention))
+            wide = 4 * 2 * values * end if widened else 0  # one layer of a small cache, in floats again
+            held = kv(min(capacity(end), context), 1) - kv(context, 1)
+            most = max(most, held + 4 * rows * max(feed_forward, attention) + wide)
         return most + _rotary(c, context, 1024) + 4 * batch * c.vocab_size
 
     return count
@@ -203,7 +205,7 @@ def _rotary(config: DecoderConfig, positions: int, step: int) -> int:
     return 4 * config.head_dim * (-(-positions // step) * step)
 
 
-def _activations_cpu(config: DecoderConfig, threads: int, normed: bool) -> Callable[[int, int], int]:
+def _activations_cpu(config: DecoderConfig, threads: int, normed: bool) -> _Bytes:
     """The buffers' block as it has grown by the end, the tables of cosines and sines, and the logits."""
 
     def count(context: int, batch: int) -> int:
@@ -240,7 +242,7 @@ def _chunks(start: int, end: int, batch: int) -> Iterator[tuple[int, int]]:
         yield last + 1 - first, end if ends else start + last % length + 1
 
 
-def _activations_numpy(config: DecoderConfig) -> Callable[[int, int], int]:
+def _activations_numpy(config: DecoderConfig) -> _Bytes:
     """Seven arrays of the feed-forward's width, or the scores of one row at a time, and 512 unpacked rows: a bound."""
     c = config
     unpacked = 6 * 512 * max(c.hidden_size, c.intermediate_size)

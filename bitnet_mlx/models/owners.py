@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,12 @@ import numpy as np
 from bitnet_mlx.backends import ON_MLX
 from bitnet_mlx.models.decoder import Decoder
 from bitnet_mlx.models.weights import DecoderWeights, Matrix
+
+
+def parts(decoder: Decoder) -> Callable[[Decoder], dict[str, int]]:
+    """For a tracker: weights and head are counted now, once; working memory each time it asks."""
+    fixed = holdings(decoder)
+    return lambda now: {**fixed, "activations": _working(now)}
 
 
 def holdings(decoder: Decoder) -> dict[str, int]:
@@ -25,9 +31,15 @@ def holdings(decoder: Decoder) -> dict[str, int]:
     if decoder.name == "cpu":
         found["head"] += sum(_copied(m) for m in _distinct(weights.embed_tokens, weights.lm_head))
         found["weights"] += sum(_copied(linear.weight) for linear in weights.linears.values())
-        inner: Any = decoder
-        found["activations"] = inner._buffers.block.nbytes + inner._cos.nbytes + inner._sin.nbytes
+        found["activations"] = _working(decoder)
     return found
+
+
+def _working(decoder: Any) -> int:
+    """The cpu engine's buffers and tables."""
+    if decoder.name != "cpu":
+        return 0
+    return decoder._buffers.block.nbytes + decoder._cos.nbytes + decoder._sin.nbytes
 
 
 def _distinct(*matrices: Matrix) -> list[Matrix]:

@@ -16,6 +16,8 @@ _SUPPORTED = (
     "and no quantisation at all"
 )
 
+_TABLES = ("model.embed_tokens", "lm_head")
+
 
 @dataclass(frozen=True)
 class Quantization:
@@ -133,14 +135,20 @@ def _mlx(fields: Fields) -> Quantization:
         raise UnsupportedModelError(
             f"[config] {fields.where}: {shown(fields.table)}; {_SUPPORTED}. Give the model's original checkpoint"
         )
-    others = [key for key in fields.table if key not in ("bits", "group_size", "mode")]
-    differing = [key for key in others if fields.table[key] not in (False, {"bits": bits, "group_size": group})]
+    others = {key: value for key, value in fields.table.items() if key not in ("bits", "group_size", "mode")}
+    same = ({"bits": bits, "group_size": group}, False)
+    tables = {key: value for key, value in others.items() if key in _TABLES and value not in same}
+    heads = {
+        value.get("bits") for value in tables.values() if isinstance(value, dict) and value.get("group_size") == 64
+    }
+    whole = len(heads) == 1 and heads <= {8, 6, 4} and all(isinstance(value, dict) for value in tables.values())
+    differing = [key for key, value in others.items() if value not in same and not (whole and key in tables)]
     if differing:
         raise UnsupportedModelError(
             f"[config] {fields.where}: {', '.join(map(shown, differing))} is quantised otherwise than the rest; 2 bits in "
-            "groups of 64 or 128, or floats, are read"
+            "groups of 64 or 128, or floats, are read, and embedding and head of 8, 6 or 4 bits in groups of 64"
         )
-    return Quantization("mlx", False, (), 16, group=group)
+    return Quantization("mlx", False, (), 16, heads.pop() if whole else None, group=group)
 
 
 def _native(fields: Fields, kept: tuple[str, ...] | None) -> Quantization:

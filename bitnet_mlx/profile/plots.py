@@ -7,6 +7,7 @@ has a contrast of 3:1 or more to both, the grey of the letters 4.5:1.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
@@ -17,6 +18,7 @@ from bitnet_mlx.errors import ConfigError
 INK = "#767676"
 COLOURS = ("#2a84d2", "#cf6a1d", "#2c9350", "#b052c0", "#a87b00", "#c8505f", "#12909a", "#7f7fd0", "#8a8a3c", "#909090")
 MARKS = "os^DvPX*<>"
+_LEAST = 0.25  # MB that a memory axis shows at least
 _SUFFIXES = (".png", ".html")
 
 
@@ -39,7 +41,7 @@ def draw(record: Mapping[str, Any], path: str | Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    style = {
+    style: Any = {
         "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
         "axes.titlecolor": INK, "grid.color": INK, "grid.alpha": 0.25, "font.size": 10, "svg.fonttype": "none",
         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.facecolor": "none",
@@ -84,6 +86,11 @@ def _no_label(_value: float, _place: int | None) -> str:
     return ""
 
 
+def _decades(low: float, high: float) -> tuple[float, float]:
+    """Whole powers of ten around both, so that a logarithmic axis has numbers on it."""
+    return 10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))
+
+
 def roofline(figure: Any, record: Mapping[str, Any]) -> None:
     """A profile: where each part's bandwidth lies under the copy's, and where the token's time goes."""
     decode, copy = record["decode"], record["copy_bandwidth"] / 1e9
@@ -95,6 +102,8 @@ def roofline(figure: Any, record: Mapping[str, Any]) -> None:
             axes.scatter(part["seconds"] * 1e3, part["bandwidth"] / 1e9, color=COLOURS[i], marker=MARKS[i], label=name)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.set_xlim(*_decades(*axes.get_xlim()))
+    axes.set_ylim(*_decades(*axes.get_ylim()))
     axes.xaxis.set_minor_formatter(_no_label)
     axes.yaxis.set_minor_formatter(_no_label)
     axes.legend(fontsize=8, loc="best")
@@ -140,10 +149,33 @@ def timeline(figure: Any, record: Mapping[str, Any]) -> None:
         for i, name in enumerate(n for n in points[0] if n not in ("tokens", "peak_rss_bytes")):
             values = [p[name] / 1e6 for p in points]
             axes.plot(at, values, color=COLOURS[i], linestyle=("-", "--")[i % 2], label=name.replace("_", " "))
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, max(_LEAST, 1.1 * axes.get_ylim()[1]))  # bytes that nobody minds must not look like a climb
         axes.legend(fontsize=8)
 
 
+def owners(figure: Any, record: Mapping[str, Any]) -> None:
+    """A tracker's timeline: bytes by owner, one on another, and all that the process has."""
+    axes = _axes(figure, 111, "Memory by owner", "seconds", "MB")
+    points = record["timeline"]
+    at = [p["time_s"] for p in points]
+    names = [name for name in points[0]["owners"] if name != "other"]
+    parts = [[p["owners"][name] / 1e6 for p in points] for name in names]
+    colours = [COLOURS[i % len(COLOURS)] for i in range(len(names))]
+    axes.stackplot(at, parts, labels=[name.replace("_", " ") for name in names], colors=colours, alpha=0.8)
+    axes.set_ylim(bottom=0)
+    whole = axes.twinx()
+    whole.plot(at, [p["used"] / 1e6 for p in points], color=INK, linestyle="--", label="process (right)")
+    whole.set_ylabel("MB of the process")
+    whole.set_ylim(bottom=0)
+    for scope in record["scopes"]:
+        if "/" not in scope["name"]:
+            axes.axvline(scope["start_s"], color=INK, alpha=0.4, linewidth=0.8)
+            axes.annotate(scope["name"], (scope["start_s"], 1), xycoords=("data", "axes fraction"), fontsize=8)
+    lines, labels = axes.get_legend_handles_labels()
+    more, names_too = whole.get_legend_handles_labels()
+    figure.legend(lines + more, labels + names_too, fontsize=8, loc="outside lower center", ncols=6)
+
+
 DRAWERS: dict[str, Callable[[Any, Mapping[str, Any]], None]] = {
-    "profile": roofline, "scaling": scaling, "memory": timeline,
+    "profile": roofline, "scaling": scaling, "memory": timeline, "tracker": owners,
 }  # fmt: skip

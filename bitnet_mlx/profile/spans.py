@@ -6,7 +6,7 @@ The only gaps are what a profiler itself does between two parts (`resume`, `toll
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 # In the order of a pass. "host" is what lies around a compiled step: Python, its checks and its bookkeeping.
@@ -28,23 +28,24 @@ class Span(NamedTuple):
         return (self.end - self.start) * 1e-9
 
 
+_Note = tuple[int, "str | None", "int | None", int]  # when, the part that ended (None: nobody's), its layer, the toll
+
+
 class Recorder:
     """Cuts time into spans: each `mark` ends the span that the mark before it (or `begin`) opened."""
 
     def __init__(self, clock: Callable[[], int] = time.perf_counter_ns) -> None:
         self.clock = clock
-        self.spans: list[Span] = []
         self.toll = 0  # nanoseconds that ending a part costs by itself; taken off each span's beginning
-        self._last = 0
+        self._noted: list[_Note | Callable[[], Iterable[_Note]]] = []
 
     def begin(self) -> None:
         """A pass starts now; the spans of the one before are forgotten."""
-        self.spans = []
-        self._last = self.clock()
+        self._noted = [(self.clock(), None, None, 0)]
 
     def resume(self) -> None:
         """The time since the last mark was nobody's; the next part starts now."""
-        self._last = self.clock()
+        self._noted.append((self.clock(), None, None, 0))
 
     def mark(self, part: str, layer: int | None = None) -> None:
         """All time since the last mark was this part's."""
@@ -52,5 +53,20 @@ class Recorder:
 
     def mark_at(self, when: int, part: str, layer: int | None = None) -> None:
         """The same, for a time of `clock` that was noted elsewhere."""
-        self.spans.append(Span(part, layer, min(self._last + self.toll, when), when))
-        self._last = when
+        self._noted.append((when, part, layer, self.toll))
+
+    def mark_later(self, notes: Callable[[], Iterable[_Note]]) -> None:
+        """Marks that are worked out when the spans are asked for: not between two passes that are compared."""
+        self._noted.append(notes)
+
+    @property
+    def spans(self) -> list[Span]:
+        """The pass so far."""
+        found: list[Span] = []
+        last = 0
+        for entry in self._noted:
+            for when, part, layer, toll in entry() if callable(entry) else [entry]:
+                if part is not None:
+                    found.append(Span(part, layer, min(last + toll, when), when))
+                last = when
+        return found

@@ -32,10 +32,7 @@ def test_the_record_of_a_real_machine_is_decided_by_its_figures(name: str) -> No
 
 @pytest.mark.parametrize("name", ["memory", "allocation", "devices", "scaling"])
 def test_the_record_of_a_real_machine_is_sound(name: str) -> None:
-    figures = recorded("analysis.jsonl")[name]
-    if name == "scaling":  # recorded beside other processes, which took a core
-        figures = figures | {"prefill_busy": 1.9}
-    assert DECIDE[name](figures).ok
+    assert recorded("analysis.jsonl")[name]["ok"]
 
 
 @pytest.mark.parametrize("engine", subjects.ENGINES)

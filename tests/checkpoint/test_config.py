@@ -189,7 +189,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[BitnetError], str]] = {
         {"quantization": {"bits": 2, "group_size": 64, "mode": "mxfp4"}}, UnsupportedModelError, "'mxfp4'"
     ),
     "mlx with another head": (
-        {"quantization": {"bits": 2, "group_size": 64, "lm_head": {"bits": 6, "group_size": 64}}},
+        {"quantization": {"bits": 2, "group_size": 64, "lm_head": {"bits": 6, "group_size": 32}}},
         UnsupportedModelError, "'lm_head' is quantised otherwise",
     ),
     "gptq": ({"quantization_config": {"quant_method": "gptq"}}, UnsupportedModelError, "'gptq'; supported are"),

@@ -119,6 +119,56 @@ def test_mlx_lm_is_told_the_rotary_base_in_the_spelling_that_it_reads(tmp_path: 
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("storage", ["packed", "online"])
+def test_from_mlx_2bit_to_every_other_format(tmp_path: Path, storage: str) -> None:
+    """MLX's form does not tell how activations are quantised; codes and scales are all there."""
+    wrote = hf_folder.write(tmp_path / "source", "llama", storage, **WIDE)
+    direct = read_weights(wrote.path)
+    convert(wrote.path, tmp_path / "mlx", "mlx-2bit", head_bits=16, dtype="float32")
+    for second in ("words2", "trits5", "mlx-2bit"):
+        convert(tmp_path / "mlx", tmp_path / second, second, head_bits=16, dtype="float32")
+        found = read_weights(tmp_path / second)
+        for module, linear in direct.linears.items():
+            a, b = linear.weight, found.linears[module].weight
+            assert isinstance(a, TernaryTensor) and isinstance(b, TernaryTensor)
+            assert np.array_equal(a.words, b.words) and np.all(b.scale == a.scale)
+        assert np.array_equal(found.lm_head.rows(slice(None)), direct.lm_head.rows(slice(None)))
+
+
+def qwen3(**options: Any) -> DecoderWeights:
+    config = tiny_config(
+        model_type="qwen3", sub_norms=False, qk_norms=True, hidden_act="silu", tie_word_embeddings=False,
+        hidden_size=128, intermediate_size=256, head_dim=64, activation_bits=16,
+    )  # fmt: skip
+    weights = random_weights(config, **options)
+    _float_activations(weights)
+    return weights
+
+
+@pytest.mark.parametrize("scale", ["tensor", "group"])
+@pytest.mark.parametrize("ternary_tables", [False, True])
+def test_mlx_lm_runs_qwen3_with_ternary_embeddings_too(tmp_path: Path, scale: str, ternary_tables: bool) -> None:
+    from mlx_lm.utils import load_model
+
+    weights = qwen3(scale=scale, head="float32")
+    if ternary_tables:
+        rng = np.random.default_rng(3)
+        weights.embed_tokens = random_ternary(rng, 67, 128, "group", 16)
+        weights.lm_head = random_ternary(rng, 67, 128, "group", 16)
+    write(weights, tmp_path / "mlx", "mlx-2bit", head_bits=None if ternary_tables else 16, dtype="float32")
+    tokens = np.random.default_rng(1).integers(0, 67, (1, 48))
+    with mx.stream(mx.cpu):
+        theirs = np.array(load_model(tmp_path / "mlx")[0](mx.array(tokens)))[0]
+    decoder = NumpyDecoder(weights)
+    ours = decoder.step(tokens.tolist(), [decoder.make_cache()], "all")[0]
+    assert np.abs(ours - theirs).max() < 1e-4 * np.abs(ours).max()
+    again = read_weights(tmp_path / "mlx")
+    decoder = NumpyDecoder(again)
+    assert (
+        np.abs(decoder.step(tokens.tolist(), [decoder.make_cache()], "all")[0] - ours).max() < 1e-4 * np.abs(ours).max()
+    )
+
+
 @pytest.mark.parametrize("bits", [8, 6, 4])
 def test_packed_heads_are_what_mlx_unpacks(bits: int) -> None:
     """With scales that are powers of two MLX's arithmetic is exact, so every code shows."""
@@ -129,6 +179,33 @@ def test_packed_heads_are_what_mlx_unpacks(bits: int) -> None:
     with mx.stream(mx.cpu):
         found = mx.dequantize(mx.array(words), mx.array(rows.scales), mx.array(biases), group_size=64, bits=bits)
         assert np.array_equal(np.array(found), rows.rows(slice(None)))
+    assert np.array_equal(affine.unpack(words, bits), rows.codes)
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4])
+def test_heads_of_mlx_2bit_are_read_back(tmp_path: Path, bits: int) -> None:
+    wrote = hf_folder.write(tmp_path / "source", "llama", **WIDE)
+    convert(wrote.path, tmp_path / "mlx", "mlx-2bit", head_bits=bits, dtype="float32")
+    found, direct = read_weights(tmp_path / "mlx"), read_weights(wrote.path, head_bits=bits)
+    assert isinstance(found.lm_head, GroupedRows) and isinstance(direct.lm_head, GroupedRows)
+    assert found.lm_head.bits == bits
+    assert np.array_equal(found.lm_head.codes, direct.lm_head.codes)
+    assert np.array_equal(found.lm_head.scales, direct.lm_head.scales)
+
+
+def test_a_head_by_mlxs_own_quantiser_is_refused(tmp_path: Path) -> None:
+    """Its codes run from the least value of a group to the greatest, without a zero."""
+    wrote = hf_folder.write(tmp_path / "source", "llama", **WIDE)
+    convert(wrote.path, tmp_path / "mlx", "mlx-2bit", dtype="float32")
+    arrays = dict(mx.load(str(tmp_path / "mlx" / "model.safetensors")).items())  # type: ignore[union-attr]
+    with mx.stream(mx.cpu):
+        made = mx.quantize(mx.array(wrote.floats["lm_head.weight"]), group_size=64, bits=8)
+        arrays |= {f"lm_head.{part}": array for part, array in zip(("weight", "scales", "biases"), made, strict=True)}
+        mx.eval(list(arrays.values()))
+    (tmp_path / "mlx" / "model.safetensors").unlink()
+    mx.save_safetensors(str(tmp_path / "mlx" / "model.safetensors"), arrays)
+    with pytest.raises(FormatError, match="is not -128 times the scale everywhere"):
+        read_weights(tmp_path / "mlx")
 
 
 @pytest.mark.parametrize("scale", ["tensor", "row", "group"])
@@ -214,7 +291,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], Any, dict[str, Any], str]] = {
     "float activations": ("hf", {}, _float_activations, {}, "activations that are not quantised"),
     "head bits": ("hf", {}, None, {"head_bits": 8}, "head_bits is 8; --format hf holds"),
     "a scale below float16": ("mlx-2bit", {}, _tiny_scale, {"dtype": "float16"}, "float16 cannot hold.*float32"),
-    "words2 with a ternary head": ("words2", {}, _ternary_head, {}, "ternary"),
+    "words2 with a ternary head alone": ("words2", {}, _ternary_head, {}, "ternary"),
 }
 
 

@@ -205,3 +205,21 @@ def test_a_fault_inside_a_tensor_is_found_by_inspect(tmp_path: Path) -> None:
     wrote.save()
     with pytest.raises(FormatError, match="code 3"):
         take_census(tmp_path)
+
+
+@pytest.mark.parametrize("storage", ["packed", "inverse", "online"])
+@pytest.mark.parametrize("rows", [1024, 1030])
+def test_zeros_counted_without_converting(tmp_path: Path, storage: str, rows: int) -> None:
+    """Packed bytes as they lie, exactly; large master weights from a sample, and that is said."""
+    wrote = hf_folder.write(tmp_path, storage=storage, hidden_size=1032, intermediate_size=rows, num_hidden_layers=1)
+    census = take_census(wrote.path)
+    exact = {
+        module: count_zeros(linear.weight) / (linear.weight.shape[0] * linear.weight.shape[1])
+        for module, linear in read_weights(wrote.path).linears.items()
+    }
+    if storage != "online":
+        assert census.layers == exact
+    else:
+        assert census.layers == pytest.approx(exact, abs=0.01) and census.layers != exact
+    told = any("estimated from a sample" in notice for notice in census.notices)
+    assert told == (storage == "online")

@@ -14,6 +14,7 @@ import pytest
 from bitnet_mlx.api import embedded_model, load
 from bitnet_mlx.checkpoint.census import take_census
 from bitnet_mlx.checkpoint.read import read_weights
+from bitnet_mlx.checkpoint.weigh import model_size
 from bitnet_mlx.checkpoint.write import write_native
 from bitnet_mlx.cli.main import main
 from bitnet_mlx.errors import FormatError, UnsupportedModelError
@@ -224,3 +225,12 @@ def test_ternarize_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureF
     expected = generated(capsys, "--model", str(folders[0]))
     assert generated(capsys, "--model", str(folders[1]), "--ternarize") == expected
     assert generated(capsys, "--model", str(folders[1])) != expected
+
+
+def test_sizes_before_loading_are_those_of_what_is_loaded(tmp_path: Path) -> None:
+    """The memory plan's formulas see norms inside linears, other names and master weights."""
+    for name, make in (("1bit", one_bit), ("embedding", embedding)):
+        wrote = make(tmp_path / name)
+        weights, size = read_weights(wrote.path), model_size(wrote.path)
+        held = [m.host() for m in (*size.linears, size.embed, *([size.head] if size.head else []))]
+        assert sum(held) + size.norms == weights.nbytes, name

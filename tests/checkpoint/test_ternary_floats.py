@@ -13,6 +13,7 @@ import pytest
 
 from bitnet_mlx.checkpoint.census import take_census
 from bitnet_mlx.checkpoint.read import read_weights
+from bitnet_mlx.checkpoint.weigh import model_size
 from bitnet_mlx.checkpoint.write import write_native
 from bitnet_mlx.errors import FormatError, UnsupportedModelError
 from bitnet_mlx.formats import words2
@@ -248,3 +249,12 @@ def test_words_of_mlx_are_ours() -> None:
     i = np.arange(32)
     t = ((7 * i + i // 5) % 3 - 1).astype(np.int8)[None]
     assert words2.pack(t)[0, :2].tolist() == [0x12449124, 0x44912449]
+
+
+def test_sizes_before_loading_are_those_of_what_is_loaded(tmp_path: Path) -> None:
+    folder, parts = bonsai(tmp_path / "floats")
+    for path in (folder.path, to_mlx(folder, parts, tmp_path / "mlx")):
+        size = model_size(path)
+        assert size.head is not None
+        held = sum(matrix.host() for matrix in (*size.linears, size.embed, size.head))
+        assert held + size.norms == read_weights(path).nbytes

@@ -90,6 +90,15 @@ def test_head_bits_on_writing_equal_those_on_reading(tmp_path: Path) -> None:
     assert_same(read_weights(folder, head_bits=6), native)
 
 
+def test_scales_of_a_head_whose_codes_are_written_late(tmp_path: Path) -> None:
+    """16 x 66 codes fill no multiple of 64 bytes and wait, 16 x 2 scales do; they are known only behind the codes."""
+    weights = random_weights(tiny_config(vocab_size=16, hidden_size=66), head="float32")
+    folder = write_native(weights, config_of(weights), tmp_path / "native", head_bits=8)
+    found, wanted = read_weights(folder).lm_head, quantize_rows(weights.lm_head.rows(slice(None)), 8)
+    assert isinstance(found, GroupedRows)
+    assert np.array_equal(found.codes, wanted.codes) and np.array_equal(found.scales, wanted.scales)
+
+
 def test_the_config_and_the_tokenizer_files(tmp_path: Path) -> None:
     wrote = hf_folder.write(tmp_path / "hf", auto_map={"AutoModel": "x.Model"}, is_bitnet_config=True)
     contents = {

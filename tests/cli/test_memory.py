@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,6 +49,15 @@ def test_a_run_holds_the_prediction_and_a_machine_can_be_named(capsys: pytest.Ca
     assert "apart" in out
 
 
+def test_the_runs_timeline_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "memory.html"
+    assert main(["memory", "--context", "600", "--backend", "cpu", "--run", "--plot", str(picture)]) == 0
+    assert "of the process" in capsys.readouterr().out or picture.stat().st_size > 1000
+    text = picture.read_text()
+    assert "kv cache" in text
+    assert "process (right)" in text
+
+
 def test_a_prediction_that_is_off_exits_1(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from bitnet_mlx.models.demand import MatrixSize
 
@@ -67,7 +77,8 @@ def test_a_small_machine_holds_a_shorter_context(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("flags", "message"),
     [(["--context", "0"], "context is 0"), (["--batch", "0"], "batch is 0"), (["--memory", "-1"], "--memory is -1.0"),
-     (["--context", "2000", "--run", "--backend", "cpu"], "takes 1 to 1024")],
+     (["--context", "2000", "--run", "--backend", "cpu"], "takes 1 to 1024"), (["--plot", "a.png"], "give --run as well"),
+     (["--run", "--plot", "a.gif"], "ends in .png or .html")],
 )  # fmt: skip
 def test_what_cannot_be(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["memory", *flags]) == 2

@@ -35,11 +35,13 @@ PROGRAMS = blocks("python")
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
-    """A folder with texts to train on, and an environment whose hub has the model that README names."""
+    """A folder with texts and samples to train on, and an environment whose hub has the model that README names."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "my_texts").mkdir()
     for file in (ROOT / "bitnet_mlx").glob("*.py"):
         shutil.copy(file, folder / "my_texts")
+    (folder / "my_samples").mkdir()
+    (folder / "my_samples" / "train.jsonl").write_text('{"text": "import ship"}\n' * 4)
     model = folder / "hub_model"
     hf_folder.write(model, "bitnet", "packed", vocab_size=420).save()
     tiny_tokenizers.byte_level(model, settings={"chat_template": TEMPLATE})

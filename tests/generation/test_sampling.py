@@ -189,3 +189,15 @@ def test_defaults_from_generation_config() -> None:
     with pytest.raises(ConfigError, match=r"top_p is 9.*generation_config.json"):
         read({"do_sample": True, "top_p": 9})
     assert read(full).replaced(temp=0.0, top_p=None) == SamplingConfig(top_p=0.9, top_k=20, repetition_penalty=1.1)
+
+
+def test_presence_and_frequency_penalties_by_hand() -> None:
+    """OpenAI's formula: logit -= count * frequency + (count > 0) * presence, counted over what was generated."""
+    logits = np.array([1, 2, 3, 4], np.float32)
+    sampler = Sampler(SamplingConfig(presence_penalty=0.5, frequency_penalty=0.25))
+    history = [0, 0, 1, 2, 2, 2, 1]  # the first three are the prompt
+    assert sampler.scores(logits, history, 3).tolist() == [1, 2 - 0.5 - 0.25, 3 - 0.5 - 0.75, 4]
+    assert sampler.scores(logits, history[:3], 3) is logits
+    assert logits.tolist() == [1, 2, 3, 4]
+    with pytest.raises(ConfigError, match="presence_penalty is 2.5"):
+        SamplingConfig(presence_penalty=2.5)

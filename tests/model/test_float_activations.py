@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bitnet_mlx.backends.kernels.ops import KernelOps
+from bitnet_mlx.backends.mlx_affine import StockOps
 from bitnet_mlx.models.decoder_mlx import MlxModel
 from bitnet_mlx.models.weights import DecoderWeights
 from tests.emulator import runner
@@ -69,6 +70,20 @@ def test_logits_of_the_kernels_are_those_of_float64(model: str) -> None:
     decoder = MlxModel.from_weights(weights(model), "float32", KernelOps("metal", runner))
     cache = decoder.make_cache()
     parts = [decoder.step([TOKENS[at : at + size]], [cache], "all")[0] for at, size in ((0, 7), (7, 1), (8, 16))]
+    assert error(np.concatenate(parts), model) < TOLERANCE
+
+
+class Compiling(StockOps):
+    """Stock operations whose decoder compiles what it can, as it does over our kernels."""
+
+    compiles = True
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_logits_of_a_compiled_decoder_are_those_of_float64(model: str) -> None:
+    decoder = MlxModel.from_weights(weights(model), "float32", Compiling())
+    cache = decoder.make_cache()
+    parts = [decoder.step([TOKENS[at : at + size]], [cache], "all")[0] for at, size in ((0, 10), (10, 1), (11, 13))]
     assert error(np.concatenate(parts), model) < TOLERANCE
 
 

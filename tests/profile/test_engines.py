@@ -21,6 +21,7 @@ from bitnet_mlx.errors import BackendError, ConfigError
 from bitnet_mlx.formats.dense import DenseRows
 from bitnet_mlx.profile.spans import LAYER_PARTS
 from bitnet_mlx.profile.summary import Profile
+from tests.emulator import runner
 from tests.support.random_model import random_weights, tiny_config
 
 ENGINES = ["numpy", "cpu", "mlx"]
@@ -71,6 +72,18 @@ def test_linears_with_norms_of_their_own(engine: str) -> None:
 def test_linears_that_are_not_packed(engine: str) -> None:
     made = profiled(engine, dense=("mlp.up_proj", "self_attn.o_proj"))
     assert made.same and {"o", "gate_up"} < set(made.layers()[1])
+
+
+def test_our_kernels_on_the_emulated_grid() -> None:
+    """The quantisers' own launches are cut off as on stock MLX, and the bits stay."""
+    from bitnet_mlx.backends.kernels.ops import KernelOps
+    from bitnet_mlx.models.decoder_mlx import MlxModel
+
+    model = MlxModel(random_weights(tiny_config(), head="8"), "float32", KernelOps("metal", runner))
+    made = replay(model, [5, 6, 7], [11, 12], copy=1e9)
+    assert made.same and made.backend == "metal"
+    assert all(set(layer) == set(LAYER_PARTS) for layer in made.layers())
+    assert made.decode[0].launches < 2 * 12 + 20  # about a dozen a layer by our kernels; a hundred by stock operations
 
 
 def test_the_cpu_engine_notes_every_job_of_a_long_prompt_and_then_none() -> None:

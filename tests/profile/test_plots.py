@@ -30,6 +30,10 @@ RECORDS: dict[str, dict[str, Any]] = {
         "bench": "memory", "run": [{"tokens": n, "live_bytes": n, "cache_bytes": n} for n in (1, 2)],
         "rounds": [{"tokens": n, "live_bytes": n, "peak_rss_bytes": None} for n in (1, 2)],
     },
+    "tracker": {
+        "bench": "tracker", "scopes": [{"name": "load", "start_s": 0.0}, {"name": "load/tokenizer", "start_s": 0.1}],
+        "timeline": [{"time_s": t, "used": 9, "owners": {"weights": t, "kv_cache": 1, "other": 5}} for t in (0, 1)],
+    },
 }  # fmt: skip
 
 

@@ -19,7 +19,6 @@ from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.generation.sampling import Sampler, SamplingConfig
 from bitnet_mlx.generation.stream import PREFILL_STEP, stream_generate
 from bitnet_mlx.models.decoder import Decoder
-from bitnet_mlx.profile.spans import Span
 from bitnet_mlx.profile.summary import Pass, Profile
 from bitnet_mlx.tokenizer import Tokenizer
 
@@ -82,11 +81,12 @@ class _Pair:
         self._history += ids
         positions = self._plain.offset
         if number % 2:
-            cut, spans = self._with(ids)
+            cut = self._with(ids)
             plain, plain_s = self._without(ids)
         else:
             plain, plain_s = self._without(ids)
-            cut, spans = self._with(ids)
+            cut = self._with(ids)
+        spans = tuple(self._engine.recorder.spans)
         self.same = self.same and bool(np.array_equal(plain, cut))
         traffic = self._engine.traffic(len(ids), positions)
         return Pass(len(ids), positions, plain_s, spans, traffic, self._engine.launches())
@@ -97,13 +97,13 @@ class _Pair:
         self._sampler.pick(self._sampler.scores(logits, self._history))
         return logits, time.perf_counter() - start
 
-    def _with(self, ids: list[int]) -> tuple[np.ndarray, tuple[Span, ...]]:
+    def _with(self, ids: list[int]) -> np.ndarray:
         recorder = self._engine.recorder
         recorder.begin()
         logits = self._fed(lambda piece: self._engine.step(piece, self._cut), ids)
         self._sampler.pick(self._sampler.scores(logits, self._history))
         recorder.mark("sampling")
-        return logits, tuple(recorder.spans)
+        return logits
 
     @staticmethod
     def _fed(step: Callable[[list[int]], np.ndarray], ids: list[int]) -> np.ndarray:

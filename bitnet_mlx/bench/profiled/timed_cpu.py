@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,14 +53,12 @@ class TimedCpu:
             logits = self._decoder.step([ids], [cache])[0]
             end = clock.now()
         finally:
-            noted = self._room[: self._decoder.jobs_marked].tolist()
+            noted = self._room[: self._decoder.jobs_marked].copy()
             self._decoder.mark_jobs(None)
-        for job, layer, when in noted:
-            inside = job != at.ENTER and layer < layers
-            self.recorder.mark_at(when, _PART[job], layer if inside else None)
+        self.recorder.mark_later(lambda: _marks(noted, layers))
         self.recorder.mark_at(end, "host")
         self.recorder.resume()
-        self._jobs = sum(1 for job, _, _ in noted if job != at.ENTER)
+        self._jobs = len(noted) - -(-len(ids) // at.CHUNK)  # each call of the step notes its entry as well
         return logits
 
     def launches(self) -> int:
@@ -73,3 +71,9 @@ class TimedCpu:
         found["attention"] = cache_traffic(self._decoder.config, tokens, positions, 4)
         del found["embedding"]  # a row, looked up by the host
         return found
+
+
+def _marks(noted: np.ndarray, layers: int) -> Iterator[tuple[int, str, int | None, int]]:
+    """int64 [jobs, 3] of cpu_jit.marks as marks of a recorder."""
+    for job, layer, when in noted.tolist():
+        yield when, _PART[job], layer if job != at.ENTER and layer < layers else None, 0

@@ -16,7 +16,7 @@ import numpy as np
 from bitnet_mlx.backends.mlx_affine import Codes, StockOps
 from bitnet_mlx.backends.mlx_import import mx
 from bitnet_mlx.bench.launches_mlx import launches
-from bitnet_mlx.bench.layer_launches_mlx import ops_launches
+from bitnet_mlx.bench.layer_launches_mlx import kernel_launches, stock_launches
 from bitnet_mlx.bench.profiled.engine import cache_traffic
 from bitnet_mlx.models.layers_mlx import attend, side_by_side
 from bitnet_mlx.nn.norm import RMSNorm
@@ -167,4 +167,5 @@ def _count(model: Any) -> int:
     hidden = mx.zeros((1, 1, model.config.hidden_size), model.model.dtype)
     ends = len(launches(lambda x: model.head(x[:, -1]), hidden))
     rows = len(launches(lambda ids: model.model.embed_tokens.rows(ids), mx.array([[0]])))
-    return len(ops_launches(model.config, model.ops, kind, bits)) * len(model.layers) + ends + rows
+    layer = stock_launches if model.name == "mlx" else kernel_launches
+    return len(layer(model.config, kind, bits)) * len(model.layers) + ends + rows

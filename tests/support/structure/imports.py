@@ -42,6 +42,7 @@ MADE_OF = {
     "bitnet_mlx.backends.cuda*": ("mlx",),
     "bitnet_mlx.backends.kernels*": ("mlx",),
     "bitnet_mlx.backends.cpu_jit*": ("numba", "llvmlite"),
+    "bitnet_mlx.serve*": ("pydantic", "starlette", "uvicorn"),
 }
 
 

@@ -1,0 +1,282 @@
+"""The routes: a request's bytes in, OpenAI's JSON or events out."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from bitnet_mlx.serve.answers import Answer, Choice
+from bitnet_mlx.serve.engine import Engine
+from bitnet_mlx.serve.failures import ApiError
+from bitnet_mlx.serve.jobs import Model
+from bitnet_mlx.serve.metrics import Metrics
+from bitnet_mlx.serve.schema import Body, ChatBody, CompletionBody, parse
+from bitnet_mlx.serve.work import Piece, Task, Work
+
+log = logging.getLogger(__name__)
+_OPEN = ("/", "/health")  # told to anyone, key or not
+Events = asyncio.Queue  # of (Work, Piece | ApiError)
+
+
+@dataclass(frozen=True)
+class Options:
+    """api_key: what clients must send, None for nothing. max_body: bytes. body_seconds: a body must be there by then.
+    origins: web pages elsewhere that may ask (CORS).
+    """
+
+    api_key: str | None = None
+    max_body: int = 4 << 20
+    body_seconds: float = 30.0
+    origins: tuple[str, ...] = ()
+
+
+def make_app(model: Model, engine: Engine, options: Options | None = None) -> Starlette:
+    """The ASGI application. It starts the engine with its own life and stops it at its end."""
+
+    @asynccontextmanager
+    async def life(_app: Starlette) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        await asyncio.to_thread(engine.stop)
+
+    service = _Service(model, engine, options or Options())
+    cors = Middleware(CORSMiddleware, allow_origins=service.options.origins, allow_methods=["*"], allow_headers=["*"])
+    return Starlette(
+        routes=[
+            Route("/health", service.guarded(service.health)),
+            Route("/metrics", service.guarded(service.metrics_text)),
+            Route("/v1/models", service.guarded(service.models)),
+            Route("/v1/models/{name:path}", service.guarded(service.one_model)),
+            Route("/v1/completions", service.guarded(service.completions), methods=["POST"]),
+            Route("/v1/chat/completions", service.guarded(service.chat), methods=["POST"]),
+        ],
+        lifespan=life,
+        middleware=[cors] if service.options.origins else [],
+        exception_handlers={HTTPException: _no_route},
+    )
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    text = f"{request.method} {request.url.path[:200]} is not known here ({error.detail})"
+    return _refuse(ApiError(error.status_code, text, headers=dict(error.headers or {})))
+
+
+def _refuse(error: ApiError) -> Response:
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+
+
+class _Service:
+    """The handlers. Each returns a response or raises ApiError."""
+
+    def __init__(self, model: Model, engine: Engine, options: Options) -> None:
+        self.model, self.engine, self.options = model, engine, options
+        self.metrics = Metrics()
+
+    def guarded(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        """The handler behind the key, its refusals as answers, all of them counted."""
+
+        async def answer(request: Request) -> Response:
+            path = request.scope["route"].path
+            try:
+                if path not in _OPEN:
+                    self._check_key(request)
+                response = await handler(request)
+            except ApiError as error:
+                response = _refuse(error)
+            except ClientDisconnect:
+                response = Response(status_code=499)  # nobody reads it
+            except Exception as error:  # the last catch: a fault of ours fails this request alone
+                log.error("[serve] %s failed: %s: %s", path, type(error).__name__, error)
+                response = _refuse(ApiError(500, f"The server failed: unexpected {type(error).__name__}"))
+            self.metrics.answered(path, response.status_code)
+            return response
+
+        return answer
+
+    def _check_key(self, request: Request) -> None:
+        if self.options.api_key is None:
+            return
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        right = hmac.compare_digest(given.strip().encode(), self.options.api_key.encode())
+        if scheme.lower() != "bearer" or not right:
+            raise ApiError(
+                401, "The API key is missing or wrong; send Authorization: Bearer KEY", code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )  # fmt: skip
+
+    async def health(self, _request: Request) -> Response:
+        counts = self.engine.counts
+        return JSONResponse({"status": "ok", "running": counts.running, "waiting": counts.waiting})
+
+    async def metrics_text(self, _request: Request) -> Response:
+        return PlainTextResponse(self.metrics.text(self.engine.counts), media_type="text/plain; version=0.0.4")
+
+    async def models(self, _request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._card()]})
+
+    async def one_model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name != self.model.name:
+            raise ApiError(404, f"The model {name[:200]!r} is not served here", param="model", code="model_not_found")
+        return JSONResponse(self._card())
+
+    def _card(self) -> dict[str, Any]:
+        model = self.model
+        return {
+            "id": model.name, "object": "model", "created": model.created, "owned_by": "bitnet-mlx",
+            "context_length": model.context, "backend": model.decoder.name,
+            "chat": model.tokenizer.chat_template is not None,
+        }  # fmt: skip
+
+    async def completions(self, request: Request) -> Response:
+        return await self._complete(request, CompletionBody)
+
+    async def chat(self, request: Request) -> Response:
+        return await self._complete(request, ChatBody)
+
+    async def _complete(self, request: Request, kind: type[Body]) -> Response:
+        data = await self._read(request)
+        # A long prompt takes its time to split: not on the thread that everybody's events pass.
+        body, tasks = await asyncio.to_thread(self._prepare, kind, data)
+        loop, events = asyncio.get_running_loop(), Events()
+
+        def listen(work: Work, event: Piece | ApiError) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, (work, event))
+
+        works = self.engine.submit(tasks, listen)
+        prompts = [len(task.ids) for task in tasks[:: body.n]]
+        answer = Answer(kind is ChatBody, self.model.name, self.model.tokenizer, prompts, tasks[0].top is not None)
+        if body.stream:
+            lines = self._stream(works, events, answer, body.include_usage)
+            return _EventStream(lines, lambda: self.engine.cancel(works))
+        return await self._whole(request, works, events, answer)
+
+    def _prepare(self, kind: type[Body], data: bytes) -> tuple[Body, list[Task]]:
+        body = parse(kind, data)
+        return body, self.model.tasks(body)
+
+    async def _read(self, request: Request) -> bytes:
+        """The body: JSON by its header (so that a browser asks before a foreign page may send it), not too long, in time."""
+        most = self.options.max_body
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise ApiError(
+                415, "The body must be JSON, with Content-Type: application/json", code="unsupported_media_type"
+            )
+        too_long = ApiError(413, f"The body is longer than the {most} bytes that are allowed", code="body_too_large")
+        length = request.headers.get("content-length", "0")
+        if length.isdigit() and len(length) < 20 and int(length) > most:
+            raise too_long
+
+        async def collect() -> bytes:
+            data = bytearray()
+            async for part in request.stream():
+                data += part
+                if len(data) > most:
+                    raise too_long
+            return bytes(data)
+
+        try:
+            return await asyncio.wait_for(collect(), self.options.body_seconds)
+        except asyncio.TimeoutError as error:
+            raise ApiError(
+                408, f"The body was not there after {self.options.body_seconds:g} s", code="timeout"
+            ) from error
+
+    async def _whole(self, request: Request, works: list[Work], events: Events, answer: Answer) -> Response:
+        choices = [Choice() for _ in works]
+
+        async def collect() -> None:
+            left = len(works)
+            while left:
+                work, event = await events.get()
+                if isinstance(event, ApiError):
+                    raise event
+                choices[work.index].add(event)
+                left -= event.finish_reason is not None
+
+        try:
+            await _unless_gone(collect(), request.receive)
+        finally:
+            self.engine.cancel(works)
+        return JSONResponse(answer.whole(choices))
+
+    async def _stream(self, works: list[Work], events: Events, answer: Answer, usage: bool) -> AsyncIterator[str]:
+        """Lines of data; an error that comes after the head of the answer has been sent is one of them."""
+        no_counts = {"usage": None} if usage else {}
+        for work in works:
+            opening = answer.opening(work.index)
+            if opening:
+                yield json.dumps({**opening, **no_counts})
+        left = len(works)
+        while left:
+            work, event = await events.get()
+            if isinstance(event, ApiError):
+                yield json.dumps(event.body())
+                return
+            left -= event.finish_reason is not None
+            chunk = answer.chunk(work.index, event)
+            if chunk:
+                yield json.dumps({**chunk, **no_counts})
+        if usage:
+            yield json.dumps(answer.counts())
+        yield "[DONE]"
+
+
+async def _unless_gone(action: Any, receive: Receive) -> None:
+    """Await the action; where the client leaves first, the action ends and ClientDisconnect is raised."""
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    doing, watching = asyncio.ensure_future(action), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((doing, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise ClientDisconnect
+        doing.result()
+    finally:
+        for future in (doing, watching):
+            future.cancel()
+        await asyncio.gather(doing, watching, return_exceptions=True)
+
+
+class _EventStream(Response):
+    """Server-sent events. `at_end` is called whatever ends them: the last line, a client that leaves, a shutdown."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, lines: AsyncIterator[str], at_end: Callable[[], None]) -> None:
+        self.status_code, self.background = 200, None
+        self._lines, self._at_end = lines, at_end
+        self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def write() -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for line in self._lines:
+                await send({"type": "http.response.body", "body": f"data: {line}\n\n".encode(), "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        try:
+            await _unless_gone(write(), receive)
+        except (ClientDisconnect, OSError):
+            pass  # the client has gone, and the texts go with it
+        finally:
+            self._at_end()

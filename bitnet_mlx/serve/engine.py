@@ -1,0 +1,264 @@
+"""Continuous batching: one thread that runs the model, texts that join and leave between its steps.
+
+Each step feeds one new token of every text that is being written, and the next part of the prompts of those that have just
+come: together at most STEP_TOKENS, so that a long prompt delays nobody by more than a step. Prompts share what a step has
+left evenly, so a short one is through in a step or two whatever is beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from bitnet_mlx.errors import BitnetError
+from bitnet_mlx.models.decoder import Decoder
+from bitnet_mlx.serve.failures import ApiError
+from bitnet_mlx.serve.work import Listener, Task, Work
+from bitnet_mlx.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+STEP_TOKENS = 256  # the cpu engine takes as many rows at a time
+_LEAST_PROMPT = 32  # prompt tokens of a step, however many texts are being written
+_RECENT = 32  # finished texts that the time to wait is judged by
+
+
+@dataclass(frozen=True)
+class Limits:
+    """running: texts in one batch. waiting: texts in the queue. kv_positions: cache positions of all that run."""
+
+    running: int = 16
+    waiting: int = 64
+    kv_positions: int = 1 << 20
+    step_tokens: int = STEP_TOKENS
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the engine has done since its start, and holds now."""
+
+    steps: int = 0
+    step_seconds: float = 0.0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    finished: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    running: int = 0
+    waiting: int = 0
+    kv_bytes: int = 0
+
+
+class Engine:
+    """The model and its thread. `submit` and `cancel` may be called from any thread; listeners are called on the engine's."""
+
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, limits: Limits | None = None) -> None:
+        self.decoder, self.tokenizer, self.limits = decoder, tokenizer, limits or Limits()
+        self._stop_ids = tokenizer.eos_token_ids | frozenset(decoder.config.eos_token_ids)
+        self._queue: deque[Work] = deque()
+        self._running: list[Work] = []
+        self._change = threading.Condition()
+        self._stopping = False
+        self._counts = Counts()
+        self._finished_at: deque[float] = deque(maxlen=_RECENT)
+        self._thread = threading.Thread(target=self._run, name="bitnet-mlx engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the step in progress; what is not finished fails."""
+        with self._change:
+            self._stopping = True
+            self._change.notify()
+        self._thread.join()
+
+    @property
+    def counts(self) -> Counts:
+        """A snapshot."""
+        with self._change:
+            held = sum(w.cache.nbytes for w in self._running if w.cache is not None)
+            return replace(self._counts, running=len(self._running), waiting=len(self._queue), kv_bytes=held)
+
+    def submit(self, tasks: Sequence[Task], listener: Listener) -> list[Work]:
+        """Queue texts, all or none. Raises ApiError 429 when the queue is full, 400 for what can never run, 503 at the end."""
+        limits = self.limits
+        for task in tasks:
+            if task.positions > limits.kv_positions:
+                raise ApiError(
+                    400, f"{task.positions} positions of cache would be needed and this server has {limits.kv_positions}; "
+                    "shorten the prompt or ask for fewer tokens", code="context_length_exceeded",
+                )  # fmt: skip
+        if len(tasks) > limits.waiting:
+            raise ApiError(
+                400, f"{len(tasks)} texts were asked for at once; at most {limits.waiting} are allowed", param="n"
+            )
+        works = [Work(task, index, self.tokenizer, self._stop_ids, listener) for index, task in enumerate(tasks)]
+        with self._change:
+            if self._stopping:
+                raise ApiError(503, "The server is shutting down", code="shutting_down")
+            if len(self._queue) + len(works) > limits.waiting:
+                seconds = self._wait_for(len(works))
+                raise ApiError(
+                    429, f"The queue is full ({len(self._queue)} texts wait); try again in {seconds} s", code="queue_full",
+                    headers={"Retry-After": str(seconds)},
+                )  # fmt: skip
+            for work in works:
+                work.arrived = time.monotonic()
+            self._queue.extend(works)
+            self._change.notify()
+        return works
+
+    def cancel(self, works: Sequence[Work]) -> None:
+        """Stop texts that nobody waits for any more: before the next step. Finished ones stay as they are."""
+        for work in works:
+            work.cancelled = True
+        with self._change:
+            self._change.notify()
+
+    def _wait_for(self, places: int) -> int:
+        """Seconds after which so many places may be free, from the rate of late."""
+        if len(self._finished_at) < 2:
+            return 1
+        span = time.monotonic() - self._finished_at[0]
+        return max(1, min(60, round(places * span / len(self._finished_at))))
+
+    def _run(self) -> None:
+        while self._next():
+            try:
+                self._step()
+            except Exception as error:  # whatever happens, the next request finds an engine
+                log.error("[serve] a step failed: %s: %s", type(error).__name__, error)
+                for work in list(self._running):
+                    self._fail(work, error)
+        for work in [*self._running, *self._queue]:
+            work.tell(ApiError(503, "The server is shutting down", code="shutting_down"))
+        with self._change:
+            self._running.clear()
+            self._queue.clear()
+
+    def _next(self) -> bool:
+        """Wait for work, let go of what was cancelled, let in what fits. False: it is time to end."""
+        with self._change:
+            while True:
+                self._drop_cancelled()
+                self._admit()
+                if self._stopping:
+                    return False
+                if self._running:
+                    return True
+                self._change.wait()
+
+    def _drop_cancelled(self) -> None:
+        gone = sum(w.cancelled for w in self._running) + sum(w.cancelled for w in self._queue)
+        if gone:
+            self._running = [w for w in self._running if not w.cancelled]
+            self._queue = deque(w for w in self._queue if not w.cancelled)
+            self._count(cancelled=gone)
+
+    def _admit(self) -> None:
+        """First come, first served: the first that does not fit holds up those behind it."""
+        used = sum(w.task.positions for w in self._running)
+        while self._queue and len(self._running) < self.limits.running:
+            used += self._queue[0].task.positions
+            if used > self.limits.kv_positions:
+                return
+            self._running.append(self._queue.popleft())
+
+    def _step(self) -> None:
+        began = time.monotonic()
+        for work in list(self._running):
+            if work.cache is None:
+                self._guarded(work, lambda work=work: self._open(work))
+        parts = share(self._running, self.limits.step_tokens)
+        outputs = self._compute(parts)
+        fed = 0
+        for work, tokens, logits in outputs:
+            if not work.generated:
+                fed += len(tokens)
+            if not work.waiting:
+                self._guarded(work, lambda work=work, logits=logits: self._advance(work, logits))
+        with self._change:
+            counts = self._counts
+            self._count(steps=1, prompt_tokens=fed)
+            self._counts = replace(self._counts, step_seconds=counts.step_seconds + time.monotonic() - began)
+
+    def _open(self, work: Work) -> None:
+        work.cache = self.decoder.make_cache(work.task.positions)
+
+    def _compute(self, parts: Sequence[tuple[Work, list[int]]]) -> list[tuple[Work, list[int], np.ndarray]]:
+        """Feed all parts in one step. Where that fails each goes alone, so that only the one at fault fails."""
+        if not parts:
+            return []
+        offsets = [work.cache.offset for work, _ in parts]
+        try:
+            rows = self.decoder.step([tokens for _, tokens in parts], [work.cache for work, _ in parts])
+            return [(work, tokens, row) for (work, tokens), row in zip(parts, rows, strict=True)]
+        except Exception as error:  # a decoder may fail in any way
+            if len(parts) == 1:
+                self._fail(parts[0][0], error)
+                return []
+            log.warning("[serve] a step of %d texts failed (%s); each goes alone", len(parts), error)
+            for (work, _), offset in zip(parts, offsets, strict=True):
+                work.cache.trim(offset)
+        return [output for part in parts for output in self._compute([part])]
+
+    def _advance(self, work: Work, logits: np.ndarray) -> None:
+        piece = work.choose(logits)
+        if work.generated == 1:
+            work.first_token = time.monotonic()
+        with self._change:
+            self._count(generated_tokens=1)
+            if piece.finish_reason:
+                self._leave(work, finished=1)
+        work.tell(piece)
+
+    def _guarded(self, work: Work, action: Callable[[], None]) -> None:
+        """One text's own trouble is nobody else's."""
+        try:
+            action()
+        except Exception as error:  # as above
+            self._fail(work, error)
+
+    def _fail(self, work: Work, error: Exception) -> None:
+        log.error("[serve] a request failed: %s: %s", type(error).__name__, error)
+        with self._change:
+            self._leave(work, failed=1)
+        told = str(error) if isinstance(error, BitnetError) else f"unexpected {type(error).__name__}"
+        work.tell(ApiError(500, f"The engine failed: {told}", code="engine_error"))
+
+    def _leave(self, work: Work, **count: int) -> None:
+        if work in self._running:
+            self._running.remove(work)
+            self._finished_at.append(time.monotonic())
+            self._count(**count)
+        work.cache = None
+
+    def _count(self, **more: int) -> None:
+        values: dict[str, Any] = {name: getattr(self._counts, name) + value for name, value in more.items()}
+        self._counts = replace(self._counts, **values)
+
+
+def share(works: Sequence[Work], step_tokens: int) -> list[tuple[Work, list[int]]]:
+    """(text, ids to feed next): one id of each that is being written; the prompts share what is left, the short ones first.
+
+    A prompt that gets nothing now is left out.
+    """
+    parts = [(work, work.history[-1:]) for work in works if work.waiting == 1]
+    prompts = sorted((work for work in works if work.waiting > 1), key=lambda work: work.waiting)
+    room = max(step_tokens - len(parts), _LEAST_PROMPT)
+    for place, work in enumerate(prompts):
+        count = min(work.waiting, max(1, room // (len(prompts) - place)), room)
+        if count:
+            at = work.cache.offset
+            parts.append((work, work.history[at : at + count]))
+            room -= count
+    return parts

@@ -1,0 +1,42 @@
+"""What Prometheus reads: counters and gauges as text (version 0.0.4 of its format)."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from bitnet_mlx.serve.engine import Counts
+
+_PREFIX = "bitnet_mlx_"
+_HELP = (
+    ("steps", "counter", "steps_total", "Steps of the model"),
+    ("step_seconds", "counter", "step_seconds_total", "Time inside steps, choosing tokens included"),
+    ("prompt_tokens", "counter", "prompt_tokens_total", "Prompt tokens computed"),
+    ("generated_tokens", "counter", "generated_tokens_total", "Tokens generated"),
+    ("finished", "counter", "texts_finished_total", "Texts that came to their end"),
+    ("failed", "counter", "texts_failed_total", "Texts that the engine failed"),
+    ("cancelled", "counter", "texts_cancelled_total", "Texts whose client left"),
+    ("running", "gauge", "texts_running", "Texts in the batch"),
+    ("waiting", "gauge", "texts_waiting", "Texts in the queue"),
+    ("kv_bytes", "gauge", "kv_cache_bytes", "Bytes allocated for keys and values"),
+)
+
+
+class Metrics:
+    """Answers counted by route and status; the engine counts the rest. Used on the event loop's thread alone."""
+
+    def __init__(self) -> None:
+        self._answers: Counter[tuple[str, int]] = Counter()
+
+    def answered(self, route: str, status: int) -> None:
+        """Count one answer. route: its pattern, not what the client wrote."""
+        self._answers[route, status] += 1
+
+    def text(self, counts: Counts) -> str:
+        """All of it."""
+        lines = [f"# HELP {_PREFIX}answers_total Answers by route and status", f"# TYPE {_PREFIX}answers_total counter"]
+        for (route, status), count in sorted(self._answers.items()):
+            lines.append(f'{_PREFIX}answers_total{{route="{route}",status="{status}"}} {count}')
+        for field, kind, name, text in _HELP:
+            lines += [f"# HELP {_PREFIX}{name} {text}", f"# TYPE {_PREFIX}{name} {kind}"]
+            lines.append(f"{_PREFIX}{name} {getattr(counts, field)}")
+        return "\n".join(lines) + "\n"
