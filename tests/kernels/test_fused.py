@@ -59,7 +59,7 @@ FAULTS = {  # what a line of the body becomes
     "lost barrier of the squares": ("tops[warp] = top;\n" + BARRIER, "tops[warp] = top;\n"),
     "lost barrier of the codes": (BARRIER + "if (!NORM", "if (!NORM"),
     "floor": ("turn < 2", "turn < 1"),
-    "lane order": ("(const float*)squares + lane", "(const float*)squares + (lane * 3 & 31)"),
+    "lane order": ("(const float*)squares + lane", "(const float*)squares + (lane / 4 + lane % 4 * 8)"),
     "line order": ("sum = add_rn(sum, now[i]);", "sum = add_rn(sum, now[7 - i]);"),
     "lanes halved otherwise": ("half_of = 16; half_of > 0; half_of /= 2", "half_of = 1; half_of < 32; half_of *= 2"),
     "scale order": ("div_rn(127.0f, mul_rn(chosen, r))", "div_rn(div_rn(127.0f, chosen), r)"),
