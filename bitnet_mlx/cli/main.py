@@ -23,6 +23,7 @@ COMMANDS = {
     "inspect": "tell what a checkpoint is, without loading it whole",
     "train": "train a ternary model from text files",
     "lora": "train an adapter over a packed model's weights, which stay as they are",
+    "evaluate": "perplexity and bits per byte on text; distance from a teacher, by layer too",
     "memory": "predict what a model takes in memory, and whether it fits this machine",
     "bench": "measure speed on this machine",
     "doctor": "tell what this machine can run, and check each engine against the reference",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from bitnet_mlx.errors import FormatError
-from bitnet_mlx.formats import words2
+from bitnet_mlx.ternary import padded
 
 WEIGHTS_PER_BYTE = 5
 WEIGHTS_PER_WORD = 20
@@ -34,6 +34,19 @@ def _digits() -> np.ndarray:
 
 
 _WEIGHTS = _digits()
+_CODES_OF_BYTE = ((_WEIGHTS + 1).astype(np.uint16) << np.arange(0, 10, 2, dtype=np.uint16)).sum(axis=1, dtype=np.uint16)
+_ZERO_CODES = 0x55  # four 2-bit codes of the weight 0
+
+
+def _by_codes() -> np.ndarray:
+    """uint8 [1024]: the byte of five 2-bit codes, the first in the low bits; 0 where one of them is 3."""
+    codes = np.arange(1024)[:, None] >> np.arange(0, 10, 2) & 3
+    return np.where((codes < 3).all(axis=1), _STORED[np.minimum(codes, 2) @ _PLACES.astype(np.int64)], 0).astype(
+        np.uint8
+    )
+
+
+_BYTE_OF_CODES = _by_codes()
 
 
 def width(k: int) -> int:
@@ -56,7 +69,11 @@ def _pack_rows(t: np.ndarray) -> np.ndarray:
     n, k = t.shape
     digits = np.ones((n, width(k) * WEIGHTS_PER_WORD), np.uint8)
     np.add(t, 1, out=digits[:, :k], casting="unsafe")
-    values = digits.reshape(n, -1, WEIGHTS_PER_BYTE) @ _PLACES  # at most 242
+    fives = digits.reshape(n, -1, WEIGHTS_PER_BYTE)
+    values = fives[..., 0].copy()  # at most 242 in the end
+    for place in range(1, WEIGHTS_PER_BYTE):
+        values *= 3
+        values += fives[..., place]
     return _STORED[values].view("<u4")
 
 
@@ -89,18 +106,44 @@ def check(words: np.ndarray, k: int, name: str) -> None:
 
 
 def from_words2(words: np.ndarray, k: int) -> np.ndarray:
-    """2-bit code words uint32 [N, padded(K) / 16] -> trits5 words uint32 [N, ceil(K / 20)]."""
-    n = words.shape[0]
-    out = np.empty((n, width(k)), np.uint32)
+    """2-bit code words uint32 [N, padded(K) / 16] -> trits5 words uint32 [N, ceil(K / 20)].
+
+    Twenty codes are 40 bits: five bytes there, four fields of 10 bits here.
+    """
+    n, count = words.shape[0], width(k)
+    out = np.empty((n, count, 4), np.uint8)
     for rows in _blocks(n, k):
-        out[rows] = _pack_rows(words2.unpack(words[rows], k))
-    return out
+        raw = np.ascontiguousarray(words[rows]).astype("<u4", copy=False).view(np.uint8)[:, : 5 * count]
+        bytes_ = np.full((raw.shape[0], 5 * count), _ZERO_CODES, np.uint8)
+        bytes_[:, : raw.shape[1]] = raw
+        b = bytes_.reshape(-1, count, 5).astype(np.uint16)
+        fields = (
+            b[..., 0] | (b[..., 1] & 3) << 8,
+            b[..., 1] >> 2 | (b[..., 2] & 15) << 6,
+            b[..., 2] >> 4 | (b[..., 3] & 63) << 4,
+            b[..., 3] >> 6 | b[..., 4] << 2,
+        )
+        for i, field in enumerate(fields):
+            out[rows, :, i] = _BYTE_OF_CODES[field]
+    return out.reshape(n, 4 * count).view("<u4")
 
 
 def to_words2(words: np.ndarray, k: int) -> np.ndarray:
     """trits5 words uint32 [N, ceil(K / 20)] -> 2-bit code words uint32 [N, padded(K) / 16]."""
-    blocks = [words2.pack(unpack(words[rows], k)) for rows in _blocks(words.shape[0], k)]
-    return np.concatenate(blocks) if blocks else words2.pack(np.zeros((0, k), np.int8))
+    n, count, held = words.shape[0], width(k), padded(k) // 4
+    out = np.full((n, held), _ZERO_CODES, np.uint8)
+    for rows in _blocks(n, k):
+        packed = np.ascontiguousarray(words[rows]).astype("<u4", copy=False).view(np.uint8)
+        f = _CODES_OF_BYTE[packed.reshape(-1, count, 4)]
+        b = np.empty((f.shape[0], count, 5), np.uint8)
+        b[..., 0] = f[..., 0] & 255
+        b[..., 1] = f[..., 0] >> 8 | (f[..., 1] & 63) << 2
+        b[..., 2] = f[..., 1] >> 6 | (f[..., 2] & 15) << 4
+        b[..., 3] = f[..., 2] >> 4 | (f[..., 3] & 3) << 6
+        b[..., 4] = f[..., 3] >> 2
+        flat = b.reshape(-1, 5 * count)[:, :held]  # what is cut off holds weights 0 of the padding
+        out[rows, : flat.shape[1]] = flat
+    return out.view("<u4")
 
 
 def _blocks(n: int, per_row: int) -> list[slice]:

@@ -23,6 +23,7 @@ from bitnet_mlx.formats.dense import GroupedRows, bfloat16_to_float32, float32_t
 from bitnet_mlx.models.decoder_numpy import NumpyDecoder
 from bitnet_mlx.models.weights import DecoderWeights, Linear
 from bitnet_mlx.ternary import TernaryTensor
+from tests.checkpoint.test_families import one_bit
 from tests.support import hf_folder
 from tests.support.random_model import random_ternary, random_weights, tiny_config
 from tests.support.same_weights import assert_same
@@ -61,6 +62,21 @@ def test_hf_writes_the_bytes_that_hugging_face_has(tmp_path: Path) -> None:
     for name in a:
         assert (a.info(name).dtype, a.info(name).shape) == (b.info(name).dtype, b.info(name).shape)
         assert np.array_equal(a.array(name), b.array(name)), name
+
+
+def test_1bitllm_becomes_what_transformers_has_a_class_for(tmp_path: Path) -> None:
+    """Its own config says llama, whose class has no sub-norms. (Run by transformers 5.24 the result differed by 1e-6.)"""
+    wrote = one_bit(tmp_path / "source")
+    direct = read_weights(wrote.path)
+    convert(wrote.path, tmp_path / "hf", "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text(encoding="utf-8"))
+    assert (config["model_type"], config["hidden_act"]) == ("bitnet", "silu")
+    assert config["architectures"] == ["BitNetForCausalLM"]
+    names = set(TensorTable(tmp_path / "hf"))
+    assert (
+        "model.layers.0.self_attn.attn_sub_norm.weight" in names and "model.layers.0.mlp.ffn_sub_norm.weight" in names
+    )
+    assert np.array_equal(logits(read_weights(tmp_path / "hf")), logits(direct))
 
 
 @pytest.mark.parametrize("kind", ["hf", "mlx-2bit"])

@@ -42,6 +42,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, d
         shutil.copy(file, folder / "my_texts")
     (folder / "my_samples").mkdir()
     (folder / "my_samples" / "train.jsonl").write_text('{"text": "import ship"}\n' * 4)
+    (folder / "my_text.txt").write_text("def read_config(path):\n    return path\n")
     model = folder / "hub_model"
     hf_folder.write(model, "bitnet", "packed", vocab_size=420).save()
     tiny_tokenizers.byte_level(model, settings={"chat_template": TEMPLATE})

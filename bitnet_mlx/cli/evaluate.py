@@ -1,0 +1,47 @@
+"""bitnet-mlx evaluate: what a model makes of text, and what ternary weights cost against a teacher."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from bitnet_mlx.cli import options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `evaluate`."""
+    add = parser.add_argument
+    add("--data", nargs="+", type=Path, required=True, metavar="FILE", help="UTF-8 text files, each scored by itself")
+    add(
+        "--teacher",
+        metavar="DIR|REPO|GGUF",
+        help="a model of the same vocabulary: KL, agreement, and with --layers more",
+    )
+    add("--length", type=int, default=0, metavar="L", help="tokens a window (default 512, or the context)")
+    add("--stride", type=int, default=0, metavar="N", help="tokens a window moves on (default half of it)")
+    add("--limit", type=int, metavar="N", help="score the first N tokens of each file alone")
+    add(
+        "--layers",
+        action="store_true",
+        help="zeros of every linear; MSE, SQNR and cosine against the teacher's weights",
+    )
+    add("--sensitivity", action="store_true", help="rank layers by the loss that the teacher's weights would take away")
+    options.add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from bitnet_mlx.quality.evaluate import EvaluateOptions, evaluate
+    from bitnet_mlx.quality.table import table
+
+    names = ("model", "teacher", "length", "stride", "limit", "layers", "sensitivity")
+    given = {name: getattr(args, name) for name in names}
+    wanted = EvaluateOptions(tuple(args.data), options.load_arguments(args), **given)
+    record = evaluate(wanted, _progress if args.verbose else None)
+    print(json.dumps(record) if args.json else table(record))
+    return 0
+
+
+def _progress(done: int, total: int) -> None:
+    print(f"{done} of {total} tokens", file=sys.stderr, flush=True)

@@ -1,0 +1,115 @@
+"""bitnet-mlx evaluate: a model's figures on text, against a teacher, and by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitnet_mlx.api import embedded_model, load, make_decoder
+from bitnet_mlx.checkpoint.hub import resolve
+from bitnet_mlx.checkpoint.read import read_weights
+from bitnet_mlx.errors import ConfigError
+from bitnet_mlx.models.decoder import Decoder
+from bitnet_mlx.models.weights import DecoderWeights
+from bitnet_mlx.quality.linears import compare_linears, sensitivity
+from bitnet_mlx.quality.score import Progress, Score, score
+from bitnet_mlx.quality.texts import check_same, read_text
+
+LENGTH = 512
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """data: text files, each scored by itself. length 0 means 512, or the context where it is shorter; stride 0 half of it.
+
+    layers: weights of every linear (against the teacher's, if there is one). sensitivity: the loss without each layer's
+    quantisation. load: the model's other keyword arguments of bitnet_mlx.load.
+    """
+
+    data: tuple[Path, ...]
+    load: dict[str, Any]
+    model: str | None = None
+    teacher: str | None = None
+    length: int = 0
+    stride: int = 0
+    limit: int | None = None
+    layers: bool = False
+    sensitivity: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("length", 0), ("stride", 0), ("limit", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"[evaluate] --{name} is {value}; {max(least, 1)} or more is allowed")
+        if self.sensitivity and self.teacher is None:
+            raise ConfigError("[evaluate] --sensitivity puts a teacher's layers in the model's place; give --teacher")
+        if self.sensitivity and self.load.get("adapter_path"):
+            raise ConfigError("[evaluate] --sensitivity looks at a model alone; leave out --adapter-path")
+
+
+def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> dict[str, Any]:
+    """The record of the command; every figure comes from logits of the backend, or from the weights that it runs.
+
+    Raises ConfigError or FormatError, and whatever loading raises.
+    """
+    model, tokenizer = load(options.model, **options.load)
+    texts = [read_text(path, tokenizer, options.limit) for path in options.data]
+    teacher = None
+    if options.teacher is not None:
+        teacher, other = load(options.teacher, backend=model.name, dtype=options.load.get("dtype"))
+        for text in texts:
+            check_same(tokenizer, other, text)
+    length = _length(options, [model] if teacher is None else [model, teacher])
+    stride = options.stride or max(1, length // 2)
+
+    def measure(decoder: Decoder, beside: Decoder | None = None, tell: Progress | None = None) -> Score:
+        return _sum([score(decoder, t.ids, t.nbytes, length, stride, beside, tell) for t in texts])
+
+    total = measure(model, teacher, progress)
+    record: dict[str, Any] = {
+        "model": options.model or "embedded", "backend": model.name, "teacher": options.teacher, "length": length,
+        "stride": stride, **total.record(), "files": [text.name for text in texts],
+    }  # fmt: skip
+    if options.layers or options.sensitivity:
+        record.update(_by_layer(options, model.name, measure, total))
+    return record
+
+
+def _length(options: EvaluateOptions, models: Sequence[Decoder]) -> int:
+    context = min(m.config.max_position_embeddings for m in models)
+    length = options.length or min(LENGTH, context)
+    if length > context:
+        raise ConfigError(f"[evaluate] --length is {length}; the context holds {context} tokens")
+    return length
+
+
+def _sum(scores: list[Score]) -> Score:
+    total = scores[0]
+    for one in scores[1:]:
+        total = total + one
+    return total
+
+
+def _by_layer(
+    options: EvaluateOptions, backend: str, measure: Callable[[Decoder], Score], total: Score
+) -> dict[str, Any]:
+    own = _weights(options.model, options.load)
+    reference = None if options.teacher is None else _weights(options.teacher, {})
+    found: dict[str, Any] = {"linears": [{"name": n, **f} for n, f in compare_linears(own, reference)]}
+    if options.sensitivity:
+        assert reference is not None
+
+        def make(weights: DecoderWeights) -> Decoder:
+            return make_decoder(backend, weights, options.load.get("dtype"), options.load.get("threads"))
+
+        ranked = sensitivity(own, reference, make, measure, total)
+        found["sensitivity"] = [{"layer": layer, "nats_per_token": fall} for layer, fall in ranked]
+    return found
+
+
+def _weights(model: str | None, given: dict[str, Any]) -> DecoderWeights:
+    names = ("head_bits", "activations", "i2s_layout", "ternarize")
+    folder = embedded_model() if model is None else resolve(model, given.get("revision"))
+    return read_weights(folder, **{name: given[name] for name in names if name in given})

@@ -1,0 +1,44 @@
+"""An evaluation as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_LINES = (
+    ("perplexity", "perplexity", ".4f"), ("bits_per_byte", "bits a byte", ".4f"),
+    ("nats_per_token", "nats a token", ".4f"), ("teacher_perplexity", "teacher's perplexity", ".4f"),
+    ("teacher_bits_per_byte", "teacher's bits a byte", ".4f"), ("kl", "KL from the teacher, nats a token", ".4f"),
+    ("top1_agreement", "best token is the teacher's", ".2%"),
+)  # fmt: skip
+_COLUMNS = (
+    ("zeros", "zeros", ".1%"),
+    ("mse", "MSE", ".3e"),
+    ("sqnr_db", "SQNR dB", ".2f"),
+    ("cosine", "cosine", ".4f"),
+)
+
+
+def table(record: dict[str, Any]) -> str:
+    """Lines of `evaluate`'s record, for a terminal."""
+    against = f" against {record['teacher']}" if record["teacher"] else ""
+    lines = [
+        f"{record['model']} on {record['backend']}{against}: {record['tokens']} tokens, {record['bytes']} bytes, "
+        f"windows of {record['length']} moved by {record['stride']}"
+    ]
+    lines += [f"  {text:<34} {record[name]:{form}}" for name, text, form in _LINES if name in record]
+    if "linears" in record:
+        lines += ["", *_linears(record["linears"])]
+    if "sensitivity" in record:
+        lines += ["", "  what the loss falls by when this layer alone is the teacher's, nats a token"]
+        lines += [f"  layer {entry['layer']:<4} {entry['nats_per_token']:+.4f}" for entry in record["sensitivity"]]
+    return "\n".join(lines)
+
+
+def _linears(entries: list[dict[str, Any]]) -> list[str]:
+    used = [column for column in _COLUMNS if any(entry[column[0]] is not None for entry in entries)]
+    width = max(len(entry["name"]) for entry in entries)
+    lines = ["  " + " " * width + "".join(f"{title:>11}" for _, title, _ in used)]
+    for entry in entries:
+        cells = ["" if entry[key] is None else format(entry[key], form) for key, _, form in used]
+        lines.append(f"  {entry['name']:<{width}}" + "".join(f"{cell:>11}" for cell in cells))
+    return lines

@@ -1,0 +1,125 @@
+"""`bitnet-mlx evaluate` on master weights, with the float model that they were made from as the teacher."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bitnet_mlx.cli.main import main
+from tests.support import hf_folder, tiny_tokenizers
+
+TEXT = "the quick brown fox jumps over a lazy dog. hello world, naïve café!\n" * 3
+SHAPES = dict(vocab_size=420, num_hidden_layers=2)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """student: ternary from float masters; teacher: the same tensors as a float model; text.txt."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    for name, storage in (("student", "online"), ("teacher", "dense")):
+        hf_folder.write(folder / name, "llama", storage, seed=4, **SHAPES)
+        tiny_tokenizers.byte_level(folder / name)
+    (folder / "text.txt").write_text(TEXT, "utf-8")
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
+    assert main(["evaluate", *map(str, words), "--json"]) == 0, capsys.readouterr().err
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_against_the_float_parent(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model", place / "student", "--teacher", place / "teacher", "--data", place / "text.txt"]
+    record = run(capsys, *flags, "--backend", "numpy", "--limit", 40, "--length", 32, "--sensitivity")
+    assert record["tokens"] == 40 and record["kl"] > 0 and 0 <= record["top1_agreement"] < 1
+    parent = hf_folder.write(place / "again", "llama", "dense", seed=4, **SHAPES)
+    assert len(record["linears"]) == 14
+    for entry in record["linears"]:
+        w = parent.floats[f"{entry['name']}.weight"].astype(np.float64)
+        m = np.abs(w).mean()
+        t = np.clip(np.rint(w / m), -1, 1)
+        error = np.square(w - t * m)
+        assert entry["zeros"] == pytest.approx((t == 0).mean(), abs=2 / w.size)
+        assert entry["mse"] == pytest.approx(error.mean(), rel=1e-3)
+        assert entry["sqnr_db"] == pytest.approx(10 * np.log10(np.square(w).sum() / error.sum()), abs=0.01)
+        cosine = (w * t).sum() / np.linalg.norm(w) / np.linalg.norm(t)
+        assert entry["cosine"] == pytest.approx(cosine, abs=1e-4)
+    falls = [entry["nats_per_token"] for entry in record["sensitivity"]]
+    assert sorted(entry["layer"] for entry in record["sensitivity"]) == [0, 1] and falls == sorted(falls, reverse=True)
+
+
+def test_a_model_is_its_own_best_teacher(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model", place / "student", "--teacher", place / "student", "--data", place / "text.txt"]
+    record = run(capsys, *flags, "--backend", "numpy", "--layers", "--limit", 40)
+    assert record["kl"] == 0 and record["top1_agreement"] == 1 and record["perplexity"] == record["teacher_perplexity"]
+    assert all(entry["mse"] == 0 and entry["sqnr_db"] is None for entry in record["linears"])
+
+
+def test_engines_agree_and_bytes_are_the_files(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model", place / "student", "--data", place / "text.txt", "--length", 64]
+    found = [run(capsys, *flags, "--backend", backend) for backend in ("numpy", "cpu", "mlx")]
+    assert found[0]["perplexity"] == pytest.approx(found[1]["perplexity"], rel=1e-9)
+    assert found[0]["perplexity"] == pytest.approx(found[2]["perplexity"], rel=1e-2)  # an int8 code may flip
+    assert found[0]["bytes"] == len(TEXT.encode()) and found[2]["backend"] == "mlx"
+    cut = run(capsys, *flags, "--backend", "numpy", "--limit", 10)
+    assert cut["tokens"] == 10 and 10 <= cut["bytes"] < 100
+
+
+def test_a_table_for_people(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model", place / "student", "--teacher", place / "teacher", "--data", place / "text.txt"]
+    assert main(["evaluate", *map(str, flags), "--backend", "numpy", "--limit", "20", "--sensitivity"]) == 0
+    shown = capsys.readouterr().out
+    for word in (
+        "perplexity",
+        "bits a byte",
+        "KL from the teacher",
+        "SQNR dB",
+        "model.layers.1.mlp.down_proj",
+        "layer 0",
+    ):
+        assert word in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data", "nowhere.txt"], "no file nowhere.txt"),
+        (["--data", "{place}/latin.txt"], "is not UTF-8"),
+        (["--data", "{place}/empty.txt"], "at least 2 are needed"),
+        (["--data", "{place}/text.txt", "--sensitivity"], "give --teacher"),
+        (["--data", "{place}/text.txt", "--length", "99999"], "the context holds"),
+        (["--data", "{place}/text.txt", "--limit", "0"], "1 or more"),
+        (["--data", "{place}/text.txt", "--teacher", "{place}/other", "--layers"], "teacher of the same shape"),
+        (["--data", "{place}/text.txt", "--teacher", "{place}/words"], "a teacher of the same vocabulary is needed"),
+    ],
+)
+def test_one_clear_message(place: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "latin.txt").write_bytes(b"caf\xe9 caf\xe9")
+    (place / "empty.txt").write_text("")
+    if not (place / "other").exists():
+        hf_folder.write(place / "other", "llama", "dense", **{**SHAPES, "num_hidden_layers": 3})
+        tiny_tokenizers.byte_level(place / "other")
+        hf_folder.write(place / "words", "llama", "dense", **SHAPES)
+        tiny_tokenizers.byte_level(place / "words", vocab_size=400)
+    words = ["--model", str(place / "student"), "--backend", "numpy", *(flag.format(place=place) for flag in flags)]
+    assert main(["evaluate", *words]) in (1, 2)
+    assert message in capsys.readouterr().err
+
+
+def test_as_a_command_it_needs_no_mlx(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "mlx.py").write_text("raise ImportError('mlx is not here')\n")
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from bitnet_mlx.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    words = ["evaluate", "--model", place / "student", "--data", place / "text.txt", "--limit", 8, "--backend", "numpy"]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, *map(str, words)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0 and "perplexity" in done.stdout, done.stderr
