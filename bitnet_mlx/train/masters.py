@@ -43,7 +43,7 @@ class MasterLinear(Watched):
         elif b > 0:
             x, w = x + b * (quantize_input(x) - x), w + b * (quantize_weight(w) - w)
         y = x @ w.astype(x.dtype).T
-        return (y + self.bias).astype(x.dtype) if "bias" in self else y
+        return (y + self["bias"]).astype(x.dtype) if "bias" in self else y
 
 
 def make_student(weights: DecoderWeights, dtype: str | None = None) -> MlxModel:
