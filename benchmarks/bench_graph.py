@@ -26,7 +26,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from bitnet_mlx.backends.kernels import attention, dp4a, matmul, quantize, rope
+from bitnet_mlx.backends.kernels import attention, dp4a, fused, matmul, quantize, rope
 from bitnet_mlx.backends.kernels.launch import Launch
 from bitnet_mlx.backends.kernels.layout import Layout
 from tests.kernels import cuda_text
@@ -57,6 +57,15 @@ def items() -> Iterator[Item]:
         for variant in dp4a.variants(n, k, 1):
             label = f"matvec {n}x{k} {variant}"
             yield Item(label, dp4a.dp4a_matvec(x, w, one, variant=variant, dtype="bfloat16"))
+    for n, k in SHAPES:  # with its quantiser in it, as a layer asks for it
+        act = "relu2" if k == 6912 else None
+        x, w = np.zeros((1, 2 * k if act else k), ml_dtypes.bfloat16), np.broadcast_to(np.uint32(0), (n, k // 16))
+        residual = np.zeros((1, n), ml_dtypes.bfloat16) if n <= k else None
+        for form in fused.variants(n, k, True):
+            launch = fused.fused_matvec(
+                x, np.ones(k, np.float32), w, one, None, residual, variant=form, dtype="bfloat16", eps=1e-5, act=act
+            )
+            yield Item(f"fused {n}x{k} {act or ''} {form}", launch)
     for n, k, m in MATRICES:
         x, w = np.broadcast_to(np.uint32(0), (m, BYTES.stride(k))), np.broadcast_to(np.uint32(0), (n, k // 16))
         for variant in matmul.variants(n, k, m, "cuda")[:3]:

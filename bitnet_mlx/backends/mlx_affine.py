@@ -116,6 +116,27 @@ class StockOps:
         y = scale_output(accumulate(codes.q, words), codes.scales, scale)
         return _finished(y, bias, residual, codes.dtype)
 
+    def fused_linear(
+        self,
+        x: mx.array,
+        words: mx.array,
+        scale: mx.array,
+        bias: mx.array | None = None,
+        residual: mx.array | None = None,
+        *,
+        norm: mx.array | None = None,
+        eps: float = 0.0,
+        act: str = "",
+    ) -> mx.array:
+        """`linear` of the codes of x [..., K]; with an act of act(gate) * up, x [..., 2 K]; normed first where a weight
+        float32 [K] is given. Outputs [..., N] in the dtype of x."""
+        to = self.target(words, scale, x.size // x.shape[-1], x.shape[-1] // (2 if act else 1)) if x.size else None
+        if act:
+            codes = self.gated_quantize(x, act, norm, eps, to)
+        else:
+            codes = self.quantize(x, to) if norm is None else self.norm_quantize(x, norm, eps, to)
+        return self.linear(codes, words, scale, bias, residual)
+
     def float_linear(
         self,
         x: mx.array,

@@ -11,6 +11,7 @@ from bitnet_mlx.backends.kernels.chooser import Measured
 from bitnet_mlx.backends.kernels.problem import Product, product_data
 from bitnet_mlx.backends.kernels.products import ROWS as MOST_ROWS
 from bitnet_mlx.backends.kernels.products import layouts
+from bitnet_mlx.backends.kernels.row_fused import FusedProduct
 from bitnet_mlx.backends.kernels.row_kernels import FloatProduct, Quantiser, RopeKv, RowKernel
 from bitnet_mlx.backends.kernels.source import Platform
 from bitnet_mlx.backends.mlx_import import mx
@@ -86,16 +87,29 @@ class KernelDoctor:
                 kernels += [Quantiser(k, layout, _DTYPE, norm, "", _EPS if norm else 0.0) for norm in (False, True)]
                 if k == widest:
                     kernels += [Quantiser(k, layout, _DTYPE, norm, act, _EPS if norm else 0.0) for norm, act in _GATES]
+        kernels += self._fused(shapes)
         kernels += [RopeKv(*heads, _DTYPE) for heads in _HEADS]
         kernels += [kernel for heads in _HEADS for kernel in row_attention.both(*heads, _DTYPE)]
         first = shapes[0]
         return [*kernels, *(FloatProduct(first.n, first.k, m, first.scale, _DTYPE) for m in (1, MOST_ROWS))]
 
+    def _fused(self, shapes: Sequence[Shape]) -> list[RowKernel]:
+        """What takes the place of a quantiser and a product for one row, where such a product is on. A layer adds its
+        residual where the outputs are no more than the inputs, and the widest input is a gate's."""
+        found: list[RowKernel] = []
+        widest = max(shape.k for shape in shapes)
+        for n, k, scale in shapes if self.platform == "cuda" else ():
+            separate = self.chooser.product(Product(n, k, 1, scale, _DTYPE))
+            if separate is not None and scale != "group":
+                quantiser = Quantiser(k, separate.layout, _DTYPE, True, "relu2" if k == widest else "", _EPS)
+                found.append(FusedProduct(quantiser, separate, n, scale, False, n <= k, self.tuner.runner))
+        return found
+
     def switched_off(self) -> list[SwitchedOff]:
         """From the file of choices: what is off, now or since an earlier start, and single variants that are wrong."""
         found = []
         for question, choice in sorted(self.chooser.choices.all().items()):
-            if choice.label is None and (choice.fault or not tune.large(question)):
+            if choice.label is None and (choice.fault or not tune.optional(question)):
                 found.append(SwitchedOff(self.platform, question, choice.reason, choice.fault))
             elif choice.fault:
                 found.append(SwitchedOff(self.platform, f"{question}, some variants", choice.reason, True))

@@ -42,23 +42,20 @@ class PackedSite:
     def __call__(self, x: mx.array, residual: mx.array | None = None) -> mx.array:
         """x [B, L, K] -> [B, L, N] in the dtype of x, plus the residual."""
         (words, scale, bias), norm = self.arrays
-        bits, k, eps = self.static
+        bits, _, eps = self.static
         if bits == 16:
             return self._float(x if norm is None else rms_norm(x, norm, eps), residual)
-        to = self.ops.target(words, scale, x.shape[0] * x.shape[1], k)
-        codes = self.ops.quantize(x, to) if norm is None else self.ops.norm_quantize(x, norm, eps, to)
-        return self.ops.linear(codes, words, scale, bias, residual)
+        return self.ops.fused_linear(x, words, scale, bias, residual, norm=norm, eps=eps)
 
     def gated(self, gate_up: mx.array, act: str, residual: mx.array) -> mx.array:
         """The same of act(gate) * up. gate_up: [B, L, 2 K], gate first."""
         (words, scale, bias), norm = self.arrays
-        bits, k, eps = self.static
+        bits, _, eps = self.static
         if bits == 16:
             hidden = gated(gate_up, act)
             hidden = hidden if norm is None else rms_norm(hidden, norm, eps)
             return self._float(hidden.astype(gate_up.dtype), residual)
-        to = self.ops.target(words, scale, gate_up.shape[0] * gate_up.shape[1], k)
-        return self.ops.linear(self.ops.gated_quantize(gate_up, act, norm, eps, to), words, scale, bias, residual)
+        return self.ops.fused_linear(gate_up, words, scale, bias, residual, norm=norm, eps=eps, act=act)
 
     def _float(self, x: mx.array, residual: mx.array | None) -> mx.array:
         words, scale, bias = self.arrays.packed

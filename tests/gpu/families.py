@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from bitnet_mlx.backends import numpy_ref
-from bitnet_mlx.backends.kernels import attention, dp4a, matmul, matvec, rope, trits
+from bitnet_mlx.backends.kernels import attention, dp4a, fused, matmul, matvec, rope, trits
+from bitnet_mlx.backends.kernels.fused import variants
 from bitnet_mlx.backends.kernels.launch import Launch
 from bitnet_mlx.backends.kernels.layout import Layout, halves, prepare
 from bitnet_mlx.backends.kernels.run import run
@@ -21,6 +22,8 @@ from bitnet_mlx.ternary import TernaryTensor
 from tests.backend import shapes
 from tests.kernels.attention_cases import Case as Attention
 from tests.kernels.attention_cases import check as check_attention
+from tests.kernels.fused_cases import CASES as ODD
+from tests.kernels.fused_cases import FusedCase
 from tests.kernels.quantize_cases import DTYPES, LAYOUTS, Case, same_rows
 
 VECTOR_ROWS = (1, 2, 3, 8)
@@ -83,6 +86,21 @@ def dp4a_family(device: Device) -> int:
         return dp4a.dp4a_matvec(x, w, scale, bias, variant=forms.get(m, dp4a.Dp4aVariant()), dtype="float32")
 
     return _products(device, Products(device, lambda k: Layout("bytes"), make), VECTOR_ROWS, shapes.SCALES)
+
+
+def fused_family(device: Device) -> int:
+    """The mat-vec that quantises its own row, in the first forms for its shape and in odd ones, on rows of every kind."""
+    cases = [
+        FusedCase(n, k, form, "bfloat16", act=act, extras=extras)
+        for n, k, act, extras in ((3840, 2560, None, 0), (2560, 2560, None, 2), (2560, 6912, "relu2", 2))
+        for form in variants(n, k, True)[:2]
+    ]
+    cases += [FusedCase(13824, 2560, scale="row"), *ODD]
+    for case in cases:
+        for row in range(shapes.ROWS):
+            found = device(case.launch(row))[0].astype(DTYPES[case.dtype])
+            shapes.same(found, case.expected(row), f"row {row} of {case}")
+    return len(cases) * shapes.ROWS
 
 
 def halves_family(device: Device, kinds: tuple[str, ...] = ("tensor", "row")) -> int:
@@ -186,6 +204,7 @@ def float_family(device: Device) -> int:
 
 FAMILIES: dict[str, Callable[[Device], int]] = {
     "dp4a": dp4a_family,
+    "fused": fused_family,
     "halves": halves_family,
     "halves, groups": partial(halves_family, kinds=("group",)),
     "trits": trits_family,
@@ -196,7 +215,7 @@ FAMILIES: dict[str, Callable[[Device], int]] = {
     "float": float_family,
 }
 PLATFORMS: dict[Platform, tuple[str, ...]] = {
-    "metal": tuple(name for name in FAMILIES if name != "dp4a"),
+    "metal": tuple(name for name in FAMILIES if name not in ("dp4a", "fused")),
     "cuda": tuple(FAMILIES),
 }
 
@@ -215,5 +234,5 @@ def check(name: str, platform: Platform) -> dict[str, Any]:
 def source_digests(platform: Platform) -> dict[str, str]:
     """The sources that ran, by a hash of their text."""
     sources = [dp4a.SOURCE, dp4a.GROUPS, matvec.MATVEC, matvec.GROUPS, matvec.FLOAT, trits.SOURCE, rope.SOURCE]
-    sources += [attention.SOURCE, attention.MERGE]
+    sources += [attention.SOURCE, attention.MERGE, fused.SOURCE]
     return {source.name: source.digest(platform) for source in sources if platform in source.platforms}

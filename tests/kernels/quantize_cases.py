@@ -44,7 +44,7 @@ class Case:
 
     def launch(self, k: int, rows: int = 17) -> Launch:
         """Quantise the first `rows` rows of K."""
-        x, weight, _ = _rows(self.dtype, self.act, k)
+        x, weight, _ = rows_of(self.dtype, self.act, k)
         norm = weight if self.norm else None
         return quantize(x[:rows], layout=self.layout, dtype=self.dtype, norm=norm, eps=self.eps, act=self.act)
 
@@ -64,7 +64,7 @@ def same_rows(found: np.ndarray, expected: np.ndarray, layout: Layout, k: int, l
 
 
 @lru_cache(maxsize=32)
-def _rows(dtype: str, act: str | None, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def rows_of(dtype: str, act: str | None, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(x [17, K or 2 K] of dtype, the norm's weight float32 [K], what is quantised float32 [17, K])."""
     rng = np.random.default_rng((k, 2))
     weight = rng.uniform(-2, 2, k).astype(np.float32)
@@ -93,13 +93,13 @@ def _rows(dtype: str, act: str | None, k: int) -> tuple[np.ndarray, np.ndarray, 
 @lru_cache(maxsize=128)
 def codes(dtype: str, act: str | None, norm: bool, eps: float, k: int) -> tuple[np.ndarray, np.ndarray]:
     """(q int8 [17, K], s float32 [17])."""
-    _, weight, v = _rows(dtype, act, k)
+    _, weight, v = rows_of(dtype, act, k)
     return norm_codes(v, weight, eps) if norm else expected_codes(v)
 
 
 def reference(dtype: str, act: str | None, eps: float, k: int) -> tuple[np.ndarray, np.ndarray]:
     """codes with a norm, by numpy_ref alone."""
-    x, weight, v = _rows(dtype, act, k)
+    x, weight, v = rows_of(dtype, act, k)
     if act is not None:
         v = numpy_ref.gated(x[:, :k].astype(np.float32), x[:, k:].astype(np.float32), act)
     return numpy_ref.norm_quantize(v, weight, eps)

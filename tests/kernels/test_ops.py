@@ -95,6 +95,51 @@ def test_norms_and_gates_write_the_layout_that_the_product_reads(act: str) -> No
         assert len(runner.names) == 6
 
 
+@pytest.mark.parametrize("platform", ["metal", "cuda"])
+@pytest.mark.parametrize("scale", ["tensor", "row", "group"])
+def test_norm_gate_and_product_in_one(platform: Platform, scale: str) -> None:
+    """One row on CUDA takes one launch, unless the weight's scales are for groups."""
+    rng = np.random.default_rng(3)
+    for n, k, lead, act in (
+        (5, 100, (1, 1), ""),
+        (33, 128, (1,), "relu2"),
+        (20, 300, (2, 1), "silu"),
+        (9, 60000, (1,), ""),
+    ):
+        tensor, _, residual = arrays(n, k, lead, scale, "bfloat16")
+        x = mx.array(rng.standard_normal((*lead, k * (2 if act else 1))).astype(np.float32)).astype(mx.bfloat16)
+        words, factor = mx.array(tensor.words), mx.array(tensor.scale)
+        bias, norm = (
+            mx.array(np.linspace(-1, 1, n, dtype=np.float32)),
+            mx.array(rng.uniform(0.5, 2, k).astype(np.float32)),
+        )
+        runner = Counted()
+        ops, stock = KernelOps(platform, runner), STOCK.arrange(words, factor)
+        for b, r, weight in ((None, None, norm), (bias, residual, None)):
+            found = ops.fused_linear(x, words, factor, b, r, norm=weight, eps=1e-5, act=act)
+            same(found, STOCK.fused_linear(x, stock, factor, b, r, norm=weight, eps=1e-5, act=act))
+        one = platform == "cuda" and scale != "group" and lead[0] == 1 and k < 60000
+        assert ("quantized_matvec" in runner.names) == one
+        assert len(runner.names) in ((2,) if one else (0, 4))
+    assert ops.fused_linear(x[:0], words, factor).shape == (0, n)
+
+
+def test_a_fused_kernel_that_is_off_leaves_the_separate_ones() -> None:
+    class Wary(BestGuess):
+        def allows(self, kernel: RowKernel) -> bool:
+            return not kernel.question.startswith("fused 5x100 tensor bfloat16 norm 1e-05 residual")
+
+    tensor, x, residual = arrays(5, 100, (1,), "tensor", "bfloat16")
+    words, factor, norm = mx.array(tensor.words), mx.array(tensor.scale), mx.ones(100)
+    runner = Counted()
+    ops = KernelOps("cuda", runner, Wary("cuda"))
+    same(
+        ops.fused_linear(x, words, factor, None, residual, norm=norm, eps=1e-5),
+        STOCK.fused_linear(x, words, factor, None, residual, norm=norm, eps=1e-5),
+    )
+    assert runner.names == ["quantize", "ternary_matvec_dp4a"]
+
+
 def test_the_rotary_embedding() -> None:
     rng = np.random.default_rng(2)
     for lead, rows in (((1, 1), 1), ((2, 3), 2), ((2, 3), 1)):

@@ -35,6 +35,9 @@ def twin(launch: Launch) -> list[mx.array]:
         outputs = attended(arrays, template, launch)
     elif name == "decode_attention_merge":
         outputs = [merged(arrays["shares"], template["T"])]
+    elif name == "quantized_matvec":
+        q, s = _codes(arrays["x"].astype(np.float32), arrays, template)
+        outputs = [_product(q, s, arrays, template)]
     elif "float" in name:
         outputs = [_product(arrays["x"], None, arrays, template)]
     else:
@@ -71,15 +74,16 @@ def _product(q: np.ndarray, s: Any, arrays: dict[str, np.ndarray], template: dic
 
 
 def _quantized(arrays: dict[str, np.ndarray], template: dict[str, Any]) -> list[np.ndarray]:
-    x = arrays["x"].astype(np.float32)
+    q, s = _codes(arrays["x"].astype(np.float32), arrays, template)
+    return [prepare(q, s, Layout(KINDS[template["LAYOUT"]], template["W"]))]
+
+
+def _codes(x: np.ndarray, arrays: dict[str, np.ndarray], template: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     if template["ACT"]:
         x = numpy_ref.gated(*np.split(x, 2, axis=1), ["", "relu2", "silu"][template["ACT"]])
     if template["NORM"]:
-        q, s = numpy_ref.norm_quantize(x, arrays["weight"], float(np.int32(template["EPS"]).view(np.float32)))
-    else:
-        q, s = quantize_activations(x)
-    layout = Layout(KINDS[template["LAYOUT"]], template["W"])
-    return [prepare(q, s, layout)]
+        return numpy_ref.norm_quantize(x, arrays["weight"], float(np.int32(template["EPS"]).view(np.float32)))
+    return quantize_activations(x)
 
 
 def _rotated(arrays: dict[str, np.ndarray], template: dict[str, Any], launch: Launch) -> list[np.ndarray]:

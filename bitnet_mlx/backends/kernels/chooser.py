@@ -14,7 +14,7 @@ from bitnet_mlx.backends.kernels.problem import Product
 from bitnet_mlx.backends.kernels.products import ROWS, Candidate
 from bitnet_mlx.backends.kernels.row_kernels import RowKernel
 from bitnet_mlx.backends.kernels.source import Platform
-from bitnet_mlx.backends.kernels.tune import BUCKETS, Tuner, bucket, large
+from bitnet_mlx.backends.kernels.tune import BUCKETS, Tuner, bucket, instead, optional
 from bitnet_mlx.errors import KernelWarning
 
 _log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class Measured:
             _log.info("[kernels] checking and timing kernels on this chip: once for each shape, some seconds")
         choice = measure()
         self.choices.put(question, choice)
-        if choice.label is None and (choice.fault or not large(question)):
+        if choice.label is None and (choice.fault or not optional(question)):
             warn_off(question, choice)
         elif choice.fault:
             _log.warning("[kernels] %s: %s", question, choice.reason)
@@ -120,8 +120,8 @@ def _asked(product: Product) -> Product:
 def warn_off(question: str, choice: Choice) -> None:
     """Say that a kernel is off."""
     warnings.warn(
-        f"[kernels] our kernel for {question} is switched off on this machine: {choice.reason}; stock MLX, which gives "
-        "the same numbers, takes its place; `bitnet-mlx doctor` shows all kernels",
+        f"[kernels] our kernel for {question} is switched off on this machine: {choice.reason}; "
+        f"{instead(question)}, of the same numbers, takes its place; `bitnet-mlx doctor` shows all kernels",
         KernelWarning,
         stacklevel=2,
     )

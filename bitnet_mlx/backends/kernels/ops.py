@@ -13,6 +13,7 @@ from bitnet_mlx.backends.kernels.layout_mlx import prepare_mlx, scales_mlx
 from bitnet_mlx.backends.kernels.problem import Product
 from bitnet_mlx.backends.kernels.products import ROWS, Runner
 from bitnet_mlx.backends.kernels.row_attention import DecodeAttention
+from bitnet_mlx.backends.kernels.row_fused import FusedProduct
 from bitnet_mlx.backends.kernels.row_kernels import FloatProduct, Quantiser, RopeKv
 from bitnet_mlx.backends.kernels.run import DTYPES, run
 from bitnet_mlx.backends.kernels.source import Platform
@@ -87,6 +88,26 @@ class KernelOps(StockOps):
             *lead, n
         )
 
+    def fused_linear(
+        self,
+        x: mx.array,
+        words: mx.array,
+        scale: mx.array,
+        bias: mx.array | None = None,
+        residual: mx.array | None = None,
+        *,
+        norm: mx.array | None = None,
+        eps: float = 0.0,
+        act: str = "",
+    ) -> mx.array:
+        kernel = self._fused(x, words, scale, bias is not None, residual is not None, norm is not None, eps, act)
+        if kernel is None:
+            return super().fused_linear(x, words, scale, bias, residual, norm=norm, eps=eps, act=act)
+        n = words.shape[0]
+        added = None if residual is None else residual.reshape(1, n)
+        y = self.runner(kernel.launch(x.reshape(1, -1), norm, words, scale, bias, added))[0]
+        return y.reshape(*x.shape[:-1], n)
+
     def float_linear(
         self,
         x: mx.array,
@@ -141,6 +162,30 @@ class KernelOps(StockOps):
 
     def _candidate(self, words: mx.array, scale: mx.array, m: int, k: int, dtype: str) -> products.Candidate | None:
         return self.chooser.product(Product(words.shape[0], k, m, SCALES[scale.ndim], dtype)) if m else None
+
+    def _fused(
+        self,
+        x: mx.array,
+        words: mx.array,
+        scale: mx.array,
+        bias: bool,
+        residual: bool,
+        norm: bool,
+        eps: float,
+        act: str,
+    ) -> FusedProduct | None:
+        """The kernel for one row that quantises it too; None where there is none, or it or one that it replaces is off."""
+        if self.platform != "cuda" or x.size != x.shape[-1] or scale.ndim == 2:
+            return None
+        k, dtype = x.size // (2 if act else 1), _NAMES[x.dtype]
+        separate = self._candidate(words, scale, 1, k, dtype)
+        if separate is None or separate.layout != self.target(words, scale, 1, k):
+            return None
+        quantiser = Quantiser(k, separate.layout, dtype, norm, act, eps)
+        kernel = FusedProduct(quantiser, separate, words.shape[0], SCALES[scale.ndim], bias, residual, self.runner)
+        if not kernel.possible or not self.chooser.allows(quantiser) or not self.chooser.allows(kernel):
+            return None
+        return kernel
 
     def _codes(self, x: mx.array, to: Layout | None, weight: mx.array | None, eps: float, act: str) -> Codes | None:
         """By the quantise kernel; None where there is none for this or it is off."""

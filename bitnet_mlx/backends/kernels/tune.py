@@ -22,6 +22,7 @@ from bitnet_mlx.backends.mlx_affine import Codes, StockOps
 from bitnet_mlx.backends.mlx_import import mx
 from bitnet_mlx.ternary import GROUP
 
+FUSED = "fused"  # how questions about kernels that replace others of ours start
 _log = logging.getLogger(__name__)
 BUCKETS = (1, 2, 4, 8, 16, 64, 512, 2048)  # rows of activations that are measured
 _CHECKED_ROWS = 67  # more rows than these are checked on 67 by numpy, and whole against stock MLX
@@ -48,9 +49,10 @@ def bucket(m: int) -> int:
     return min((b for b in BUCKETS if b > ROWS), key=lambda b: max(b, m) / min(b, m))
 
 
-def large(question: str) -> bool:
-    """About so many rows that stock MLX may well be the faster one: a choice like another, not a loss."""
-    return any(f" m{m} " in question for m in BUCKETS if m > ROWS)
+def optional(question: str) -> bool:
+    """Whether what takes the kernel's place may well be the faster one: a choice like another, not a loss. Stock MLX for
+    many rows may be, and the separate kernels that a fused one replaces."""
+    return question.startswith(FUSED) or any(f" m{m} " in question for m in BUCKETS if m > ROWS)
 
 
 def seconds(label: str, chain: Chain) -> float:
@@ -71,6 +73,11 @@ def _evaluated(y: mx.array) -> float:
     started = time.perf_counter()
     mx.eval(y)
     return time.perf_counter() - started
+
+
+def instead(question: str) -> str:
+    """What takes the place of a kernel that is off."""
+    return "our separate kernels" if question.startswith(FUSED) else "stock MLX"
 
 
 class Tried(NamedTuple):
@@ -164,14 +171,16 @@ class Tuner:
         return Choice(candidate.label)
 
     def row_kernel(self, kernel: RowKernel) -> Choice:
-        """Whether a kernel is right, and faster than stock MLX."""
+        """Whether a kernel is right, and faster than what takes its place."""
         verdict = kernel.check(self.runner)
         if not verdict.sound:
             return Choice(None, verdict.text, fault=True)
         ours = self._time(kernel.question, lambda calls: kernel.chain(self.runner, calls))
         stock = self._time("stock", lambda calls: kernel.chain(None, calls))
         if slower(ours, stock):
-            return Choice(None, f"it takes {ours:.1f} us, stock MLX {stock:.1f} us", time=ours, stock=stock)
+            return Choice(
+                None, f"it takes {ours:.1f} us, {instead(kernel.question)} {stock:.1f} us", time=ours, stock=stock
+            )
         return Choice("on", time=ours, stock=stock, ties=verdict.ties)
 
     def _tried(

@@ -82,6 +82,16 @@ inline int __reduce_add_sync(unsigned, int v) {
   for (unsigned mask = 16; mask > 0; mask >>= 1) v += __shfl_xor_sync(~0u, v, mask);
   return v;
 }
+inline unsigned __reduce_max_sync(unsigned, unsigned v) {
+  for (unsigned mask = 16; mask > 0; mask >>= 1) v = max(v, __shfl_xor_sync(~0u, v, mask));
+  return v;
+}
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned places) {
+  const uint64_t both = uint64_t(high) << 32 | low;
+  unsigned found = 0;
+  for (int i = 0; i < 4; i++) found |= unsigned(both >> 8 * (places >> 4 * i & 7u) & 255u) << 8 * i;
+  return found;
+}
 
 namespace cooperative_groups {}
 namespace mlx::core::cu {
