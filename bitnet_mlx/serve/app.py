@@ -272,6 +272,7 @@ class _EventStream(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async for line in self._lines:
                 await send({"type": "http.response.body", "body": f"data: {line}\n\n".encode(), "more_body": True})
+                await asyncio.sleep(0)  # others have their turn, and a client that has left is noticed
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
         try:
