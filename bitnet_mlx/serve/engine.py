@@ -105,7 +105,8 @@ class Engine:
         with self._change:
             if self._stopping:
                 raise ApiError(503, "The server is shutting down", code="shutting_down")
-            if len(self._queue) + len(works) > limits.waiting:
+            free = limits.running - len(self._running)  # those who come while a step runs do not wait for long
+            if len(self._queue) + len(works) > limits.waiting + free:
                 seconds = self._wait_for(len(works))
                 raise ApiError(
                     429, f"The queue is full ({len(self._queue)} texts wait); try again in {seconds} s", code="queue_full",

@@ -61,13 +61,11 @@ class Running:
     tokenizer: Tokenizer
 
     def client(self, **options: Any) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, "timeout": 60, **options})
+        return OpenAI(base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, "timeout": 30, **options})
 
 
 @contextmanager
-def serving(
-    decoder: WatchedDecoder, tokenizer: Tokenizer, options: Options | None = None, **settings: Any
-) -> Iterator[Running]:
+def serving(decoder: Any, tokenizer: Tokenizer, options: Options | None = None, **settings: Any) -> Iterator[Running]:
     """The server runs on a thread of its own, and is asked to end as SIGTERM asks it."""
     service = open_service(decoder, tokenizer, "test/model", options, **settings)
     with listen("127.0.0.1", 0) as listening:
@@ -77,8 +75,9 @@ def serving(
         try:
             yield Running(f"http://127.0.0.1:{listening.getsockname()[1]}", decoder, tokenizer)
         finally:
-            if decoder.gate is not None:
-                decoder.gate.release(100_000)
+            gate = getattr(decoder, "gate", None)
+            if gate is not None:
+                gate.release(100_000)
             server.should_exit = True
             thread.join(60)
             assert not thread.is_alive(), "the server did not end"
