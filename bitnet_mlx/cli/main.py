@@ -22,6 +22,7 @@ COMMANDS = {
     "convert": "turn a checkpoint of any format that is read into another, and compare",
     "inspect": "tell what a checkpoint is, without loading it whole",
     "train": "train a ternary model from text files",
+    "qat": "turn a float model into a ternary one by training, with a teacher",
     "lora": "train an adapter over a packed model's weights, which stay as they are",
     "evaluate": "perplexity and bits per byte on text; distance from a teacher, by layer too",
     "memory": "predict what a model takes in memory, and whether it fits this machine",

@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 from starlette.applications import Starlette
@@ -30,6 +31,10 @@ from bitnet_mlx.serve.work import Piece, Task, Work
 
 log = logging.getLogger(__name__)
 _OPEN = ("/", "/health")  # told to anyone, key or not
+_POLICY = (
+    "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 Events = asyncio.Queue  # of (Work, Piece | ApiError)
 
 
@@ -58,6 +63,7 @@ def make_app(model: Model, engine: Engine, options: Options | None = None) -> St
     cors = Middleware(CORSMiddleware, allow_origins=service.options.origins, allow_methods=["*"], allow_headers=["*"])
     return Starlette(
         routes=[
+            Route("/", service.guarded(service.page)),
             Route("/health", service.guarded(service.health)),
             Route("/metrics", service.guarded(service.metrics_text)),
             Route("/v1/models", service.guarded(service.models)),
@@ -119,6 +125,11 @@ class _Service:
                 401, "The API key is missing or wrong; send Authorization: Bearer KEY", code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
+
+    async def page(self, _request: Request) -> Response:
+        """A chat for a person with a browser. It may load nothing and talk to nobody but this server."""
+        text = (files("bitnet_mlx.serve") / "page.html").read_bytes()
+        return Response(text, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": _POLICY})
 
     async def health(self, _request: Request) -> Response:
         counts = self.engine.counts

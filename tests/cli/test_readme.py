@@ -35,7 +35,7 @@ PROGRAMS = blocks("python")
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
-    """A folder with texts and samples to train on, and an environment whose hub has the model that README names."""
+    """A folder with texts, samples and a float model, and an environment whose hub has the model that README names."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "my_texts").mkdir()
     for file in (ROOT / "bitnet_mlx").glob("*.py"):
@@ -43,6 +43,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, d
     (folder / "my_samples").mkdir()
     (folder / "my_samples" / "train.jsonl").write_text('{"text": "import ship"}\n' * 4)
     (folder / "my_text.txt").write_text("def read_config(path):\n    return path\n")
+    hf_folder.write(folder / "my_float_model", "llama", "dense", vocab_size=420)
+    tiny_tokenizers.byte_level(folder / "my_float_model")
     model = folder / "hub_model"
     hf_folder.write(model, "bitnet", "packed", vocab_size=420).save()
     tiny_tokenizers.byte_level(model, settings={"chat_template": TEMPLATE})

@@ -1,0 +1,164 @@
+"""From float to ternary: torch's numbers, the schedules, the written model, and runs that are killed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from bitnet_mlx.checkpoint.read import read_weights
+from bitnet_mlx.cli.main import main
+from bitnet_mlx.errors import ConfigError
+from bitnet_mlx.formats.dense import DenseRows
+from bitnet_mlx.models.decoder_mlx import MlxModel
+from bitnet_mlx.nn.dense import DenseLinear
+from bitnet_mlx.train.blend import SCHEDULES, blends
+from bitnet_mlx.train.masters import MasterLinear, make_student, set_blend, trained
+from bitnet_mlx.train.qat import distance, qat
+from bitnet_mlx.train.qat_options import QatOptions
+from tests.support import hf_folder, tiny_tokenizers
+from tests.support.random_model import random_weights, tiny_config
+from tests.train.support import silent
+
+GOLDEN = np.load(Path(__file__).parent / "data" / "qat_torch.npz")
+LINEARS = tuple(tiny_config().linear_shapes())
+SMALL = dict(iters=6, batch_size=2, seq_length=16, learning_rate=1e-3, warmup=1, save_every=2, steps_per_report=1)
+
+
+@pytest.mark.parametrize("blend", [0.0, 0.3, 1.0])
+def test_outputs_and_gradients_are_torchs(blend: float) -> None:
+    layer = MasterLinear(DenseLinear(DenseRows(GOLDEN["w"], "float32"), GOLDEN["bias"]))
+    layer.blend = blend
+
+    def loss(x: mx.array, w: mx.array) -> mx.array:
+        layer.weight = w
+        return (mx.sin(layer(x)) * mx.array(GOLDEN["c"])).sum()
+
+    x, w = mx.array(GOLDEN["x"]), mx.array(GOLDEN["w"])
+    dx, dw = mx.grad(loss, argnums=(0, 1))(x, w)
+    layer.weight = w
+    for name, found in (("y", layer(x)), ("dx", dx), ("dw", dw)):
+        np.testing.assert_allclose(np.array(found), GOLDEN[f"{blend}.{name}"], rtol=1e-4, atol=2e-5)
+
+
+def test_the_teachers_distance_is_torchs() -> None:
+    p, q = mx.array(GOLDEN["p"]) * 3, mx.array(GOLDEN["q"]) * 3
+    kl, dq = mx.value_and_grad(lambda q: distance(p, q, 1.7))(q)
+    assert kl.item() == pytest.approx(float(GOLDEN["kl"]), rel=1e-5)
+    np.testing.assert_allclose(np.array(dq), GOLDEN["kl.dq"], rtol=1e-4, atol=1e-6)
+    assert distance(q, q, 2.0).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_schedules() -> None:
+    assert blends("constant", 0, 10, 2) == [1, 1]
+    assert blends("linear", 5, 10, 2) == [0.5, 0.5]
+    assert blends("exponential", 5, 10, 1)[0] == pytest.approx(1 - 1e-3**0.5)
+    assert blends("layers", 5, 10, 4) == [1, 1, 0, 0] and blends("layers", 6, 10, 4) == pytest.approx([1, 1, 0.4, 0])
+    for schedule in SCHEDULES:
+        rows = [blends(schedule, step, 10, 3) for step in range(12)]
+        assert rows[10] == rows[11] == [1, 1, 1] and blends(schedule, 0, 0, 3) == [1, 1, 1]
+        assert all(a <= b for before, after in pairwise(rows) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("family", ["llama", "bitnet", "qwen3"])
+def test_blend_0_is_the_float_model_and_1_the_ternary_one(family: str, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"llama": {"attention_bias": True}, "qwen3": {"head_dim": 18}}.get(family, {})
+    for name, storage in (("float", "dense"), ("ternary", "online")):
+        hf_folder.write(tmp_path / name, family, storage, seed=2, **changes)
+    weights, ids = read_weights(tmp_path / "float"), mx.array([[3, 1, 4, 1, 5, 9, 2, 6]])
+    student = make_student(weights)
+    assert len(trained(student)) == 2 * (7 + len(weights.config.norm_sizes())) + 1
+    for blend, parent in ((0.0, weights), (1.0, read_weights(tmp_path / "ternary"))):
+        set_blend(student, [blend, blend])
+        expected, found = np.array(MlxModel(parent)(ids)), np.array(student(ids))
+        off = np.abs(found - expected).max(axis=-1) / expected.std()
+        assert np.median(off) < 1e-4 and off.max() < 0.5  # an int8 code may flip at a position
+
+
+def folder(place: Path, name: str = "float", storage: str = "dense", **changes: Any) -> Path:
+    hf_folder.write(place / name, "llama", storage, vocab_size=420, **changes)
+    tiny_tokenizers.byte_level(place / name)
+    return place / name
+
+
+def options(place: Path, output: str, **changes: Any) -> QatOptions:
+    if not (place / "float").exists():
+        folder(place)
+        (place / "train.txt").write_text("hello world the quick brown fox jumps over a lazy dog\n" * 20)
+        (place / "eval.txt").write_text("hello world the quick brown fox jumps over a lazy dog\n" * 2)
+    data = dict(data=(place / "train.txt",), eval_data=(place / "eval.txt",), model=str(place / "float"))
+    return QatOptions(output=place / output, **{**data, **SMALL, **changes})
+
+
+def test_from_float_to_ternary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = qat(options(tmp_path, "out", iters=40, blend="layers", blend_fraction=0.2, kl_weight=1.0), silent)
+    assert record["parent"]["kl"] == pytest.approx(0, abs=1e-4)
+    assert record["after"]["kl"] < record["before"]["kl"]
+    assert record["after"]["perplexity"] < record["before"]["perplexity"]
+    flags = ["--model", tmp_path / "out", "--teacher", tmp_path / "float", "--data", tmp_path / "eval.txt"]
+    words = ["evaluate", *map(str, flags), "--length", "16", "--stride", "8", "--backend", "numpy", "--json"]
+    assert main(words) == 0
+    read = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert read["nats_per_token"] == pytest.approx(record["after"]["nats_per_token"], rel=2e-2)
+    weights = read_weights(tmp_path / "out")
+    assert np.array_equal(
+        weights.embed_tokens.rows(slice(None)), read_weights(tmp_path / "float").embed_tokens.rows(slice(None))
+    )
+
+
+def command(flags: QatOptions, *more: str) -> list[str]:
+    given = [f"--{k.replace('_', '-')}={v}" for k, v in SMALL.items() if k != "iters"]
+    paths = ["--model", flags.model, "--data", str(flags.data[0]), "--output", str(flags.output)]
+    return [sys.executable, "-W", "error", "-m", "bitnet_mlx", "qat", *paths, *given, *more]
+
+
+def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path: Path) -> None:
+    whole, part = options(tmp_path, "whole", iters=40, eval_data=()), options(tmp_path, "part", iters=40, eval_data=())
+    qat(whole, silent)
+    with subprocess.Popen(command(part, "--iters=40"), stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while not (part.output / "checkpoints" / "step-00000004").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    done = subprocess.run(command(part, "--iters=40", "--resume"), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+    def trace(run: QatOptions) -> dict[int, float]:
+        entries = [json.loads(line) for line in (run.output / "log.jsonl").read_text().splitlines()]
+        return {entry["step"]: entry["loss"] for entry in entries}
+
+    assert trace(part) == trace(whole) and len(trace(whole)) == 40
+    assert (part.output / "model.safetensors").read_bytes() == (whole.output / "model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match="earlier run; give --resume"):
+        qat(part, silent)
+    with pytest.raises(ConfigError, match="blend is 'constant'"):
+        qat(options(tmp_path, "part", iters=40, eval_data=(), blend="constant", resume=True), silent)
+
+
+def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="ternary or quantised already"):
+        make_student(random_weights(tiny_config()))
+    with pytest.raises(ConfigError, match="norm of its own"):
+        make_student(random_weights(tiny_config(), dense=LINEARS, normed=LINEARS[:1]))
+    with pytest.raises(ConfigError, match="the model's context holds"):
+        qat(options(tmp_path, "out", seq_length=99999), silent)
+    hf_folder.write(tmp_path / "other", "llama", "dense", vocab_size=400)
+    with pytest.raises(ConfigError, match="knows 400 tokens, the model 420"):
+        qat(options(tmp_path, "out", teacher=str(tmp_path / "other")), silent)
+    for change, message in (
+        ({"iters": 0}, "--iters is 0"),
+        ({"kl_weight": 2}, "0 to 1"),
+        ({"blend": "slow"}, "'slow'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            options(tmp_path, "out", **change)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
