@@ -24,6 +24,7 @@ from bitnet_mlx.checkpoint.target_native import NativeTarget
 from bitnet_mlx.checkpoint.workplace import Workplace
 from bitnet_mlx.checkpoint.write import Written, copy_files, write_folder
 from bitnet_mlx.errors import ConfigError, MemoryLimitError
+from bitnet_mlx.models.precision import policy
 from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.tokenizer.gguf_vocabulary import vocabulary
 
@@ -79,6 +80,7 @@ def convert(
     activations: int | None = None,
     ternarize: bool = False,
     i2s_layout: str | None = None,
+    precision: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Conversion:
     """Convert a checkpoint.
@@ -89,16 +91,17 @@ def convert(
     tokenizer) or mlx-2bit (for stock mlx-lm; llama and qwen3 families).
     head_bits: of embedding and head: 16 as they are, else 8, 6 or 4; None makes floats 8 where the format can hold that.
     dtype: of what stays floats; None keeps the checkpoint's. force: replace a model at mlx_path. i2s_layout: of a
-    GGUF file's I2_S tensors, where it should not be found from them. progress: called with
-    weights done and weights in all.
+    GGUF file's I2_S tensors, where it should not be found from them. precision: "memory", "balanced" or "accuracy"
+    (models/precision.py) sets head_bits and dtype where they are not given; bits of the KV cache are chosen at load.
+    progress: called with weights done and weights in all.
 
     Raises ConfigError for options and places that are not allowed, MemoryLimitError where the disk lacks room,
     UnsupportedModelError or FormatError for checkpoints that are not read, are damaged, or do not fit the format.
     """
-    if format not in FORMATS:
-        raise ConfigError(f"[convert] format is {format!r}; {', '.join(FORMATS)} are allowed")
-    if format in TYPES and Path(mlx_path).suffix != ".gguf":
-        raise ConfigError(f"[convert] mlx_path is {mlx_path}; --format {format} makes a file: give a name with .gguf")
+    _check_format(format, mlx_path)
+    if precision is not None:
+        use = policy(precision).replaced(head_bits=head_bits, dtype=dtype)
+        head_bits, dtype = use.head_bits or 16, use.dtype
     start = time.perf_counter()
     path = resolve(hf_path, revision)
     with Workplace(mlx_path, force, (path,)) as place, described(path) as texts:
@@ -127,6 +130,13 @@ def convert(
         notices=target.notices,
         layers=written.layers,
     )
+
+
+def _check_format(format: str, mlx_path: str | Path) -> None:  # noqa: A002
+    if format not in FORMATS:
+        raise ConfigError(f"[convert] format is {format!r}; {', '.join(FORMATS)} are allowed")
+    if format in TYPES and Path(mlx_path).suffix != ".gguf":
+        raise ConfigError(f"[convert] mlx_path is {mlx_path}; --format {format} makes a file: give a name with .gguf")
 
 
 def make_target(

@@ -7,6 +7,7 @@ import json
 
 from bitnet_mlx.api import ACTIVATIONS, DTYPES, HEAD_BITS, I2S_LAYOUTS
 from bitnet_mlx.cli.progress import Bar
+from bitnet_mlx.models.precision import PRESETS
 
 FORMATS = {
     "words2": "this package's own folder, 2 bits a weight, used in place (the default)",
@@ -33,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="bits of embedding and head: 16 keeps them (default: 8, or 16 where the format holds no less)",
     )  # fmt: skip
     add("--dtype", choices=DTYPES, help="type of what stays floats (default: the checkpoint's)")
+    add(
+        "--precision", choices=PRESETS, help="head bits and dtype together: 4 and 8 bits, or as in the file and float32"
+    )
     add("--force", action="store_true", help="replace the model at DST")
     add("--activations", type=int, choices=ACTIVATIONS, help="bits of the layers' inputs (default: the model's own)")
     add("--ternarize", action="store_true", help="take float layers for BitNet's master weights")
@@ -44,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from bitnet_mlx.checkpoint.convert import convert
     from bitnet_mlx.checkpoint.convert_report import details, summary
 
-    names = ("format", "head_bits", "dtype", "force", "activations", "ternarize", "revision", "i2s_layout")
+    names = ("format", "head_bits", "dtype", "force", "activations", "ternarize", "revision", "i2s_layout", "precision")
     options = {name: getattr(args, name) for name in names}
     with Bar("converting") as bar:
         done = convert(args.hf_path, args.mlx_path, progress=bar.update, **options)

@@ -82,6 +82,21 @@ def test_a_bar_is_drawn_on_a_terminal_alone(model: Path, tmp_path: Path) -> None
     assert done.stderr == ""
 
 
+def test_precision_sets_what_is_not_given(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def head(*options: str) -> tuple[int, str]:
+        assert run("convert", "--hf-path", model, "--mlx-path", tmp_path / "m", "--force", "--json", *options) == 0
+        capsys.readouterr()
+        config = json.loads((tmp_path / "m" / "config.json").read_text(encoding="utf-8"))
+        assert run("inspect", tmp_path / "m", "--json") == 0
+        stored = json.loads(capsys.readouterr().out.splitlines()[-1])["head_storage"]
+        return config["quantization_config"]["head_bits"], stored
+
+    assert head("--precision", "memory") == (4, "4 bits in groups of 64")
+    assert head("--precision", "balanced") == (8, "8 bits in groups of 64")
+    assert head("--precision", "memory", "--head-bits", "6") == (6, "6 bits in groups of 64")
+    assert head("--precision", "accuracy") == (16, "F32")
+
+
 def test_options_reach_the_conversion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Float weights taken for masters, and inputs that stay floats."""
     floats = tmp_path / "floats"
