@@ -174,7 +174,7 @@ def _launches(weights: DecoderWeights, backend: str, past: int) -> dict[str, int
         return {}
     from bitnet_mlx.bench.layer_launches_mlx import counts
 
-    return counts(weights, kernels=backend != "mlx", past=past)
+    return counts(weights, None if backend == "mlx" else "cuda" if backend == "cuda" else "metal", past)
 
 
 def _machine(backend: str) -> dict[str, Any]:

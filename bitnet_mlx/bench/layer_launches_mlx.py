@@ -8,8 +8,10 @@ from functools import partial
 from typing import Any
 
 from bitnet_mlx import _mlxlm
+from bitnet_mlx.backends.kernels.launch import Launch
 from bitnet_mlx.backends.kernels.ops import KernelOps
-from bitnet_mlx.backends.kernels.run import run
+from bitnet_mlx.backends.kernels.run import DTYPES, run
+from bitnet_mlx.backends.kernels.source import Platform
 from bitnet_mlx.backends.mlx_affine import StockOps
 from bitnet_mlx.backends.mlx_import import mx
 from bitnet_mlx.bench.launches_mlx import launches
@@ -27,12 +29,24 @@ from bitnet_mlx.ternary import GROUP, TernaryTensor
 PAST = 64  # positions behind the token
 
 
-def kernel_launches(config: DecoderConfig, scale: str = "tensor", bits: int = 8, past: int = PAST) -> list[str]:
-    """Ours by kernels, traced in their Metal form. scale: kind of the weights' scales. bits: of activations. past: positions
-    behind the token.
+def kernel_launches(
+    config: DecoderConfig, scale: str = "tensor", bits: int = 8, past: int = PAST, platform: Platform = "metal"
+) -> list[str]:
+    """Ours by kernels, as they are chosen unmeasured for a platform. scale: kind of the weights' scales. bits: of
+    activations. past: positions behind the token.
     """
-    ops = KernelOps("metal", runner=partial(run, platform="metal", stream=mx.gpu))
-    return ops_launches(config, ops, scale, bits, past)
+    runner = _empty if platform == "cuda" else partial(run, platform="metal", stream=mx.gpu)
+    return ops_launches(config, KernelOps(platform, runner=runner), scale, bits, past)
+
+
+def _empty(launch: Launch) -> list[mx.array]:
+    """A launch of the same name, inputs and outputs that can be traced everywhere; MLX traces CUDA's kernels on CUDA alone."""
+    source = launch.source
+    kernel: Any = mx.fast.metal_kernel(source.name, list(source.inputs), list(source.outputs), "")
+    return kernel(
+        inputs=list(launch.inputs), grid=launch.grid, threadgroup=launch.threadgroup, stream=mx.gpu,
+        output_shapes=[shape for shape, _ in launch.outputs], output_dtypes=[DTYPES[d] for _, d in launch.outputs],
+    )  # fmt: skip
 
 
 def stock_launches(config: DecoderConfig, scale: str = "tensor", bits: int = 8) -> list[str]:
@@ -96,15 +110,18 @@ def plain_launches(config: DecoderConfig) -> list[str]:
     return launches(lambda x: block(x, cache), mx.zeros((1, 1, config.hidden_size), mx.bfloat16))
 
 
-def counts(weights: DecoderWeights, kernels: bool, past: int = PAST) -> dict[str, int]:
-    """Launches of one layer of a model: ours (by kernels, `past` positions behind the token, or by
+def counts(weights: DecoderWeights, kernels: Platform | None, past: int = PAST) -> dict[str, int]:
+    """Launches of one layer of a model: ours (by a platform's kernels, `past` positions behind the token, or by
     stock operations), and of plain graphs of its shapes."""
     config = weights.config
     linear = next((x.weight for x in weights.linears.values() if isinstance(x.weight, TernaryTensor)), None)
     found = {}
     if linear is not None:
         kind, bits = SCALES[linear.scale.ndim], linear.activation_bits
-        layer = kernel_launches(config, kind, bits, past) if kernels else stock_launches(config, kind, bits)
+        if kernels is None:
+            layer = stock_launches(config, kind, bits)
+        else:
+            layer = kernel_launches(config, kind, bits, past, kernels)
         found["ours"] = len(layer)
     if all(k % GROUP == 0 for _, k in config.linear_shapes().values()):
         found["plain 2-bit"] = len(plain_launches(config))

@@ -74,6 +74,13 @@ def test_a_layer_takes_nine_launches(scale: str) -> None:
     assert [name.removesuffix("_groups") for name in found] == LAYER and len(found) == 9
 
 
+def test_a_layer_takes_five_launches_on_cuda() -> None:
+    product = "quantized_matvec"
+    found = layer_launches.kernel_launches(config_2b(1, 64), "row", platform="cuda")
+    assert found == [product, "decode_attention", product, product, product]
+    assert len(layer_launches.kernel_launches(config_2b(1, 64), "group", platform="cuda")) == 9
+
+
 def test_a_layer_takes_ten_where_shares_of_the_positions_are_merged() -> None:
     found = layer_launches.kernel_launches(config_2b(1, 64), past=2048)
     assert found == [*LAYER[:3], "decode_attention_merge", *LAYER[3:]]

@@ -167,5 +167,8 @@ def _count(model: Any) -> int:
     hidden = mx.zeros((1, 1, model.config.hidden_size), model.model.dtype)
     ends = len(launches(lambda x: model.head(x[:, -1]), hidden))
     rows = len(launches(lambda ids: model.model.embed_tokens.rows(ids), mx.array([[0]])))
-    layer = stock_launches if model.name == "mlx" else kernel_launches
-    return len(layer(model.config, kind, bits)) * len(model.layers) + ends + rows
+    if model.name == "mlx":
+        layer = stock_launches(model.config, kind, bits)
+    else:
+        layer = kernel_launches(model.config, kind, bits, platform="cuda" if model.name == "cuda" else "metal")
+    return len(layer) * len(model.layers) + ends + rows
