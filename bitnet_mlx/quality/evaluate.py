@@ -45,8 +45,11 @@ class EvaluateOptions:
                 raise ConfigError(f"[evaluate] --{name} is {value}; {max(least, 1)} or more is allowed")
         if self.sensitivity and self.teacher is None:
             raise ConfigError("[evaluate] --sensitivity puts a teacher's layers in the model's place; give --teacher")
-        if self.sensitivity and self.load.get("adapter_path"):
-            raise ConfigError("[evaluate] --sensitivity looks at a model alone; leave out --adapter-path")
+        for name in ("adapter_path", "kv_bits", "precision"):
+            if self.sensitivity and self.load.get(name):
+                raise ConfigError(
+                    f"[evaluate] --sensitivity looks at a model as it is; leave out --{name.replace('_', '-')}"
+                )
 
 
 def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> dict[str, Any]:

@@ -94,6 +94,7 @@ def test_a_table_for_people(place: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["--data", "{place}/empty.txt"], "at least 2 are needed"),
         (["--data", "{place}/text.txt", "--sensitivity"], "give --teacher"),
         (["--data", "{place}/text.txt", "--length", "99999"], "the context holds"),
+        (["--data", "{place}/text.txt", "--teacher", "x", "--sensitivity", "--kv-bits", "8"], "leave out --kv-bits"),
         (["--data", "{place}/text.txt", "--limit", "0"], "1 or more"),
         (["--data", "{place}/text.txt", "--teacher", "{place}/other", "--layers"], "teacher of the same shape"),
         (["--data", "{place}/text.txt", "--teacher", "{place}/words"], "a teacher of the same vocabulary is needed"),
