@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from bitnet_mlx.errors import BackendError, ConfigError
 
 NAMES = ("auto", "metal", "cuda", "mlx", "cpu", "numpy")
-ON_MLX = ("metal", "cuda", "mlx")  # models of these are MLX modules, of any dtype
+GPUS = ("metal", "cuda")
+ON_MLX = (*GPUS, "mlx")  # models of these are MLX modules, of any dtype
 _PACKAGES = {"metal": "mlx", "cuda": "mlx", "mlx": "mlx", "cpu": "numba"}
 
 
@@ -69,7 +70,7 @@ def choose_on_mlx(name: str = "auto") -> Choice:
     Raises BackendError where MLX is missing, ConfigError for a backend that is not on MLX.
     """
     if name == "auto":
-        name = next((gpu for gpu in ("metal", "cuda") if not missing(gpu)), "mlx")
+        name = next((gpu for gpu in GPUS if not missing(gpu)), "mlx")
     if name not in ON_MLX:
         raise ConfigError(f"[backend] {name} was asked for; adapters run on {', '.join(ON_MLX)}")
     return choose(name)

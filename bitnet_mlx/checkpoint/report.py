@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from bitnet_mlx.backends import GPUS, Choice
 from bitnet_mlx.checkpoint.census import Census
 from bitnet_mlx.checkpoint.detect import STORAGE_NAMES
 
 
-def record(census: Census, context: int) -> dict[str, Any]:
-    """The JSON record."""
+def record(census: Census, context: int, choice: Choice) -> dict[str, Any]:
+    """The JSON record. choice: the backend that would run it; on a GPU what passes between layers, and so the cache, may
+    be in half precision.
+    """
     info, config = census.info, census.info.config
+    half = choice.name in GPUS and config.dtype in ("bfloat16", "float16")
     reads = {
         "ternary": census.ternary_read_bytes,
         "dense": census.dense_read_bytes,
         "head": census.head_read_bytes,
         "norms": census.norm_read_bytes,
-        "kv": census.kv_read_bytes(context),
+        "kv": census.kv_read_bytes(context, 2 if half else 4),
     }
     shares = sorted(census.layers.items(), key=lambda item: item[1])
     return {
@@ -54,7 +58,10 @@ def record(census: Census, context: int) -> dict[str, Any]:
         "chat_template": census.chat_template,
         "files": [file.name for file in info.files],
         "file_bytes": info.nbytes,
+        "backend": choice.name,
+        "backend_reason": choice.reason,
         "context": context,
+        "kv_bits": 16 if half else 32,
         "read_bytes": reads,
         "read_bytes_per_token": sum(reads.values()),
         "notices": _notices(census),
@@ -110,6 +117,7 @@ def table(r: dict[str, Any]) -> str:
         ("context", f"{r['max_context']:,} positions, rope {r['rope']} with base {r['rope_theta']:g}"),
         ("tokens", f"bos {r['bos_id']}, eos {', '.join(map(str, r['eos_ids'])) or 'none'}"),
         ("tokenizer", f"{r['tokenizer'] or 'none'}, {'with a' if r['chat_template'] else 'no'} chat template"),
+        ("runs here on", f"{r['backend']}: {r['backend_reason']}"),
         ("read a token", f"{size(total)} at {r['context']:,} positions:"),
     ]  # fmt: skip
     names = {
@@ -117,7 +125,7 @@ def table(r: dict[str, Any]) -> str:
         "dense": "float layers",
         "head": "head",
         "norms": "norms, biases",
-        "kv": "KV, float32",
+        "kv": f"KV, {r['kv_bits']} bits",
     }
     for part, count in r["read_bytes"].items():
         if count:

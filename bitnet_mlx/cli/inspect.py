@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from bitnet_mlx.api import embedded_model
+    from bitnet_mlx.backends import choose
     from bitnet_mlx.checkpoint.census import take_census
     from bitnet_mlx.checkpoint.hub import resolve
     from bitnet_mlx.checkpoint.report import record, table
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     folder = embedded_model() if args.model is None else resolve(args.model, args.revision, progress=not args.json)
     census = take_census(folder)
     context = min(DEFAULT_CONTEXT, census.info.config.max_position_embeddings) if args.context is None else args.context
-    found = record(census, context)
+    found = record(census, context, choose())
     if args.json:
         print(json.dumps(found))
     else:

@@ -170,7 +170,8 @@ def owners(figure: Any, record: Mapping[str, Any]) -> None:
     for scope in record["scopes"]:
         if "/" not in scope["name"]:
             axes.axvline(scope["start_s"], color=INK, alpha=0.4, linewidth=0.8)
-            axes.annotate(scope["name"], (scope["start_s"], 1), xycoords=("data", "axes fraction"), fontsize=8)
+            at = (scope["start_s"], 0.97)  # inside the frame, below the title
+            axes.annotate(f" {scope['name']}", at, xycoords=("data", "axes fraction"), fontsize=8)
     lines, labels = axes.get_legend_handles_labels()
     more, names_too = whole.get_legend_handles_labels()
     figure.legend(lines + more, labels + names_too, fontsize=8, loc="outside lower center", ncols=6)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bitnet_mlx.backends import choose
 from bitnet_mlx.checkpoint.census import count_zeros, take_census
 from bitnet_mlx.checkpoint.detect import detect
 from bitnet_mlx.checkpoint.read import read_weights
@@ -154,7 +155,8 @@ def test_inspect_counts_what_the_folder_holds(tmp_path: Path, storage: str, caps
     assert reads["ternary"] == sum(linear.weight.nbytes for linear in weights.linears.values())
     assert reads["norms"] == sum(norm.nbytes for norm in weights.norms.values())
     assert reads["head"] == weights.lm_head.nbytes and reads["dense"] == 0
-    assert reads["kv"] == 10 * 2 * 2 * 2 * 18 * 4
+    assert found["backend"] == choose().name and found["backend_reason"] == choose().reason
+    assert reads["kv"] == 10 * 2 * 2 * 2 * 18 * found["kv_bits"] // 8
     assert found["read_bytes_per_token"] == sum(reads.values())
     assert found["scale_direction"] == ("divide" if storage == "inverse" else "multiply")
     assert found["scale_granularity"] == ["tensor"] and found["eos_ids"] == [2, 3, 9]
