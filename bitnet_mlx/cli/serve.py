@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keys and values of all texts (default: a quarter of what is free)",
     )
     add("--cors", action="append", default=[], metavar="ORIGIN", help="let this web origin ask; may be repeated")
+    add("--allow-host", action="append", default=[], metavar="NAME", help="on this machine alone: one more name of it")
     add(
         "--drain",
         type=float,
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("[serve] the API key is empty or not ASCII; give another one, or leave --api-key out")
     try:
         from bitnet_mlx.serve.app import Options
-        from bitnet_mlx.serve.server import listen
+        from bitnet_mlx.serve.server import host_names, listen
         from bitnet_mlx.serve.service import open_service
     except ImportError as error:
         raise ConfigError(
@@ -64,8 +65,9 @@ def run(args: argparse.Namespace) -> int:
     with listening:
         start = time.perf_counter()
         model, tokenizer = load(args.model, **options.load_arguments(args))
+        hosts = host_names(listening, args.allow_host)
         service = open_service(
-            model, tokenizer, args.model, Options(api_key=key, origins=tuple(args.cors)), max_tokens=args.max_tokens,
+            model, tokenizer, args.model, Options(key, origins=tuple(args.cors), hosts=hosts), max_tokens=args.max_tokens,
             max_kv_size=args.max_kv_size, running=args.max_batch, waiting=args.max_queue, kv_gib=args.kv_memory,
         )  # fmt: skip
         port = listening.getsockname()[1]

@@ -41,13 +41,15 @@ Events = asyncio.Queue  # of (Work, Piece | ApiError)
 @dataclass(frozen=True)
 class Options:
     """api_key: what clients must send, None for nothing. max_body: bytes. body_seconds: a body must be there by then.
-    origins: web pages elsewhere that may ask (CORS).
+    origins: web pages elsewhere that may ask (CORS). hosts: the names that this server goes by, in lower case; empty for
+    any. Without them a web page could reach a server on 127.0.0.1 through a name of its own that points there.
     """
 
     api_key: str | None = None
     max_body: int = 4 << 20
     body_seconds: float = 30.0
     origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
 
 
 def make_app(model: Model, engine: Engine, options: Options | None = None) -> Starlette:
@@ -100,6 +102,7 @@ class _Service:
         async def answer(request: Request) -> Response:
             path = request.scope["route"].path
             try:
+                self._check_host(request)
                 if path not in _OPEN:
                     self._check_key(request)
                 response = await handler(request)
@@ -114,6 +117,17 @@ class _Service:
             return response
 
         return answer
+
+    def _check_host(self, request: Request) -> None:
+        named = request.headers.get("host", "").lower()
+        if not self.options.hosts or named.rstrip("0123456789").removesuffix(":") in self.options.hosts:
+            return
+        if named not in self.options.hosts:
+            raise ApiError(
+                421,
+                f"This server does not go by the name {named[:100]!r}; start it with --allow-host to let it",
+                code="unknown_host",
+            )
 
     def _check_key(self, request: Request) -> None:
         if self.options.api_key is None:

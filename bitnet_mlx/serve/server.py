@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ import uvicorn
 
 from bitnet_mlx.errors import ServeError
 
+_OURS = ("localhost", "127.0.0.1", "[::1]", "host.docker.internal")  # the last: this machine, from inside a container
 _HEAD_BYTES = 32 << 10  # a request's first line and headers
 
 
@@ -55,3 +56,9 @@ def listen(host: str, port: int) -> socket.socket:
         raise ServeError(
             f"[serve] {host}:{port} cannot be listened on ({error}); choose another --port (0 takes a free one) or --host"
         ) from error
+
+
+def host_names(listening: socket.socket, more: Sequence[str]) -> tuple[str, ...]:
+    """The names that requests may ask for: any where others can reach the socket, else this machine's own and `more`."""
+    address = listening.getsockname()[0]
+    return (*_OURS, *(name.lower() for name in more)) if address.startswith("127.") or address == "::1" else ()

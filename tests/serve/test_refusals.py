@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from bitnet_mlx.serve.app import Options
+from bitnet_mlx.serve.server import host_names, listen
 from tests.serve.running import Running, model, serving
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -195,3 +197,18 @@ def test_slow_bodies_and_long_headers(server: Running) -> None:
     assert raw(server, head + b'\r\n{"model":').startswith(b"HTTP/1.1 408")
     assert raw(server, head + b"X: " + b"y" * 100_000).startswith(b"HTTP/1.1 400")
     assert raw(server, b"\x16\x03\x01 not http\r\n\r\n").startswith(b"HTTP/1.1 400")
+
+
+def test_names_of_the_server(tmp_path: Path) -> None:
+    """A foreign name that points to 127.0.0.1 is a web page's way around the browser's rules."""
+    with listen("127.0.0.1", 0) as here, listen("0.0.0.0", 0) as everywhere:
+        names = host_names(here, ["My.Proxy"])
+        assert host_names(everywhere, []) == ()
+    with serving(*model(tmp_path), Options(hosts=names)) as server:
+        port = server.url.rpartition(":")[2]
+        for host in ("127.0.0.1", f"127.0.0.1:{port}", "localhost:1", "LOCALHOST", "[::1]:8080", "[::1]", "my.proxy"):
+            assert httpx.get(server.url + "/v1/models", headers={"Host": host}).status_code == 200, host
+        for host in ("evil.example", "evil.example:8080", "127.0.0.1.evil.example", "localhost:evil", ""):
+            for path in ("/", "/health", "/v1/models"):
+                answer = httpx.get(server.url + path, headers={"Host": host})
+                assert refused(answer) == (421, None, "unknown_host"), host
