@@ -112,8 +112,7 @@ def convert(
         written = _write(weights, target, place, texts, progress)
         size = (place.path / target.file).stat().st_size
         made = place.publish(target.file if target.whole else None)
-    for module, error in errors.items():
-        written.layers[module]["relative_error"] = error
+    written.add("relative_error", errors)
     return Conversion(
         path=str(made),
         source=str(path),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,6 +44,11 @@ class Written:
     activation_bits: set[int] = field(default_factory=set)
     seals: dict[str, bytes] = field(default_factory=dict)  # of linears as they are to be read back
     sums: dict[str, bytes] = field(default_factory=dict)  # of the other tensors' bytes
+
+    def add(self, name: str, values: Mapping[str, float]) -> None:
+        """One more figure of layers, by module."""
+        for module, value in values.items():
+            self.layers[module][name] = value
 
 
 def write_native(
