@@ -6,12 +6,10 @@ tensor has its type and place.
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ import numpy as np
 from bitnet_mlx.checkpoint import gguf_types
 from bitnet_mlx.checkpoint.gguf_file import ALIGNMENT
 from bitnet_mlx.checkpoint.safetensors_writer import Pending
+from bitnet_mlx.checkpoint.whole_file import WholeFile
 from bitnet_mlx.errors import FormatError
 
 _NUMBERS = {name: number for number, name in gguf_types.NAMES.items()}
@@ -36,8 +35,8 @@ class GgufPending(Pending):
         return size
 
 
-class GgufStream:
-    """A file that takes one tensor after another; see SafetensorsStream.
+class GgufStream(WholeFile):
+    """A file that takes one tensor after another.
 
     expected: (name, shape) of every tensor that will come, in any order.
     """
@@ -49,31 +48,12 @@ class GgufStream:
         expected: Sequence[tuple[str, tuple[int, ...]]],
         seen: Callable[[str, np.ndarray], None] | None = None,
     ) -> None:
-        self.path = Path(path)
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         self._metadata = b"".join(_text(key) + _value(value) for key, value in metadata.items())
         self._keys = len(metadata)
         self._expected = dict(expected)
         self._infos: dict[str, bytes] = {}
         size = 24 + len(self._metadata) + sum(len(_info(name, shape, "F32", 0)) for name, shape in expected)
-        self._start = size + -size % ALIGNMENT
-        self._at = 0
-        self._seen = seen
-
-    def __enter__(self) -> GgufStream:
-        self._file = open(self._temporary, "wb")
-        self._file.write(bytes(self._start))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
+        super().__init__(path, size + -size % ALIGNMENT, seen)
 
     def add(self, tensor: Pending) -> None:
         """Write a tensor. Raises FormatError where its blocks are not what it promised, or it was not expected."""
@@ -81,30 +61,16 @@ class GgufStream:
         if name in self._infos or self._expected.get(name) != tensor.shape:
             raise FormatError(f"[gguf] the tensor {name} {list(tensor.shape)} was not to be written, or was before")
         self._infos[name] = _info(name, tensor.shape, tensor.dtype, self._at)
-        written = 0
-        for block in tensor.blocks():
-            raw = np.ascontiguousarray(block)
-            self._file.write(raw.reshape(-1).view(np.uint8).data)
-            written += raw.nbytes
-            if self._seen:
-                self._seen(name, raw)
-        if written != tensor.nbytes:
-            raise FormatError(
-                f"[gguf] tensor {name}: {written} bytes came; {tensor.dtype} {list(tensor.shape)} takes {tensor.nbytes}"
-            )
-        padding = -written % ALIGNMENT
+        self._write_blocks("gguf", name, tensor.blocks(), tensor.nbytes, f"{tensor.dtype} {list(tensor.shape)}")
+        padding = -self._at % ALIGNMENT
         self._file.write(bytes(padding))
-        self._at += written + padding
+        self._at += padding
 
-    def _finish(self) -> None:
+    def _header(self) -> bytes:
         if missing := [name for name in self._expected if name not in self._infos]:
             raise FormatError(f"[gguf] {len(missing)} tensors never came, such as {missing[0]}")
         header = b"GGUF" + struct.pack("<IQQ", 3, len(self._infos), self._keys) + self._metadata
-        self._file.seek(0)
-        self._file.write(header + b"".join(self._infos.values()))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        os.replace(self._temporary, self.path)
+        return header + b"".join(self._infos.values())
 
 
 def _info(name: str, shape: tuple[int, ...], kind: str, offset: int) -> bytes:

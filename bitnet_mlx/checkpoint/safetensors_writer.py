@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
 from bitnet_mlx.checkpoint.safetensors_file import STORAGE
+from bitnet_mlx.checkpoint.whole_file import WholeFile
 from bitnet_mlx.errors import FormatError
 
 ALIGNMENT = 64
@@ -53,11 +52,10 @@ def pending(name: str, array: np.ndarray, dtype: str | None = None) -> Pending:
     return Pending(name, chosen, array.shape, lambda: [array])
 
 
-class SafetensorsStream:
+class SafetensorsStream(WholeFile):
     """A file that takes one tensor after another: `with SafetensorsStream(path, room) as file: file.add(tensor)`.
 
-    room: bytes kept for the header. seen: called with a tensor's name and each block of it that is written. The data goes
-    to a temporary name beside `path`, is flushed to the disk, and is renamed when whole; on any failure nothing is left.
+    room: bytes kept for the header. seen: as WholeFile has it.
     """
 
     def __init__(
@@ -67,30 +65,15 @@ class SafetensorsStream:
         metadata: Mapping[str, str] | None = None,
         seen: Callable[[str, np.ndarray], None] | None = None,
     ) -> None:
-        self.path = Path(path)
-        self.size = 0  # of the whole file, once it is closed
-        self._room = 8 + room + -(8 + room) % ALIGNMENT
-        self._seen = seen
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        super().__init__(path, 8 + room + -(8 + room) % ALIGNMENT, seen)
         self._table: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
-        self._at = 0
         self._waiting: list[Pending] = []
         self._waiting_bytes = 0
 
-    def __enter__(self) -> SafetensorsStream:
-        self._file = open(self._temporary, "wb")
-        self._file.write(bytes(self._room))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
+    @property
+    def size(self) -> int:
+        """Bytes of the file so far, the header's room among them."""
+        return self._room + self._at
 
     def add(self, tensor: Pending) -> None:
         """Write a tensor, now or with those that wait. Raises FormatError where its blocks are not what it promised, or
@@ -112,52 +95,38 @@ class SafetensorsStream:
         self._waiting, self._waiting_bytes = [], 0
 
     def _write(self, tensor: Pending) -> None:
-        kind = np.dtype(STORAGE[tensor.dtype])
-        written = 0
-        for block in tensor.blocks():
-            if block.dtype != kind:
-                raise FormatError(
-                    f"[safetensors] tensor {tensor.name}: a block of {block.dtype} came; {kind} was promised"
-                )
-            written += block.nbytes
-            if block.nbytes:  # nothing to write, and no memoryview of it
-                block = np.ascontiguousarray(block)
-                self._file.write(block.reshape(-1).view(np.uint8).data)
-                if self._seen:
-                    self._seen(tensor.name, block)
-        if written != tensor.nbytes:
-            raise FormatError(
-                f"[safetensors] tensor {tensor.name}: {written} bytes came; "
-                f"{tensor.dtype} {list(tensor.shape)} takes {tensor.nbytes}"
-            )
+        start, kind = self._at, f"{tensor.dtype} {list(tensor.shape)}"
+        self._write_blocks("safetensors", tensor.name, _checked(tensor), tensor.nbytes, kind)
         self._table[tensor.name] = {
             "dtype": tensor.dtype,
             "shape": list(tensor.shape),
-            "data_offsets": [self._at, self._at + written],
+            "data_offsets": [start, self._at],
         }
-        self._at += written
 
-    def _finish(self) -> None:
+    def _header(self) -> bytes:
         self._flush()
-        text = _header(self._table)
+        text = _json(self._table)
         if len(text) > self._room - 8:
             raise AssertionError(f"[safetensors] the header takes {len(text)} bytes; {self._room - 8} were kept for it")
         text += b" " * (self._room - 8 - len(text))
-        self._file.seek(0)
-        self._file.write(len(text).to_bytes(8, "little") + text)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.size = self._room + self._at
-        os.replace(self._temporary, self.path)
+        return len(text).to_bytes(8, "little") + text
 
 
-def _header(table: Mapping[str, object]) -> bytes:
+def _checked(tensor: Pending) -> Iterator[np.ndarray]:
+    kind = np.dtype(STORAGE[tensor.dtype])
+    for block in tensor.blocks():
+        if block.dtype != kind:
+            raise FormatError(f"[safetensors] tensor {tensor.name}: a block of {block.dtype} came; {kind} was promised")
+        yield block
+
+
+def _json(table: Mapping[str, object]) -> bytes:
     return json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
 
 
 def write_safetensors(path: Path | str, tensors: Sequence[Pending], metadata: Mapping[str, str] | None = None) -> int:
     """Write a file of tensors that are all known, and return its size in bytes. Raises as SafetensorsStream."""
-    room = len(_header({"__metadata__": dict(metadata or {}), **{tensor.name: None for tensor in tensors}}))
+    room = len(_json({"__metadata__": dict(metadata or {}), **{tensor.name: None for tensor in tensors}}))
     with SafetensorsStream(path, room + ENTRY_ROOM * (1 + len(tensors)), metadata) as file:
         for tensor in tensors:
             file.add(tensor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
@@ -94,7 +95,7 @@ class Target(Protocol):
         ...
 
 
-class FolderTarget:
+class FolderTarget(ABC):
     """What formats of config.json and safetensors share. Floats are kept as they are, or cast to `dtype`."""
 
     format, file, whole = "", SINGLE, False
@@ -116,9 +117,9 @@ class FolderTarget:
         config = self.config(kept, activation_bits)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
+    @abstractmethod
     def config(self, kept: list[str], activation_bits: int) -> dict[str, Any]:
         """config.json. kept: linears that are not ternary."""
-        raise NotImplementedError
 
     def opened(self, path: Path) -> SafetensorsFile:
         return SafetensorsFile(path)
