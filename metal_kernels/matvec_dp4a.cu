@@ -57,7 +57,7 @@ for (int m = 0; m < M; m++)
     if (lane == m * R + r) mine = total;
   }
 if (SPLIT > 1) {
-  __shared__ int parts[8][32];  // no more: a kernel that wants another share of L1 than the one before makes SMs wait
+  __shared__ int parts[8][32];  // of the warps of a block, eight at most
   parts[warp][lane] = mine;
   __syncthreads();
   mine = 0;

@@ -13,15 +13,15 @@ _FIRST = 64  # positions of the first allocation
 STEP = 256  # positions of the MLX cache's smallest array
 
 
-def capacity(positions: int) -> int:
-    """Positions of the MLX cache's array that holds so many: 256, 512, 768, 1024, 1536, 2048, 3072, ...
+def capacity(positions: int, limit: int | None = None) -> int:
+    """Positions of the MLX cache's array that holds so many: 256, 512, 768, 1024, 1536, 2048, 3072, ... or the limit.
 
     By a third to a half each time, since a compiled step is traced anew for each size.
     """
     room = STEP
     while room < positions:
         room += max(STEP, 1 << room.bit_length() - 2)
-    return room
+    return room if limit is None else min(room, limit)
 
 
 class KVCache:

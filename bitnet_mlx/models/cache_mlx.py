@@ -116,7 +116,7 @@ class KVCache:
         held = self.kv
         if held is not None and end <= held.shape[3]:
             return held
-        room = capacity(end) if self.limit is None else min(capacity(end), self.limit)
+        room = capacity(end, self.limit)
         two, b, heads, _, dim = new.shape
         zeros = mx.zeros((two, b, heads, room - (0 if held is None else self._past), dim), new.dtype)
         return zeros if held is None else mx.concatenate([held[:, :, :, : self._past], zeros], axis=3)

@@ -48,7 +48,7 @@ class SmallKVCache:
     def _grown(self, new: list[mx.array], end: int) -> list[mx.array]:
         if self.parts and end <= self.parts[0].shape[3]:
             return self.parts
-        room = capacity(end) if self.limit is None else min(capacity(end), self.limit)
+        room = capacity(end, self.limit)
         found = []
         for i, rows in enumerate(new):
             two, b, heads, _, width = rows.shape

@@ -194,7 +194,7 @@ def _activations_mlx(config: DecoderConfig, kv: _Bytes, scores: bool, widened: b
             attention = 9 * queries + (13 if end > PIECE else 5) * values
             attention += (c.num_attention_heads + 1) * end if scores else 0
             wide = 4 * 2 * values * end if widened else 0  # one layer of a small cache, in floats again
-            held = kv(min(capacity(end), context), 1) - kv(context, 1)
+            held = kv(capacity(end, context), 1) - kv(context, 1)
             most = max(most, held + 4 * rows * max(feed_forward, attention) + wide)
         return most + _rotary(c, context, 1024) + 4 * batch * c.vocab_size
 

@@ -137,9 +137,7 @@ class KernelOps(StockOps):
         """Whether the kernel that such a call takes is on; asked for every token, so the answer is kept."""
         asked = (batch, heads, kv_heads, dim, room, dtype)
         if asked not in self._attends:
-            self._attends[asked] = attention.possible(heads, kv_heads, dim) and self.chooser.allows(
-                DecodeAttention.of(batch, heads, kv_heads, dim, room, RECENT, _NAMES[dtype])
-            )
+            self._attends[asked] = self._attention(batch, heads, kv_heads, dim, room, RECENT, dtype) is not None
         return self._attends[asked]
 
     def decode_attention(
@@ -154,11 +152,19 @@ class KernelOps(StockOps):
         kv_heads: int,
     ) -> tuple[mx.array, mx.array]:
         batch, room, slots, dim = qkv.shape[0], past.shape[3], recent.shape[3], past.shape[4]
-        if attention.possible(heads, kv_heads, dim):
-            kernel = DecodeAttention.of(batch, heads, kv_heads, dim, room, slots, _NAMES[qkv.dtype])
-            if self.chooser.allows(kernel):
-                return kernel.run(self.runner, qkv, cos, sin, past, recent, lengths)
-        return super().decode_attention(qkv, cos, sin, past, recent, lengths, heads, kv_heads)
+        kernel = self._attention(batch, heads, kv_heads, dim, room, slots, qkv.dtype)
+        if kernel is None:
+            return super().decode_attention(qkv, cos, sin, past, recent, lengths, heads, kv_heads)
+        return kernel.run(self.runner, qkv, cos, sin, past, recent, lengths)
+
+    def _attention(
+        self, batch: int, heads: int, kv_heads: int, dim: int, room: int, slots: int, dtype: mx.Dtype
+    ) -> DecodeAttention | None:
+        """The kernel of such a call; None where there is none or it is off."""
+        if not attention.possible(heads, kv_heads, dim):
+            return None
+        kernel = DecodeAttention.of(batch, heads, kv_heads, dim, room, slots, _NAMES[dtype])
+        return kernel if self.chooser.allows(kernel) else None
 
     def _candidate(self, words: mx.array, scale: mx.array, m: int, k: int, dtype: str) -> products.Candidate | None:
         return self.chooser.product(Product(words.shape[0], k, m, SCALES[scale.ndim], dtype)) if m else None
