@@ -22,7 +22,7 @@ def stamp(backend: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "machine": platform.machine(), "system": platform.platform(), "processor": processor(), "cores": os.cpu_count(),
         "memory_bytes": _memory(), "python": platform.python_version(), "version": __version__,
-        "packages": {name: _version(name) for name in _PACKAGES}, "commit": commit(), "command": command(),
+        "packages": {name: installed(name) for name in _PACKAGES}, "commit": commit(), "command": command(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "load_average": _load(),
     }  # fmt: skip
     if backend in ON_MLX:
@@ -67,7 +67,8 @@ def command() -> str:
     return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
-def _version(package: str) -> str | None:
+def installed(package: str) -> str | None:
+    """A package's version; None where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

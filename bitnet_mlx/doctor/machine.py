@@ -14,6 +14,7 @@ import time
 import numpy as np
 
 from bitnet_mlx.backends import missing
+from bitnet_mlx.bench.stamp import installed
 from bitnet_mlx.doctor.report import Machine
 
 PACKAGES = ("mlx", "mlx-lm", "numba", "tbb", "numpy", "tokenizers", "sentencepiece", "huggingface-hub")
@@ -38,14 +39,7 @@ def machine(gpu: str | None) -> Machine:
 
 def packages() -> dict[str, str | None]:
     """Versions; None for what is not installed."""
-    return {name: _version(name) for name in PACKAGES}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return {name: installed(name) for name in PACKAGES}
 
 
 def _mlx_from() -> str | None:

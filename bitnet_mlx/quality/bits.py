@@ -8,7 +8,7 @@ that no earlier window scored are counted, so every target but those of the firs
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -62,12 +62,17 @@ def negative_log_likelihood(logits: np.ndarray, targets: np.ndarray) -> np.ndarr
     return total - wide[np.arange(len(targets)), targets]
 
 
+def scored_logits(decoder: Decoder, ids: Sequence[int] | np.ndarray, window: Window, length: int) -> np.ndarray:
+    """float32 [scored, vocab]: what a decoder with a cache of `length` makes of a window, for the targets that count."""
+    inputs = [int(i) for i in ids[window.start : window.stop]]
+    [logits] = decoder.step([inputs], [decoder.make_cache(limit=length)], logits="all")
+    return logits[window.skip :]
+
+
 def total_nats(decoder: Decoder, ids: np.ndarray, length: int, stride: int) -> float:
     """Cross entropy of ids [tokens] under any decoder, summed over all targets, in nats."""
     nats = 0.0
     for window in windows(len(ids), length, stride):
-        inputs = ids[window.start : window.stop].tolist()
-        [logits] = decoder.step([inputs], [decoder.make_cache(limit=length)], logits="all")
-        targets = ids[window.start + 1 : window.stop + 1].astype(np.int64)
-        nats += float(negative_log_likelihood(logits, targets)[window.skip :].sum())
+        targets = ids[window.first : window.stop + 1].astype(np.int64)
+        nats += float(negative_log_likelihood(scored_logits(decoder, ids, window, length), targets).sum())
     return nats

@@ -14,7 +14,7 @@ import numpy as np
 
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.models.decoder import Decoder
-from bitnet_mlx.quality.bits import Window, bits_per_byte, windows
+from bitnet_mlx.quality.bits import bits_per_byte, scored_logits, windows
 
 _ROWS = 128  # positions whose logits are widened to float64 at a time
 Progress = Callable[[int, int], None]  # tokens scored, tokens in all
@@ -86,21 +86,14 @@ def score(
     found = Score(nbytes=nbytes) if teacher is None else Score(0, nbytes, 0.0, 0.0, 0.0, 0)
     for window in windows(len(ids), length, stride):
         targets = np.asarray(ids[window.first : window.stop + 1], np.int64)
-        own = _logits(decoder, ids, window, length)
-        theirs = None if teacher is None else _logits(teacher, ids, window, length)
+        own = scored_logits(decoder, ids, window, length)
+        theirs = None if teacher is None else scored_logits(teacher, ids, window, length)
         for at in range(0, len(targets), _ROWS):
             part = slice(at, at + _ROWS)
             found = found + _rows(own[part], targets[part], None if theirs is None else theirs[part])
         if progress is not None:
             progress(found.tokens, len(ids) - 1)
     return found
-
-
-def _logits(decoder: Decoder, ids: Sequence[int], window: Window, length: int) -> np.ndarray:
-    """float32 [scored, vocab]."""
-    inputs = [int(i) for i in ids[window.start : window.stop]]
-    [logits] = decoder.step([inputs], [decoder.make_cache(limit=length)], logits="all")
-    return logits[window.skip :]
 
 
 def _rows(own: np.ndarray, targets: np.ndarray, theirs: np.ndarray | None) -> Score:

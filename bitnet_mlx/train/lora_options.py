@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet_mlx.errors import ConfigError
+from bitnet_mlx.train.checks import check_numbers
 from bitnet_mlx.train.samples import LONG
 
 _POSITIVE = (
@@ -49,12 +50,7 @@ class LoraOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in _POSITIVE:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"[lora] --{name.replace('_', '-')} is {getattr(self, name)}; 1 or more is allowed")
-        for name in ("learning_rate", "grad_clip", "scale"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigError(f"[lora] --{name.replace('_', '-')} is {getattr(self, name)}; give a number above 0")
+        check_numbers("lora", self, _POSITIVE, ("learning_rate", "grad_clip", "scale"))
         if self.max_seq_length < 2:
             raise ConfigError("[lora] --max-seq-length is 1; a token and the next one, 2, are the least")
         if self.long_samples not in LONG:

@@ -7,6 +7,11 @@ from pathlib import Path
 
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.models.config import DecoderConfig, RopeConfig
+from bitnet_mlx.train.checks import check_numbers
+
+_POSITIVE = (
+    "iters", "batch_size", "seq_length", "hidden_size", "num_layers", "num_heads", "save_every", "log_every",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,22 +45,7 @@ class TrainOptions:
     max_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        positive = (
-            "iters",
-            "batch_size",
-            "seq_length",
-            "hidden_size",
-            "num_layers",
-            "num_heads",
-            "save_every",
-            "log_every",
-        )
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"[train] --{name.replace('_', '-')} is {getattr(self, name)}; 1 or more is allowed")
-        for name in ("learning_rate", "grad_clip"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigError(f"[train] --{name.replace('_', '-')} is {getattr(self, name)}; give a number above 0")
+        check_numbers("train", self, _POSITIVE, ("learning_rate", "grad_clip"))
         if self.warmup < 0 or self.weight_decay < 0 or not 0 <= self.eval_fraction < 1:
             raise ConfigError(
                 f"[train] --warmup {self.warmup}, --weight-decay {self.weight_decay} and --eval-fraction "

@@ -8,6 +8,7 @@ from typing import Any
 
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.train.blend import SCHEDULES
+from bitnet_mlx.train.checks import check_numbers, flag
 
 _POSITIVE = ("iters", "batch_size", "seq_length", "save_every", "steps_per_report")
 
@@ -42,15 +43,10 @@ class QatOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in _POSITIVE:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"[qat] --{name.replace('_', '-')} is {getattr(self, name)}; 1 or more is allowed")
-        for name in ("learning_rate", "grad_clip", "temperature"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigError(f"[qat] --{name.replace('_', '-')} is {getattr(self, name)}; give a number above 0")
+        check_numbers("qat", self, _POSITIVE, ("learning_rate", "grad_clip", "temperature"))
         for name in ("blend_fraction", "kl_weight"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"[qat] --{name.replace('_', '-')} is {getattr(self, name)}; 0 to 1 is allowed")
+                raise ConfigError(f"[qat] {flag(name)} is {getattr(self, name)}; 0 to 1 is allowed")
         if self.warmup < 0 or self.weight_decay < 0:
             raise ConfigError(f"[qat] --warmup {self.warmup}, --weight-decay {self.weight_decay}; 0 or more is allowed")
         if self.blend not in SCHEDULES:
