@@ -9,6 +9,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from bitnet_mlx.models.decoder_mlx import MlxModel
+from bitnet_mlx.train.optimizer import Tensors
 from bitnet_mlx.train.qat_options import QatOptions
 
 
@@ -19,11 +20,14 @@ def distance(teacher: mx.array, student: mx.array, temperature: float) -> mx.arr
     return temperature**2 * (mx.exp(p) * (p - q)).sum(axis=-1).mean()
 
 
-def losses(student: MlxModel, teacher: MlxModel, batch: mx.array, options: QatOptions) -> dict[str, mx.array]:
-    """int32 [B, L + 1] -> "loss", which is trained on, and its parts, each float32 []; 0 where a part is not used."""
-    inputs, k = batch[:, :-1], options.kl_weight
-    logits = student(inputs)
+def losses(student: MlxModel, batch: mx.array, signal: Tensors, options: QatOptions) -> Tensors:
+    """int32 [B, L + 1] -> "loss", which is trained on, and its parts, each float32 []; 0 where a part is not used.
+
+    signal: what the teacher gives for batch[:, :-1] (train/teacher.py).
+    """
+    k = options.kl_weight
+    logits = student(batch[:, :-1])
     entropy, kl = mx.fast.cross_entropy(logits.astype(mx.float32), batch[:, 1:]).mean(), mx.array(0.0)
     if k:
-        kl = distance(mx.stop_gradient(teacher(inputs)), logits, options.temperature)
+        kl = distance(signal["logits"], logits, options.temperature)
     return {"loss": (1 - k) * entropy + k * kl, "cross_entropy": entropy, "kl": kl}

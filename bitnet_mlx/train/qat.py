@@ -46,10 +46,11 @@ def take_step(run: Run, windows: Windows, done: int, state: State) -> tuple[Stat
     set_blend(run.student, at)
     run.student.train()
     batch = mx.array(run.ids[windows.starts(done)[:, None] + np.arange(options.seq_length + 1)])
+    signal = run.teacher.signal(batch[:, :-1])
 
-    def loss(own: Tensors) -> tuple[mx.array, dict[str, mx.array]]:
+    def loss(own: Tensors) -> tuple[mx.array, Tensors]:
         put(run, own)
-        parts = losses(run.student, run.teacher, batch, options)
+        parts = losses(run.student, batch, signal, options)
         return parts["loss"], parts
 
     (_, parts), found = mx.value_and_grad(loss)(state[0])

@@ -19,7 +19,7 @@ from bitnet_mlx.tokenizer import Tokenizer, load_tokenizer
 from bitnet_mlx.train.corpus import find_files, read_corpus
 from bitnet_mlx.train.masters import make_student, set_blend
 from bitnet_mlx.train.qat_options import QatOptions
-from bitnet_mlx.train.teacher import read_teacher
+from bitnet_mlx.train.teacher import Teacher, read_teacher
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Run:
     folder: Path
     weights: DecoderWeights
     student: MlxModel
-    teacher: MlxModel
+    teacher: Teacher
     ids: np.ndarray
     texts: list[Text]
 
@@ -47,7 +47,7 @@ class Run:
         length = self.options.seq_length
         total = Score(0, 0, 0.0, 0.0, 0.0, 0)
         for text in self.texts:
-            total = total + score(self.student, text.ids, text.nbytes, length, max(1, length // 2), self.teacher)
+            total = total + score(self.student, text.ids, text.nbytes, length, max(1, length // 2), self.teacher.model)
         return {name: total.record()}
 
 
@@ -65,7 +65,7 @@ def prepare(options: QatOptions) -> Run:
     texts = [read_text(path, tokenizer) for path in options.eval_data]
     ids = _ids(tokenizer, options)
     shown = [Text("--data", np.unique(ids).tolist(), 0), *texts]
-    teacher = read_teacher(options.teacher, weights, tokenizer, shown)
+    teacher = read_teacher(options, weights, tokenizer, shown)
     return Run(options, folder, weights, student, teacher, ids, texts)
 
 

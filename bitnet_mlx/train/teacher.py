@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mlx.core as mx
+
 from bitnet_mlx.checkpoint.hub import resolve
 from bitnet_mlx.checkpoint.read import read_weights
 from bitnet_mlx.errors import ConfigError
@@ -9,13 +11,32 @@ from bitnet_mlx.models.decoder_mlx import MlxModel
 from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.quality.texts import Text, check_same
 from bitnet_mlx.tokenizer import Tokenizer, load_tokenizer
+from bitnet_mlx.train.optimizer import Tensors
+from bitnet_mlx.train.qat_options import QatOptions
 
 
-def read_teacher(name: str | None, weights: DecoderWeights, tokenizer: Tokenizer, texts: list[Text]) -> MlxModel:
-    """The model called `name`; None is the float model itself. Raises ConfigError where its tokens are not the student's."""
-    if name is None:
-        return MlxModel(weights)
-    folder = resolve(name)
+class Teacher:
+    """What the losses are given of a teacher."""
+
+    def __init__(self, model: MlxModel, options: QatOptions) -> None:
+        self.model, self._options = model, options
+
+    def signal(self, inputs: mx.array) -> Tensors:
+        """int32 [B, L] -> "logits" [B, L, V], or nothing where no loss asks for it.
+
+        It is computed outside of the step that takes gradients, so that this one may be compiled.
+        """
+        return {"logits": self.model(inputs)} if self._options.kl_weight else {}
+
+
+def read_teacher(options: QatOptions, weights: DecoderWeights, tokenizer: Tokenizer, texts: list[Text]) -> Teacher:
+    """The model of options.teacher; None is the float model itself.
+
+    texts: what both tokenizers must read alike. Raises ConfigError where the teacher's tokens are not the student's.
+    """
+    if options.teacher is None:
+        return Teacher(MlxModel(weights), options)
+    folder = resolve(options.teacher)
     theirs = read_weights(folder)
     if theirs.config.vocab_size != weights.config.vocab_size:
         raise ConfigError(
@@ -24,4 +45,4 @@ def read_teacher(name: str | None, weights: DecoderWeights, tokenizer: Tokenizer
         )
     for text in texts:
         check_same(tokenizer, load_tokenizer(folder), text)
-    return MlxModel(theirs)
+    return Teacher(MlxModel(theirs), options)
