@@ -18,7 +18,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from bitnet_mlx.errors import ConfigError, FormatError, TrainError
+from bitnet_mlx.errors import ConfigError, FormatError
+from bitnet_mlx.train.disk import writing
 from bitnet_mlx.train.optimizer import State
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -40,25 +41,20 @@ def save(folder: Path, step: int, state: State, facts: dict[str, Any]) -> Path:
     final = folder / f"step-{step:08d}"
     scratch = folder / f".{final.name}.writing"
     tensors = {f"{part}.{name}": t for part, named in state.items() for name, t in named.items()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in (scratch, final):
-            shutil.rmtree(stale, ignore_errors=True)
-        scratch.mkdir()
-        mx.save_safetensors(str(scratch / "state.safetensors"), tensors)
-        (scratch / "trainer.json").write_text(json.dumps({"step": step, **facts}, indent=2) + "\n", "utf-8")
-        for path in (*scratch.iterdir(), scratch):
-            flush(path)
-        scratch.rename(final)
-        flush(folder)
-    except (OSError, RuntimeError) as error:  # MLX's own writer raises RuntimeError
-        shutil.rmtree(scratch, ignore_errors=True)
-        kept = latest(folder)
-        raise TrainError(
-            f"[checkpoint] {final} could not be written: {error}; "
-            + (f"{kept.name} stays" if kept else "there is none before it")
-            + ". Make room on the disk and go on with --resume"
-        ) from error
+    with writing(final):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
+            mx.save_safetensors(str(scratch / "state.safetensors"), tensors)
+            (scratch / "trainer.json").write_text(json.dumps({"step": step, **facts}, indent=2) + "\n", "utf-8")
+            for path in (*scratch.iterdir(), scratch):
+                flush(path)
+            shutil.rmtree(final, ignore_errors=True)
+            scratch.rename(final)
+            flush(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     for old in _found(folder)[:-KEPT]:
         shutil.rmtree(old)
     return final
@@ -105,6 +101,8 @@ def load(path: Path, expected: State, settings: dict[str, Any]) -> tuple[dict[st
             tensor = tensors.get(f"{part}.{name}")
             if tensor is None or tensor.shape != like.shape:
                 shape = None if tensor is None else tensor.shape
-                raise FormatError(f"[train --resume] {path} holds {part}.{name} as {shape}; this model needs {like.shape}")
+                raise FormatError(
+                    f"[train --resume] {path} holds {part}.{name} as {shape}; this model needs {like.shape}"
+                )
             state.setdefault(part, {})[name] = tensor
     return facts, state

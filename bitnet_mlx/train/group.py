@@ -12,17 +12,19 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten, tree_map
 
 from bitnet_mlx.errors import ConfigError, TrainError
-from bitnet_mlx.train.optimizer import State, Tensors
+from bitnet_mlx.train.optimizer import State
 
 LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # set by mlx.launch and by mpirun
 _EXIT = 1
+Tree = Any  # dictionaries of arrays, nested
 
 
 class Group:
@@ -30,8 +32,8 @@ class Group:
 
     rank, size = 0, 1
 
-    def in_order(self, found: Tensors) -> list[Tensors]:
-        """What every rank found, rank 0 first: float32 arrays by name."""
+    def in_order(self, found: Tree) -> list[Tree]:
+        """What every rank found, rank 0 first: a tree of float32 arrays."""
         return [found]
 
     def any(self, value: bool) -> bool:
@@ -53,23 +55,21 @@ class Ranks(Group):
         self._group, self._patience = group, patience
         self.rank, self.size = group.rank(), group.size()
 
-    def in_order(self, found: Tensors) -> list[Tensors]:
-        names = sorted(found)
-        rows = self._gather(mx.concatenate([found[name].astype(mx.float32).reshape(-1) for name in names]))
-        ends = np.cumsum([found[name].size for name in names]).tolist()
-        pieces = [mx.split(row, ends[:-1]) for row in rows]
-        return [{n: p.reshape(found[n].shape) for n, p in zip(names, row, strict=True)} for row in pieces]
+    def in_order(self, found: Tree) -> list[Tree]:
+        flat: Any = tree_flatten(found)
+        arrays = [array for _, array in flat]
+        rows = self._gather(mx.concatenate([array.reshape(-1) for array in arrays]))
+        ends = np.cumsum([array.size for array in arrays]).tolist()
+        pieces: list[Any] = [mx.split(rows[rank], ends[:-1]) for rank in range(self.size)]
+        return [_filled(found, own) for own in pieces]
 
     def any(self, value: bool) -> bool:
         return bool(self._gather(mx.array([float(value)])).max().item())
 
     def from_first(self, step: int, state: State) -> tuple[int, State]:
-        flat = {f"{part} {name}": p for part, named in state.items() for name, p in named.items()}
-        flat["step"] = mx.array([float(step)])  # exact up to 2^24
-        first = self.in_order(flat)[0]
-        new = {part: {name: first[f"{part} {name}"] for name in named} for part, named in state.items()}
-        mx.eval(new)
-        return int(first["step"].item()), new
+        first = self.in_order({"state": state, "step": mx.array(float(step))})[0]  # exact up to 2^24
+        mx.eval(first)
+        return int(first["step"].item()), first["state"]
 
     def check_same(self, facts: dict[str, Any]) -> None:
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).digest()
@@ -93,6 +93,12 @@ class Ranks(Group):
                     "start all ranks again with --resume"
                 ) from error
         return rows
+
+
+def _filled(tree: Tree, pieces: Sequence[mx.array]) -> Tree:
+    """A tree of the shapes of `tree` with the values of flat pieces, in its order."""
+    rest = iter(pieces)
+    return tree_map(lambda like: next(rest).reshape(like.shape), tree)
 
 
 class _Patience:

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bitnet_mlx.errors import FormatError, TrainError
+from bitnet_mlx.errors import FormatError
+from bitnet_mlx.train.disk import writing
 
 NAME = "log.jsonl"
 
@@ -21,11 +22,11 @@ class Log:
         self.path = folder / NAME
         kept = [entry for entry in read(self.path) if entry["step"] <= done] if done and self.path.exists() else []
         scratch = folder / f".{NAME}.writing"
-        with _clear(self.path):
+        with writing(self.path):
             folder.mkdir(parents=True, exist_ok=True)
             scratch.write_text("".join(json.dumps(entry) + "\n" for entry in kept), "utf-8")
             os.replace(scratch, self.path)
-            self._file = open(self.path, "a", encoding="utf-8")
+            self._file = self.path.open("a", encoding="utf-8")
 
     def __enter__(self) -> Log:
         return self
@@ -39,26 +40,9 @@ class Log:
 
     def add(self, entries: Iterable[dict[str, Any]]) -> None:
         """Append records. Raises TrainError where that fails, as on a full disk."""
-        with _clear(self.path):
+        with writing(self.path):
             self._file.write("".join(json.dumps(entry) + "\n" for entry in entries))
             self._file.flush()
-
-
-class _clear:  # noqa: N801 - read as a word
-    """Tells of a file that cannot be written in one line."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, OSError):
-            raise TrainError(
-                f"[train] {self._path} could not be written: {error}; the last checkpoint stays. Make room on the disk and go on "
-                "with --resume"
-            ) from error
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -74,5 +58,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):
                 break
-            raise FormatError(f"[train] {path}, line {number} is no record of a step: {error!r}; move the file away") from error
+            raise FormatError(
+                f"[train] {path}, line {number} is no record of a step: {error!r}; move the file away"
+            ) from error
     return entries

@@ -42,17 +42,13 @@ class LoopOptions:
 
     def __post_init__(self) -> None:
         counts = ("iters", "batch_size", "grad_accumulation_steps", "save_every", "steps_per_report")
-        check_numbers(
-            self.COMMAND, self, (*counts, *self.POSITIVE), ("learning_rate", "grad_clip", "rank_timeout")
-        )
+        check_numbers(self.COMMAND, self, (*counts, *self.POSITIVE), ("learning_rate", "grad_clip", "rank_timeout"))
         if self.warmup < 0 or not 0 <= self.weight_decay < float("inf"):
             raise ConfigError(
                 f"[{self.COMMAND}] --warmup {self.warmup}, --weight-decay {self.weight_decay}; 0 or more is allowed"
             )
         if self.optimizer not in NAMES:
-            raise ConfigError(
-                f"[{self.COMMAND}] --optimizer is {self.optimizer!r}; {', '.join(NAMES)} are allowed"
-            )
+            raise ConfigError(f"[{self.COMMAND}] --optimizer is {self.optimizer!r}; {', '.join(NAMES)} are allowed")
         if self.plot is not None:
             from bitnet_mlx.profile.plots import check_path
 

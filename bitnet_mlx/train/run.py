@@ -113,7 +113,7 @@ def run(job: Job, place: Place, group: Group, report: Report) -> Place:
 
 def _run(job: Job, place: Place, group: Group, tell: Callable[[list[dict[str, Any]]], None]) -> Place:
     task, options = job.task, job.task.options
-    update, meter, alive = Update(task, group), Meter(task.names, place), mx.array(True)
+    update, meter, alive = Update(task, group), Meter(place), mx.array(True)
     late = False
     while place.done < options.iters and not late:
         task.model.train()
@@ -157,9 +157,9 @@ def _save(job: Job, place: Place, update: Update, group: Group) -> None:
 class Meter:
     """Collects the values of steps while the device works ahead, and makes records of them."""
 
-    def __init__(self, names: tuple[str, ...], place: Place) -> None:
-        self._names, self._place = ("loss", *names, "tokens", "grad_norm"), place
-        self._waiting: list[tuple[mx.array, dict[str, Any]]] = []
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._waiting: list[tuple[Tensors, dict[str, Any]]] = []
         self._begun = self._last = time.monotonic()
 
     @property
@@ -167,7 +167,7 @@ class Meter:
         """Since the first step was asked for."""
         return time.monotonic() - self._begun
 
-    def add(self, values: mx.array, entry: dict[str, Any]) -> None:
+    def add(self, values: Tensors, entry: dict[str, Any]) -> None:
         """Take the values of one more step; at most two steps wait in the device's queue."""
         if self._waiting:
             mx.eval(self._waiting[-1][0])
@@ -179,11 +179,10 @@ class Meter:
 
     def read(self, blame: Callable[[int], str], options: LoopOptions) -> list[dict[str, Any]]:
         """Records of the steps since the last. Raises TrainError that names the first without a finite loss, and where."""
-        rows = np.array(mx.stack([values for values, _ in self._waiting])).tolist()
+        rows = [({name: float(np.array(x)) for name, x in values.items()}, entry) for values, entry in self._waiting]
         now, tokens, entries = time.monotonic(), self._place.tokens, []
-        speed = sum(row[-2] for row in rows) / (now - self._last)
-        for row, (_, entry) in zip(rows, self._waiting, strict=True):
-            found = dict(zip(self._names, row, strict=True))
+        speed = sum(found["tokens"] for found, _ in rows) / (now - self._last)
+        for found, entry in rows:
             if not (math.isfinite(found["loss"]) and math.isfinite(found["grad_norm"])):
                 raise TrainError(
                     f"[{options.COMMAND}] step {entry['step']}: loss {found['loss']:g}, gradient norm {found['grad_norm']:g}, "
