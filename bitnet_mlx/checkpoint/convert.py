@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -81,6 +81,8 @@ def convert(
     ternarize: bool = False,
     i2s_layout: str | None = None,
     precision: str | None = None,
+    keep: Collection[str] = (),
+    prepare: Callable[[DecoderWeights, dict[str, float]], DecoderWeights] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Conversion:
     """Convert a checkpoint.
@@ -93,6 +95,8 @@ def convert(
     dtype: of what stays floats; None keeps the checkpoint's. force: replace a model at mlx_path. i2s_layout: of a
     GGUF file's I2_S tensors, where it should not be found from them. precision: "memory", "balanced" or "accuracy"
     (models/precision.py) sets head_bits and dtype where they are not given; bits of the KV cache are chosen at load.
+    keep: full names of linears that stay floats where others are ternarised. prepare: makes the weights that are written,
+    of the float ones that are read, and puts each linear's relative error into the dict that it is given.
     progress: called with weights done and weights in all.
 
     Raises ConfigError for options and places that are not allowed, MemoryLimitError where the disk lacks room,
@@ -106,7 +110,12 @@ def convert(
     path = resolve(hf_path, revision)
     with Workplace(mlx_path, force, (path,)) as place, described(path) as texts:
         errors: dict[str, float] = {}
-        weights = open_weights(path, errors=errors, activations=activations, ternarize=ternarize, i2s_layout=i2s_layout)
+        weights = open_weights(
+            path, errors=errors, activations=activations, ternarize=ternarize, i2s_layout=i2s_layout,
+            keep=() if prepare else keep, floats=prepare is not None,
+        )  # fmt: skip
+        if prepare is not None:
+            weights = prepare(weights, errors)
         target = make_target(weights, texts, format, head_bits, dtype, Path(mlx_path).name)
         place.check_room(room(weights, format, head_bits))
         written = _write(weights, target, place, texts, progress)
