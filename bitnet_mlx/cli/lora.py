@@ -68,7 +68,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     from bitnet_mlx.train.lora import lora
     from bitnet_mlx.train.progress import Progress
 
-    model, tokenizer = load(args.model, backend=backend, dtype=args.dtype)
+    trained = None if options.train else options.adapter_path
+    model, tokenizer = load(args.model, backend=backend, dtype=args.dtype, adapter_path=trained)
     assert isinstance(model, MlxModel)
     with Progress(options.iters) as progress:
         return lora(options, model, tokenizer, progress.report)

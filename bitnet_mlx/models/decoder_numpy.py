@@ -62,24 +62,26 @@ class NumpyDecoder:
         for name in names:
             module, linear = f"model.layers.{layer}.{name}", self.weights.layer_linear(layer, name)
             if linear.norm is not None:
-                outputs.append(self._normed_linear(module, linear, linear.norm, plain))
+                y = self._normed_linear(module, linear, linear.norm, plain)
             elif isinstance(linear.weight, TernaryTensor) and linear.weight.activation_bits == 8:
                 if codes is None:
                     codes = quantize_activations(x) if norm is None else ref.norm_quantize(x, norm, eps)
                     self._show(module, codes[0])
-                outputs.append(ref.quantized_linear(*codes, linear.weight, linear.bias))
+                y = ref.quantized_linear(*codes, linear.weight)
             else:
-                outputs.append(ref.dense_linear(plain, linear.weight, linear.bias))
+                y = ref.dense_linear(plain, linear.weight)
+            y = y if linear.adapter is None else ref.adapted(y, plain, linear.adapter)
+            outputs.append(y if linear.bias is None else y + linear.bias)
         return outputs
 
     def _normed_linear(self, module: str, linear: Linear, norm: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """A linear with a norm of its own, on the input that the layer's norm gave."""
+        """A linear with a norm of its own, on the input that the layer's norm gave, before its bias."""
         weight, eps = linear.weight, self.config.linear_norm_eps
         if isinstance(weight, TernaryTensor) and weight.activation_bits == 8:
             codes = ref.norm_quantize(x, norm, eps)
             self._show(module, codes[0])
-            return ref.quantized_linear(*codes, weight, linear.bias)
-        return ref.dense_linear(ref.rms_norm(x, norm, eps), weight, linear.bias)
+            return ref.quantized_linear(*codes, weight)
+        return ref.dense_linear(ref.rms_norm(x, norm, eps), weight)
 
     def _show(self, module: str, q: np.ndarray) -> None:
         if self.observe is not None:

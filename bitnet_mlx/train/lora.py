@@ -20,14 +20,8 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_unflatten
 
-from bitnet_mlx.checkpoint.adapter_mlx import (
-    AdapterConfig,
-    adapter_parameters,
-    attach,
-    load_adapter,
-    read_tensors,
-    save_adapter,
-)
+from bitnet_mlx.checkpoint.adapter import AdapterConfig
+from bitnet_mlx.checkpoint.adapter_mlx import adapter_parameters, attach, read_parameters, save_adapter
 from bitnet_mlx.errors import ConfigError, TrainError
 from bitnet_mlx.models.decoder_mlx import MlxModel
 from bitnet_mlx.tokenizer import Tokenizer
@@ -130,7 +124,7 @@ def initial_state(run: Run) -> tuple[int, State]:
     if newest:
         raise ConfigError(f"[lora] {newest} is of an earlier run; give --resume to go on, or another --adapter-path")
     if options.resume_adapter_file is not None:
-        parameters = read_tensors(options.resume_adapter_file, parameters)
+        parameters = read_parameters(options.resume_adapter_file, parameters)
     return 0, (parameters, *optimizer.init(parameters))
 
 
@@ -196,6 +190,8 @@ def _valid(run: Run) -> float | None:
 def lora(options: LoraOptions, model: MlxModel, tokenizer: Tokenizer, report: Report) -> dict[str, Any]:
     """The whole run. Every step's record goes to ADAPTER_PATH/log.jsonl, and to `report` every steps_per_report steps.
 
+    Where nothing is trained, the model comes with its adapter.
+
     Returns the command's record. Raises ConfigError, FormatError or TrainError.
     """
     run = prepare(options, model, tokenizer)
@@ -215,8 +211,6 @@ def lora(options: LoraOptions, model: MlxModel, tokenizer: Tokenizer, report: Re
                     report(entry)
 
             record.update(run_steps(run, *start, tell))
-    else:
-        load_adapter(model, options.adapter_path)
     if options.test:
         loss = mean_loss(model, run.samples["test"].items, options.batch_size, options.test_batches)
         record.update(test_loss=loss, test_perplexity=math.exp(loss))
