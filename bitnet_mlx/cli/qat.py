@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bitnet_mlx.cli.ste import add_ste_arguments
+
 _NUMBERS = (
     ("--iters", int, "N", "optimiser steps (default 1000)"),
     ("--batch-size", int, "B", "sequences a step (default 8)"),
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="go on from the newest checkpoint in --output, if there is one")
     for flag, kind, metavar, text in _NUMBERS:
         add(flag, type=kind, metavar=metavar, help=text)
+    add_ste_arguments(parser)
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:

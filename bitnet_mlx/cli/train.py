@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bitnet_mlx.cli.ste import add_ste_arguments
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `train`."""
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num-heads", type=int, default=4, metavar="N", help="(default 4)")
     add("--num-kv-heads", type=int, default=0, metavar="N", help="(default: as many as heads)")
     add("--float", dest="quantise", action="store_false", help="train the float twin: the same graph, no quantisers")
+    add_ste_arguments(parser)
     add("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of activations (default bfloat16)")
     add("--save-every", type=int, default=500, metavar="N", help="steps between checkpoints (default 500)")
     add("--log-every", type=int, default=20, metavar="N", help="steps between log records (default 20)")

@@ -18,7 +18,7 @@ from bitnet_mlx.train import checkpoint, optimizer
 from bitnet_mlx.train.data import Windows
 from bitnet_mlx.train.evaluate import compiled, total_nats
 from bitnet_mlx.train.export import read_master, write_hf
-from bitnet_mlx.train.model import TrainDecoder, token_losses
+from bitnet_mlx.train.model import TrainDecoder, token_losses, with_scales
 from bitnet_mlx.train.optimizer import Tensors
 from bitnet_mlx.train.options import TrainOptions
 from bitnet_mlx.train.prepare import Dataset, prepare
@@ -65,9 +65,10 @@ def initial_state(options: TrainOptions, dataset: Dataset) -> tuple[TrainDecoder
             )
     else:
         config = options.model_config(dataset.vocab_size)
-    model = TrainDecoder(config, options.quantise, DTYPES[options.dtype])
+    ste = options.estimator if options.quantise else None
+    model = TrainDecoder(config, ste, DTYPES[options.dtype])
     own: Tensors = dict(tree_flatten(model.parameters()))  # type: ignore[arg-type]
-    parameters = parameters or own
+    parameters = own if parameters is None else with_scales(parameters, ste)
     newest = checkpoint.latest(options.output / "checkpoints")
     if newest and options.resume:
         return (model, *checkpoint.load(newest, own, settings(options, dataset)))

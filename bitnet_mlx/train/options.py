@@ -8,6 +8,7 @@ from pathlib import Path
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.models.config import DecoderConfig, RopeConfig
 from bitnet_mlx.train.checks import check_numbers
+from bitnet_mlx.train.ste import STE, Kind
 
 _POSITIVE = (
     "iters", "batch_size", "seq_length", "hidden_size", "num_layers", "num_heads", "save_every", "log_every",
@@ -31,6 +32,9 @@ class TrainOptions:
     weight_decay: float = 0.1
     grad_clip: float = 1.0
     seed: int = 0
+    ste: Kind = "standard"
+    ste_clip: float = 1.5
+    ste_sharpness: float = 2.0
     vocab_size: int = 2048
     hidden_size: int = 256
     intermediate_size: int = 0
@@ -46,6 +50,7 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         check_numbers("train", self, _POSITIVE, ("learning_rate", "grad_clip"))
+        assert self.estimator  # raises where it is not allowed
         if self.warmup < 0 or self.weight_decay < 0 or not 0 <= self.eval_fraction < 1:
             raise ConfigError(
                 f"[train] --warmup {self.warmup}, --weight-decay {self.weight_decay} and --eval-fraction "
@@ -82,10 +87,15 @@ class TrainOptions:
             pad_token_id=0,
         )
 
+    @property
+    def estimator(self) -> STE:
+        """How gradients pass through rounding. Raises ConfigError for what is not allowed."""
+        return STE(self.ste, self.ste_clip, self.ste_sharpness)
+
     def course(self) -> dict[str, object]:
         """The settings that decide every update: a run goes on only under the same ones."""
         names = (
             "iters", "batch_size", "seq_length", "learning_rate", "warmup", "weight_decay", "grad_clip", "seed",
-            "quantise", "dtype",
+            "quantise", "dtype", "ste", "ste_clip", "ste_sharpness",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}

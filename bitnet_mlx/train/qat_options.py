@@ -9,6 +9,7 @@ from typing import Any
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.train.blend import SCHEDULES
 from bitnet_mlx.train.checks import check_numbers, flag
+from bitnet_mlx.train.ste import STE, Kind
 
 _POSITIVE = ("iters", "batch_size", "seq_length", "save_every", "steps_per_report")
 
@@ -41,9 +42,13 @@ class QatOptions:
     steps_per_report: int = 10
     resume: bool = False
     seed: int = 0
+    ste: Kind = "standard"
+    ste_clip: float = 1.5
+    ste_sharpness: float = 2.0
 
     def __post_init__(self) -> None:
         check_numbers("qat", self, _POSITIVE, ("learning_rate", "grad_clip", "temperature"))
+        assert self.estimator  # raises where it is not allowed
         for name in ("blend_fraction", "kl_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"[qat] {flag(name)} is {getattr(self, name)}; 0 to 1 is allowed")
@@ -52,10 +57,16 @@ class QatOptions:
         if self.blend not in SCHEDULES:
             raise ConfigError(f"[qat] --blend is {self.blend!r}; {', '.join(SCHEDULES)} are allowed")
 
+    @property
+    def estimator(self) -> STE:
+        """How gradients pass through rounding. Raises ConfigError for what is not allowed."""
+        return STE(self.ste, self.ste_clip, self.ste_sharpness)
+
     def course(self) -> dict[str, Any]:
         """The settings that decide every update: a run goes on only under the same ones."""
         names = (
             "model", "teacher", "iters", "batch_size", "seq_length", "learning_rate", "warmup", "weight_decay", "grad_clip",
-            "blend", "blend_fraction", "kl_weight", "temperature", "seed",
+            "blend", "blend_fraction", "kl_weight", "temperature", "seed", "ste",
+            "ste_clip", "ste_sharpness",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
