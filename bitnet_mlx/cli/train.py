@@ -43,6 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num-kv-heads", type=int, default=0, metavar="N", help="(default: as many as heads)")
     add("--float", dest="quantise", action="store_false", help="train the float twin: the same graph, no quantisers")
     add_ste_arguments(parser)
+    add(
+        "--teacher",
+        type=Path,
+        metavar="DIR",
+        help="learn from this model too, such as the float twin; written by train",
+    )
+    add("--kl-weight", type=float, default=0.5, metavar="K", help="share of the teacher's KL in the loss (default 0.5)")
+    add("--temperature", type=float, default=1.0, metavar="T", help="of both in that KL (default 1)")
     add("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of activations (default bfloat16)")
     add("--save-every", type=int, default=500, metavar="N", help="steps between checkpoints (default 500)")
     add("--log-every", type=int, default=20, metavar="N", help="steps between log records (default 20)")

@@ -16,12 +16,13 @@ from bitnet_mlx.errors import ConfigError, TrainError
 from bitnet_mlx.quality.bits import bits_per_byte
 from bitnet_mlx.train import checkpoint, optimizer
 from bitnet_mlx.train.data import Windows
-from bitnet_mlx.train.evaluate import compiled, total_nats
+from bitnet_mlx.train.evaluate import compiled, master_model, total_nats
 from bitnet_mlx.train.export import read_master, write_hf
+from bitnet_mlx.train.losses import distance
 from bitnet_mlx.train.model import TrainDecoder, token_losses, with_scales
 from bitnet_mlx.train.optimizer import Tensors
 from bitnet_mlx.train.options import TrainOptions
-from bitnet_mlx.train.prepare import Dataset, prepare
+from bitnet_mlx.train.prepare import Dataset, prepare, vocabulary
 from bitnet_mlx.train.schedule import learning_rate, weight_decay
 
 State = tuple[Tensors, Tensors, Tensors]
@@ -29,22 +30,32 @@ Report = Callable[[dict[str, Any]], None]
 DTYPES = {"bfloat16": mx.bfloat16, "float32": mx.float32}
 
 
-def make_step(model: TrainDecoder, length: int, clip: float) -> Callable[..., tuple[State, mx.array]]:
-    """The compiled step: (state, ids [tokens], starts [B], rates [4]) -> (state, float32 [2] of loss and gradient norm)."""
-    offsets = mx.arange(length + 1)
+def make_step(
+    model: TrainDecoder, options: TrainOptions, teacher: TrainDecoder | None = None
+) -> Callable[..., tuple[State, mx.array]]:
+    """The compiled step: (state, ids [tokens], starts [B], rates [4]) -> (state, float32 [2] of loss and gradient norm).
+
+    With a teacher the loss is that of train/losses.py.
+    """
+    offsets = mx.arange(options.seq_length + 1)
 
     def loss(parameters: Tensors, batch: mx.array) -> mx.array:
         model.update(tree_unflatten(list(parameters.items())))
-        return token_losses(model, batch).mean()
+        if teacher is None:
+            return token_losses(model, batch).mean()
+        logits = model(batch[:, :-1])
+        kl = distance(mx.stop_gradient(teacher(batch[:, :-1])), logits, options.temperature).mean()
+        entropy = mx.fast.cross_entropy(logits, batch[:, 1:]).mean()
+        return (1 - options.kl_weight) * entropy + options.kl_weight * kl
 
     def step(state: State, ids: mx.array, starts: mx.array, rates: mx.array) -> tuple[State, mx.array]:
         batch = ids[starts[:, None] + offsets].astype(mx.int32)
         value, gradients = mx.value_and_grad(loss)(state[0], batch)
         norm = optimizer.global_norm(gradients)
-        scale = mx.minimum(1.0, clip / (norm + 1e-6))
+        scale = mx.minimum(1.0, options.grad_clip / (norm + 1e-6))
         return optimizer.update(*state, gradients, scale, rates), mx.stack([value, norm])
 
-    return compiled(step)
+    return compiled(step, None if teacher is None else teacher.state)
 
 
 def settings(options: TrainOptions, dataset: Dataset) -> dict[str, object]:
@@ -77,6 +88,24 @@ def initial_state(options: TrainOptions, dataset: Dataset) -> tuple[TrainDecoder
     return model, 0, (parameters, *optimizer.init(parameters))
 
 
+def read_teacher(options: TrainOptions, vocab_size: int) -> TrainDecoder | None:
+    """The model that --teacher names, as its folder says: a float twin, or ternary. Raises ConfigError where its
+    tokenizer is another."""
+    if options.teacher is None:
+        return None
+    if vocabulary(options.teacher) != vocabulary(options.output):
+        raise ConfigError(
+            f"[train] {options.teacher} has another tokenizer than the model; a teacher must know the same tokens by the "
+            "same ids: train it with --float on the same data"
+        )
+    teacher = master_model(options.teacher, options.seq_length, DTYPES[options.dtype])
+    if teacher.config.vocab_size != vocab_size:
+        raise ConfigError(
+            f"[train] the teacher's logits are {teacher.config.vocab_size} wide, the model's {vocab_size}; they must agree"
+        )
+    return teacher
+
+
 def _check(step: int, values: np.ndarray) -> None:
     """values: [steps, 2], the last of them that of `step`."""
     for at, (loss, norm) in enumerate(values, start=step + 1 - len(values)):
@@ -93,7 +122,7 @@ def run_steps(
     """Take steps until `iters` or `max_seconds`; a checkpoint every `save_every` steps and at the end."""
     windows = Windows(len(dataset.ids), options.seq_length, options.batch_size, options.seed)
     ids = mx.array(dataset.ids)
-    step = make_step(model, options.seq_length, options.grad_clip)
+    step = make_step(model, options, read_teacher(options, model.config.vocab_size))
     meter = Meter(options, report)
     while done < options.iters:
         lr = learning_rate(done, options.learning_rate, options.iters, options.warmup)

@@ -47,6 +47,9 @@ class TrainOptions:
     log_every: int = 20
     resume: bool = False
     max_seconds: float | None = None
+    teacher: Path | None = None
+    kl_weight: float = 0.5
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         check_numbers("train", self, _POSITIVE, ("learning_rate", "grad_clip"))
@@ -55,6 +58,11 @@ class TrainOptions:
             raise ConfigError(
                 f"[train] --warmup {self.warmup}, --weight-decay {self.weight_decay} and --eval-fraction "
                 f"{self.eval_fraction}: the first two must not be negative, the last must lie in 0 to 1"
+            )
+        if not 0 <= self.kl_weight <= 1 or not self.temperature > 0:
+            raise ConfigError(
+                f"[train] --kl-weight {self.kl_weight} and --temperature {self.temperature}: the first must lie in 0 to 1, "
+                "the second be above 0"
             )
         if self.dtype not in ("bfloat16", "float32"):
             raise ConfigError(f"[train] --dtype is {self.dtype}; bfloat16 and float32 are allowed")
@@ -98,4 +106,7 @@ class TrainOptions:
             "iters", "batch_size", "seq_length", "learning_rate", "warmup", "weight_decay", "grad_clip", "seed",
             "quantise", "dtype", "ste", "ste_clip", "ste_sharpness",
         )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        taught: dict[str, object] = (
+            {"kl_weight": self.kl_weight, "temperature": self.temperature} if self.teacher else {}
+        )
+        return {**{name: getattr(self, name) for name in names}, **taught}
