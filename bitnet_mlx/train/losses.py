@@ -14,10 +14,10 @@ from bitnet_mlx.train.qat_options import QatOptions
 
 
 def distance(teacher: mx.array, student: mx.array, temperature: float) -> mx.array:
-    """T^2 KL(teacher || student) of logits [..., V] at a temperature, of each position: float32 [...]."""
+    """T^2 KL(teacher || student) of logits [..., V] at a temperature, the mean over positions, float32 []."""
     p, q = (x.astype(mx.float32) / temperature for x in (teacher, student))
     p, q = p - mx.logsumexp(p, axis=-1, keepdims=True), q - mx.logsumexp(q, axis=-1, keepdims=True)
-    return temperature**2 * (mx.exp(p) * (p - q)).sum(axis=-1)
+    return temperature**2 * (mx.exp(p) * (p - q)).sum(axis=-1).mean()
 
 
 def losses(student: MlxModel, batch: mx.array, signal: Tensors, options: QatOptions) -> Tensors:
@@ -29,5 +29,5 @@ def losses(student: MlxModel, batch: mx.array, signal: Tensors, options: QatOpti
     logits = student(batch[:, :-1])
     entropy, kl = mx.fast.cross_entropy(logits.astype(mx.float32), batch[:, 1:]).mean(), mx.array(0.0)
     if k:
-        kl = distance(signal["logits"], logits, options.temperature).mean()
+        kl = distance(signal["logits"], logits, options.temperature)
     return {"loss": (1 - k) * entropy + k * kl, "cross_entropy": entropy, "kl": kl}
