@@ -169,7 +169,9 @@ def test_a_conversation(given: Given, capsys: pytest.CaptureFixture[str]) -> Non
     assert record["model"] == "embedded" and record["backend"] == "numpy"
 
 
-def test_messages_of_several_lines_and_commands(given: Given, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_messages_of_several_lines_and_commands(
+    given: Given, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     """What reaches the model, seen in what chat saves; a saved conversation goes on without computing it again."""
     lines = 'one \\\ntwo\n"""\n three\n\n/clear """\n/save FILE\n/quit\n'.replace("FILE", str(tmp_path / "talk.st"))
     given(stdin=lines.encode(), template=tiny.CHAT)

@@ -108,7 +108,10 @@ def test_another_model_engine_or_precision_is_refused_by_name(tokenizer: Tokeniz
         load_prompt(tmp_path / "p.st", decoder, "a/model", 3)
     pytest.importorskip("mlx.core")
     saved(tmp_path / "p.st", decoder_of(tokenizer, "mlx"), tokenizer)
-    for engine, message in (("mlx bfloat16", "dtype float32 and this is bfloat16"), ("mlx 8", "kv_bits None and this is 8")):
+    for engine, message in (
+        ("mlx bfloat16", "dtype float32 and this is bfloat16"),
+        ("mlx 8", "kv_bits None and this is 8"),
+    ):
         with pytest.raises(ConfigError, match=message):
             load_prompt(tmp_path / "p.st", decoder_of(tokenizer, engine), "b/model")
     assert fingerprint(decoder_of(tokenizer, "mlx")) == fingerprint(decoder_of(tokenizer, "mlx"))
