@@ -8,6 +8,7 @@ penalties, as OpenAI's API has them, come after the repetition penalty.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -105,11 +106,12 @@ def _number(config: SamplingConfig, name: str, allowed: str, test: Any) -> None:
 
 
 class Sampler:
-    """One request's sampler; its random generator (PCG64) advances with every draw."""
+    """One request's sampler; its random generator (PCG64) advances with every draw, which are one a token."""
 
     def __init__(self, config: SamplingConfig) -> None:
         self.config = config
         self._random = np.random.Generator(np.random.PCG64(config.seed))
+        self._coming: deque[float] = deque()  # draws that were looked at before their turn
         self._bias: tuple[np.ndarray, np.ndarray] | None = None
         if config.logit_bias:
             ids, values = list(config.logit_bias), list(config.logit_bias.values())
@@ -151,8 +153,11 @@ class Sampler:
             )
         return x
 
-    def pick(self, scores: np.ndarray) -> int:
-        """Choose by the temperature and the filters. Raises BackendError when a score is NaN or +inf."""
+    def pick(self, scores: np.ndarray, ahead: int | None = None) -> int:
+        """Choose by the temperature and the filters. Raises BackendError when a score is NaN or +inf.
+
+        ahead: choose as the pick after `ahead` others will, were these its scores; its draw is looked at and stays.
+        """
         best = int(scores.argmax())  # a NaN counts as the largest
         if not math.isfinite(scores[best]):
             raise BackendError(
@@ -164,8 +169,13 @@ class Sampler:
         logprobs = log_softmax(scores)
         kept = self.kept(logprobs)
         x = logprobs if kept is None else logprobs[kept]
-        at = _draw(np.exp((x - x.max()) / np.float32(self.config.temp)), self._random.random())
+        at = _draw(np.exp((x - x.max()) / np.float32(self.config.temp)), self._uniform(ahead))
         return at if kept is None else int(kept[at])
+
+    def _uniform(self, ahead: int | None) -> float:
+        while len(self._coming) <= (ahead or 0):
+            self._coming.append(self._random.random())
+        return self._coming.popleft() if ahead is None else self._coming[ahead]
 
     def kept(self, logprobs: np.ndarray) -> np.ndarray | None:
         """Ids that pass the filters, ascending: int64; None where all do."""
