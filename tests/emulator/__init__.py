@@ -21,8 +21,8 @@ from bitnet_mlx.backends.mlx_import import mx
 from tests.emulator import compiler, grid, trace
 from tests.emulator.grid import FaultError
 from tests.emulator.instrument import RefusedError
-from tests.support.tally import here
 from tests.emulator.text import signature, with_entry
+from tests.support.tally import here
 
 __all__ = ["FaultError", "RefusedError", "emulate", "runner", "to_mlx", "to_numpy"]
 Edit = Callable[[str], str] | tuple[str, str]

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from tests.emulator import instrument
 from tests.emulator.instrument import RefusedError
-from tests.support.tally import here
 from tests.emulator.text import check_metal, rewritten
 from tests.emulator.trace import mlx_headers
+from tests.support.tally import here
 
 _HERE = Path(__file__).parent
 _RUNTIME = ("grid.cpp", "memory.cpp", "collectives.cpp", "floats.cpp", "signals.cpp")

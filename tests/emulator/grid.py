@@ -9,8 +9,8 @@ import ml_dtypes
 import numpy as np
 
 from tests.emulator import compiler
-from tests.support.tally import here
 from tests.emulator.text import Parameter
+from tests.support.tally import here
 
 # Where place_threads (runtime/grid.cpp) puts what Metal calls by these names.
 POSITIONS = {
