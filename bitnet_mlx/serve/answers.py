@@ -41,6 +41,7 @@ class Answer:
         self._created = int(time.time())
         self._offsets: dict[int, int] = {}
         self.completion_tokens = 0
+        self.cached_tokens = 0  # of the prompts', known once they have been read
 
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """The answer that is no stream."""
@@ -76,11 +77,11 @@ class Answer:
             "usage": self.usage(),
         }
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         """Tokens of the prompts and of the texts, their end tokens counted."""
         total = self._prompt_tokens + self.completion_tokens
         counts = {"prompt_tokens": self._prompt_tokens, "completion_tokens": self.completion_tokens}
-        return {**counts, "total_tokens": total}
+        return {**counts, "total_tokens": total, "prompt_tokens_details": {"cached_tokens": self.cached_tokens}}
 
     def _head(self, kind: str) -> dict[str, Any]:
         version = f"bitnet-mlx-{__version__}"

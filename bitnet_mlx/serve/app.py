@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -239,6 +239,7 @@ class _Service:
             await _unless_gone(collect(), request.receive)
         finally:
             self.engine.cancel(works)
+        answer.cached_tokens = cached(works)
         return JSONResponse(answer.whole(choices))
 
     async def _stream(self, works: list[Work], events: Events, answer: Answer, usage: bool) -> AsyncIterator[str]:
@@ -259,8 +260,14 @@ class _Service:
             if chunk:
                 yield json.dumps({**chunk, **no_counts})
         if usage:
+            answer.cached_tokens = cached(works)
             yield json.dumps(answer.counts())
         yield "[DONE]"
+
+
+def cached(works: Sequence[Work]) -> int:
+    """Prompt tokens that were not computed, each prompt's once: the texts of one prompt share its ids."""
+    return sum({id(work.task.ids): work.cached for work in reversed(works)}.values())
 
 
 async def _unless_gone(action: Any, receive: Receive) -> None:

@@ -65,7 +65,11 @@ class Work:
         self.cancelled = False
         self.cache: Any = None
         self.history = list(task.ids)
+        self.cached = 0  # tokens of the prompt that were not computed for this text
+        self.kept = 0  # whole blocks of it that were offered to the beginnings that are kept
+        self.rank: tuple[int, int] = (0, 0)  # the order of the queue
         self.arrived = self.first_token = 0.0  # seconds of time.monotonic()
+        self.deadline = float("inf")  # likewise
         self._listener, self._stop_ids = listener, stop_ids
         self._sampler = Sampler(task.sampling)
         self._stops = StopStrings(task.stop)

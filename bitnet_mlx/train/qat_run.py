@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,10 @@ class Run:
     ids: np.ndarray
     texts: list[Text]
 
-    def course(self) -> dict[str, Any]:
+    def course(self, ranks: int) -> dict[str, Any]:
         """What must be equal for a run to go on exactly."""
-        return {**self.options.course(), "data_tokens": len(self.ids)}
+        data = hashlib.sha256(self.ids.tobytes()).hexdigest()
+        return {**self.options.course(ranks), "dtype": self.student.dtype, "data": data}
 
     def measured(self, name: str, blend: float) -> dict[str, Any]:
         """Held-out figures of the student with every layer at one blend; {} without held-out text."""
@@ -61,7 +63,7 @@ def prepare(options: QatOptions) -> Run:
         raise ConfigError(
             f"[qat] --seq-length is {options.seq_length}; the model's context holds {weights.config.max_position_embeddings}"
         )
-    student = make_student(weights)
+    student = make_student(weights, options.dtype)
     texts = [read_text(path, tokenizer) for path in options.eval_data]
     ids = _ids(tokenizer, options)
     shown = [Text("--data", np.unique(ids).tolist(), 0), *texts]

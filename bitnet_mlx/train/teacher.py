@@ -35,7 +35,7 @@ def read_teacher(options: QatOptions, weights: DecoderWeights, tokenizer: Tokeni
     texts: what both tokenizers must read alike. Raises ConfigError where the teacher's tokens are not the student's.
     """
     if options.teacher is None:
-        return Teacher(MlxModel(weights), options)
+        return Teacher(MlxModel(weights, options.dtype), options)
     folder = resolve(options.teacher)
     theirs = read_weights(folder)
     if theirs.config.vocab_size != weights.config.vocab_size:
@@ -45,4 +45,4 @@ def read_teacher(options: QatOptions, weights: DecoderWeights, tokenizer: Tokeni
         )
     for text in texts:
         check_same(tokenizer, load_tokenizer(folder), text)
-    return Teacher(MlxModel(theirs), options)
+    return Teacher(MlxModel(theirs, options.dtype), options)

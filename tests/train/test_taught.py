@@ -12,7 +12,7 @@ import pytest
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.train.data import Windows
 from bitnet_mlx.train.evaluate import master_model
-from bitnet_mlx.train.loop import initial_state, train
+from bitnet_mlx.train.loop import initial_model, train
 from bitnet_mlx.train.prepare import prepare
 from tests.train.support import options, silent, write_texts
 
@@ -38,7 +38,7 @@ def test_the_loss_is_the_stated_one(twin: tuple[Path, Path], tmp_path: Path) -> 
     dataset = prepare(taught)
     starts = Windows(len(dataset.ids), taught.seq_length, taught.batch_size, taught.seed).starts(0)
     batch = dataset.ids[starts[:, None] + np.arange(taught.seq_length + 1)].astype(np.int32)
-    student, _, _ = initial_state(taught, dataset)
+    student, _ = initial_model(taught, dataset)
     student.update(master_model(teacher, taught.seq_length).parameters())  # type: ignore[arg-type]
     inputs = mx.array(batch[:, :-1])
     said, asked = (np.array(model(inputs)).astype(np.float64) for model in (master_model(teacher, 32), student))
