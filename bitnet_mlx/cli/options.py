@@ -45,7 +45,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="take float layers for BitNet's master weights, where config.json does not say so",
     )
-    group.add_argument("--adapter-path", metavar="DIR", help="run with this adapter, on MLX (see bitnet-mlx lora)")
+    group.add_argument("--adapter-path", metavar="DIR", help="run with this adapter (see bitnet-mlx lora)")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
 
 
