@@ -117,27 +117,18 @@ def convert(
         if prepare is not None:
             weights = prepare(weights, errors)
         target = make_target(weights, texts, format, head_bits, dtype, Path(mlx_path).name)
-        place.check_room(room(weights, format, head_bits))
+        place.check_room(room(weights, format, head_bits, len(keep)))
         written = _write(weights, target, place, texts, progress)
         size = (place.path / target.file).stat().st_size
         made = place.publish(target.file if target.whole else None)
     written.add("relative_error", errors)
     return Conversion(
-        path=str(made),
-        source=str(path),
-        format=format,
-        tensors=written.tensors,
-        ternary_parameters=written.ternary_parameters,
-        parameters=written.parameters,
-        bits_per_weight=8 * written.ternary_bytes / max(written.ternary_parameters, 1),
-        bytes_in=detect(path).nbytes,
-        bytes_out=size,
-        seconds=time.perf_counter() - start,
-        peak_memory_bytes=peak_memory(),
-        verified=True,
-        notices=target.notices,
-        layers=written.layers,
-    )
+        path=str(made), source=str(path), format=format, tensors=written.tensors,
+        ternary_parameters=written.ternary_parameters, parameters=written.parameters,
+        bits_per_weight=8 * written.ternary_bytes / max(written.ternary_parameters, 1), bytes_in=detect(path).nbytes,
+        bytes_out=size, seconds=time.perf_counter() - start, peak_memory_bytes=peak_memory(), verified=True,
+        notices=target.notices, layers=written.layers,
+    )  # fmt: skip
 
 
 def _check_format(format: str, mlx_path: str | Path) -> None:  # noqa: A002
@@ -171,12 +162,13 @@ def make_target(
     return NativeTarget(weights, config, format, head_bits, dtype)
 
 
-def room(weights: DecoderWeights, format: str, head_bits: int | None) -> int:  # noqa: A002
-    """Bytes of disk that the result needs, a little above the truth."""
+def room(weights: DecoderWeights, format: str, head_bits: int | None, kept: int = 0) -> int:  # noqa: A002
+    """Bytes of disk that the result needs, a little above the truth. kept: how many linears stay floats."""
     c = weights.config
     ternary = c.num_hidden_layers * sum(n * k for n, k in c.linear_shapes().values())
     table = c.vocab_size * c.hidden_size * (1 if weights.lm_head is weights.embed_tokens else 2)
     bits, head = _BITS[format]
+    ternary += 16 * kept * max(n * k for n, k in c.linear_shapes().values())
     return int(ternary * (bits / 8 + 0.002) + table * (max(head_bits or head, 8) / 8 + 0.07)) + _SPARE
 
 
