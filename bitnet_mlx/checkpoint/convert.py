@@ -168,8 +168,8 @@ def room(weights: DecoderWeights, format: str, head_bits: int | None, kept: int 
     ternary = c.num_hidden_layers * sum(n * k for n, k in c.linear_shapes().values())
     table = c.vocab_size * c.hidden_size * (1 if weights.lm_head is weights.embed_tokens else 2)
     bits, head = _BITS[format]
-    ternary += 16 * kept * max(n * k for n, k in c.linear_shapes().values())
-    return int(ternary * (bits / 8 + 0.002) + table * (max(head_bits or head, 8) / 8 + 0.07)) + _SPARE
+    floats = 4 * kept * max(n * k for n, k in c.linear_shapes().values())
+    return floats + int(ternary * (bits / 8 + 0.002) + table * (max(head_bits or head, 8) / 8 + 0.07)) + _SPARE
 
 
 def _write(
