@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GIB",
         help="keys and values of all texts (default: a quarter of what is free)",
     )
+    add("--pooling", choices=("mean", "last", "none"), help="embeddings of a text (default: as the model's files say)")
     add("--cors", action="append", default=[], metavar="ORIGIN", help="let this web origin ask; may be repeated")
     add("--allow-host", action="append", default=[], metavar="NAME", help="on this machine alone: one more name of it")
     add(
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         service = open_service(
             model, tokenizer, args.model, Options(key, origins=tuple(args.cors), hosts=hosts), max_tokens=args.max_tokens,
             max_kv_size=args.max_kv_size, running=args.max_batch, waiting=args.max_queue, kv_gib=args.kv_memory,
+            pooling=args.pooling,
         )  # fmt: skip
         port = listening.getsockname()[1]
         host = f"[{args.host}]" if ":" in args.host else args.host

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from bitnet_mlx.errors import BackendError, ConfigError
+from bitnet_mlx.generation.grammar import Constraint
 
 _MARGINS = (4.0, 10.0, 20.0)  # how far below the best log probability the filters look before they sort everything
 _COLD = 1e-6  # a temperature below this counts as 0
@@ -105,10 +106,12 @@ def _number(config: SamplingConfig, name: str, allowed: str, test: Any) -> None:
 
 
 class Sampler:
-    """One request's sampler; its random generator (PCG64) advances with every draw."""
+    """One request's sampler; its random generator (PCG64) and its constraint advance with every token picked."""
 
-    def __init__(self, config: SamplingConfig) -> None:
+    def __init__(self, config: SamplingConfig, constraint: Constraint | None = None) -> None:
+        """constraint: what the text must be; tokens that it forbids are never picked."""
         self.config = config
+        self._constraint = constraint
         self._random = np.random.Generator(np.random.PCG64(config.seed))
         self._bias: tuple[np.ndarray, np.ndarray] | None = None
         if config.logit_bias:
@@ -151,8 +154,20 @@ class Sampler:
             )
         return x
 
+    @property
+    def complete(self) -> bool:
+        """Whether the constraint lets nothing but the text's end follow."""
+        return self._constraint is not None and self._constraint.complete
+
     def pick(self, scores: np.ndarray) -> int:
-        """Choose by the temperature and the filters. Raises BackendError when a score is NaN or +inf."""
+        """Choose by the constraint, the temperature and the filters. Raises BackendError when a score is NaN or +inf."""
+        if self._constraint is None:
+            return self._choose(scores)
+        token = self._choose(self._constraint.masked(scores))
+        self._constraint.accept(token)
+        return token
+
+    def _choose(self, scores: np.ndarray) -> int:
         best = int(scores.argmax())  # a NaN counts as the largest
         if not math.isfinite(scores[best]):
             raise BackendError(

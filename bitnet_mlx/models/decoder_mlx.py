@@ -130,6 +130,10 @@ class MlxModel(nn.Module):
         """See models/decoder.py. Long sequences run in pieces of 512 tokens; sequences run one after another."""
         return [self._sequence(ids, cache, logits) for ids, cache in zip(tokens, caches, strict=True)]
 
+    def hidden(self, tokens: Sequence[Sequence[int]], caches: Sequence[SequenceCache]) -> list[np.ndarray]:
+        """See models/decoder.py."""
+        return [self._sequence(ids, cache, "hidden") for ids, cache in zip(tokens, caches, strict=True)]
+
     def _sequence(self, ids: Sequence[int], cache: SequenceCache, logits: str) -> np.ndarray:
         if not len(ids):
             raise ConfigError("[step] a sequence has no tokens; each needs at least one")
@@ -139,7 +143,9 @@ class MlxModel(nn.Module):
         for at in range(0, len(ids), _PREFILL):
             piece = mx.array(np.asarray(ids[at : at + _PREFILL], np.int32))[None]
             x = self.model(piece, cache, None, early=True)
-            if logits == "all":
+            if logits == "hidden":
+                pieces.append(self.model.norm(x[0].astype(mx.float32)))
+            elif logits == "all":
                 pieces.append(self.head(x)[0].astype(mx.float32))
             elif at + _PREFILL >= len(ids):
                 pieces.append(self.head(x[:, -1])[0].astype(mx.float32))

@@ -17,6 +17,7 @@ from bitnet_mlx.models.decoder import Decoder
 from bitnet_mlx.serve.app import Options, make_app
 from bitnet_mlx.serve.engine import Engine, Limits
 from bitnet_mlx.serve.jobs import Model
+from bitnet_mlx.serve.pooling import find_pooling
 from bitnet_mlx.serve.server import Server
 from bitnet_mlx.tokenizer import Tokenizer
 
@@ -40,8 +41,10 @@ class Service:
 def open_service(
     decoder: Decoder, tokenizer: Tokenizer, model: str | None, options: Options | None = None, *, max_tokens: int = 1024,
     max_kv_size: int | None = None, running: int = 16, waiting: int = 64, kv_gib: float | None = None,
+    pooling: str | None = None,
 ) -> Service:  # fmt: skip
     """model: what it was loaded from; a folder is served under its own name, the model in the package as "embedded".
+    pooling: of embeddings, "mean", "last" or "none"; None takes what the model's files say.
 
     Raises ConfigError where kv_gib has no room for a single token, or generation_config.json holds what is not allowed.
     """
@@ -51,7 +54,8 @@ def open_service(
     path = Path(model) if model else None
     name = "embedded" if path is None else path.resolve().name if path.exists() else str(model)
     engine = Engine(decoder, tokenizer, Limits(running=running, waiting=waiting, kv_positions=positions))
-    served = Model(name, decoder, tokenizer, context, max_tokens, int(time.time()))
+    found = find_pooling(tokenizer.name_or_path, pooling)
+    served = Model(name, decoder, tokenizer, context, max_tokens, int(time.time()), found)
     return Service(name, context, positions, make_app(served, engine, options))
 
 
