@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from bitnet_mlx.cli import options, profiling
+from bitnet_mlx.cli import options, profiling, speculation
 from bitnet_mlx.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,12 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", required=True, metavar="TEXT|-", help="the prompt; - reads it from stdin")
     options.add_model_arguments(parser)
     options.add_generation_arguments(parser)
+    speculation.add_arguments(parser)
     profiling.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     prompt = _prompt(args.prompt)
     options.check(args)
+    speculation.check(args)
     profiling.check(args)
     from bitnet_mlx import load
     from bitnet_mlx.generation import Completion, prompt_ids, stream_generate
@@ -42,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
         sampling=sampling,
         stop=args.stop,
         max_kv_size=args.max_kv_size,
+        speculation=speculation.make(args, model, tokenizer),
         progress=options.prefill_progress(args.verbose),
     )
     if args.profile:
@@ -81,5 +84,5 @@ def statistics(completion: Completion, load_s: float, backend: str) -> str:
     return (
         f"[{backend}] load {load_s:.2f} s, prompt {completion.prompt_tokens} tokens at {completion.prompt_tps:.1f}/s, "
         f"first token {completion.ttft_s:.2f} s, generated {completion.generation_tokens} "
-        f"at {completion.generation_tps:.1f}/s ({completion.finish_reason})"
+        f"at {completion.generation_tps:.1f}/s ({completion.finish_reason}){speculation.told(completion.speculation)}"
     )

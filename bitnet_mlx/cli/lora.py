@@ -7,24 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bitnet_mlx.cli.training import add_loop, add_numbers, options, watched
+
 _NUMBERS = (
-    ("--iters", int, "N", "optimiser steps (default 1000)"),
-    ("--batch-size", int, "B", "samples a batch (default 4)"),
     ("--num-layers", int, "N", "how many of the last layers get an adapter, -1 for all (default 16, or all)"),
-    ("--learning-rate", float, "LR", "peak of the schedule (default 1e-5)"),
-    ("--warmup", int, "N", "steps of linear warm-up before the cosine (default 0)"),
-    ("--grad-clip", float, "G", "largest gradient norm (default 1)"),
-    ("--grad-accumulation-steps", int, "N", "batches before each update (default 1)"),
     ("--rank", int, "R", "(default 8)"),
     ("--scale", float, "S", "factor on the adapter's output (default 20)"),
     ("--dropout", float, "P", "on the adapter's input (default 0)"),
     ("--max-seq-length", int, "L", "tokens a sample, at most the model's context (default 2048)"),
-    ("--steps-per-report", int, "N", "steps between reports (default 10)"),
     ("--steps-per-eval", int, "N", "steps between looks at valid.jsonl (default 200)"),
     ("--val-batches", int, "N", "batches of valid.jsonl to look at, -1 for all (default 25)"),
     ("--test-batches", int, "N", "batches of test.jsonl to look at (default 500)"),
-    ("--save-every", int, "N", "steps between checkpoints (default 100)"),
-    ("--seed", int, "S", "(default 0)"),
 )
 
 
@@ -44,11 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--mask-prompt", action="store_true", help="learn answers and completions alone")
     add("--long-samples", choices=["truncate", "drop"], help="what to do with longer samples (default truncate)")
     add("--resume-adapter-file", type=Path, metavar="FILE", help="start from this adapters.safetensors")
-    add("--resume", action="store_true", help="go on from the newest checkpoint in --adapter-path, if there is one")
-    for flag, kind, metavar, text in _NUMBERS:
-        add(flag, type=kind, metavar=metavar, help=text)
+    add_numbers(add, _NUMBERS)
     add("--backend", choices=["auto", "metal", "cuda", "mlx"], default="auto", help="what computes (default: auto)")
     add("--dtype", choices=["float32", "bfloat16"], help="of what passes between layers (default: the model's own)")
+    add_loop(parser, batch_size=4, learning_rate=1e-5)
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
@@ -56,26 +48,22 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     from bitnet_mlx.backends import choose_on_mlx
     from bitnet_mlx.train.lora_options import LoraOptions
 
-    names = LoraOptions.__dataclass_fields__
-    given = {name: value for name, value in vars(args).items() if name in names and value is not None}
-    if args.keys is not None:
-        given["keys"] = tuple(args.keys)
-    options = LoraOptions(**given)
+    chosen = options(args, LoraOptions)
     backend = choose_on_mlx(args.backend).name
 
     from bitnet_mlx import load
     from bitnet_mlx.models.decoder_mlx import MlxModel
     from bitnet_mlx.train.lora import lora
-    from bitnet_mlx.train.progress import Progress
 
     model, tokenizer = load(args.model, backend=backend, dtype=args.dtype)
     assert isinstance(model, MlxModel)
-    with Progress(options.iters) as progress:
-        return lora(options, model, tokenizer, progress.report)
+    return watched(lora, chosen, model, tokenizer)
 
 
 def run(args: argparse.Namespace) -> int:
     record = train(args)
+    if "rank" in record:
+        return 0
     if args.json:
         print(json.dumps(record))
         return 0

@@ -7,10 +7,10 @@ from typing import Any
 
 
 class Bar:
-    """A bar on a terminal, nothing elsewhere; on stderr."""
+    """A bar on a terminal, elsewhere nothing, or plain lines; all on stderr. remains: the bar stays at the end."""
 
-    def __init__(self, text: str) -> None:
-        self._text = text
+    def __init__(self, text: str, remains: bool = False) -> None:
+        self._text, self._remains = text, remains
         self._bar: Any = None
 
     def __enter__(self) -> Bar:
@@ -19,7 +19,7 @@ class Bar:
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
             columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=not self._remains)
             self._bar.start()
             self._task = self._bar.add_task(self._text, total=None)
         return self
@@ -28,7 +28,9 @@ class Bar:
         if self._bar:
             self._bar.stop()
 
-    def update(self, done: int, total: int) -> None:
-        """Show how much of `total` is done."""
+    def update(self, done: int, total: int, text: str | None = None, line: str | None = None) -> None:
+        """Show how much of `total` is done. text: beside the bar from now on. line: printed where there is no bar."""
         if self._bar:
-            self._bar.update(self._task, completed=done, total=total)
+            self._bar.update(self._task, completed=done, total=total, description=text)
+        elif line is not None:
+            sys.stderr.write(line + "\n")

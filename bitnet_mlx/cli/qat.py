@@ -7,20 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bitnet_mlx.cli.training import add_loop, add_numbers, options, watched
+
 _NUMBERS = (
-    ("--iters", int, "N", "optimiser steps (default 1000)"),
-    ("--batch-size", int, "B", "sequences a step (default 8)"),
     ("--seq-length", int, "L", "tokens a sequence (default 256)"),
-    ("--learning-rate", float, "LR", "peak of the schedule (default 1e-4)"),
-    ("--warmup", int, "N", "steps of linear warm-up (default 50)"),
-    ("--weight-decay", float, "W", "in the first half of the steps (default 0)"),
-    ("--grad-clip", float, "G", "largest gradient norm (default 1)"),
     ("--blend-fraction", float, "F", "of the steps, after which all layers are ternary (default 0.5)"),
     ("--kl-weight", float, "K", "share of the teacher's KL in the loss, 0 to 1 (default 0.5)"),
     ("--temperature", float, "T", "of both distributions in the KL (default 1)"),
-    ("--save-every", int, "N", "steps between checkpoints (default 200)"),
-    ("--steps-per-report", int, "N", "steps between reports (default 10)"),
-    ("--seed", int, "S", "(default 0)"),
 )
 
 
@@ -37,27 +30,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["constant", "linear", "exponential", "layers"],
         help="how layers become ternary: at once, evenly, exponentially, or one by one (default linear)",
     )
-    add("--resume", action="store_true", help="go on from the newest checkpoint in --output, if there is one")
-    for flag, kind, metavar, text in _NUMBERS:
-        add(flag, type=kind, metavar=metavar, help=text)
+    text = "of activations and products (default: the model's own); masters and optimiser are float32"
+    add("--dtype", choices=["bfloat16", "float32"], help=text)
+    add_numbers(add, _NUMBERS)
+    add_loop(parser, warmup=50, save_every=200)
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
     """Train, and return the command's record."""
-    from bitnet_mlx.train.progress import Progress
     from bitnet_mlx.train.qat import qat
     from bitnet_mlx.train.qat_options import QatOptions
 
-    names = QatOptions.__dataclass_fields__
-    given = {name: value for name, value in vars(args).items() if name in names and value is not None}
-    given["data"], given["eval_data"] = tuple(args.data), tuple(args.eval_data or ())
-    options = QatOptions(**given)
-    with Progress(options.iters) as progress:
-        return qat(options, progress.report)
+    return watched(qat, options(args, QatOptions))
 
 
 def run(args: argparse.Namespace) -> int:
     record = train(args)
+    if "rank" in record:
+        return 0
     if args.json:
         print(json.dumps(record))
         return 0

@@ -7,62 +7,53 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bitnet_mlx.cli.training import add_loop, add_numbers, options, watched
+
+_NUMBERS = (
+    ("--eval-fraction", float, "F", "hold out this share of the documents (default 0)"),
+    ("--seq-length", int, "L", "tokens a sequence; the model's context (default 256)"),
+    ("--vocab-size", int, "V", "entries of a new tokenizer (default 2048)"),
+    ("--hidden-size", int, "H", "(default 256)"),
+    ("--intermediate-size", int, "F", "(default 8/3 of the hidden size, rounded up to 128)"),
+    ("--num-layers", int, "N", "(default 4)"),
+    ("--num-heads", int, "N", "(default 4)"),
+    ("--num-kv-heads", int, "N", "(default: as many as heads)"),
+    ("--kl-weight", float, "K", "share of the teacher's KL in the loss (default 0.5)"),
+    ("--temperature", float, "T", "of both in that KL (default 1)"),
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `train`."""
+    """The flags of `train`; those left out keep TrainOptions' defaults."""
     add = parser.add_argument
     data = "text files, folders of them (.py .txt .md .rst), or one .npy or .bin file of uint16 token ids"
     add("--data", nargs="+", type=Path, required=True, metavar="PATH", help=f"{data} beside its tokenizer.json")
     add("--output", type=Path, required=True, metavar="DIR", help="folder for the model, checkpoints and log")
     add("--model", type=Path, metavar="DIR", help="start from the float weights and tokenizer of this folder")
-    add("--eval-data", nargs="+", type=Path, default=[], metavar="PATH", help="held-out data, measured at the end")
-    add(
-        "--eval-fraction", type=float, default=0.0, metavar="F", help="hold out this share of the documents (default 0)"
-    )
-    add("--iters", type=int, default=1000, metavar="N", help="optimiser steps (default 1000)")
-    add("--batch-size", type=int, default=16, metavar="B", help="sequences a step (default 16)")
-    add("--seq-length", type=int, default=256, metavar="L", help="tokens a sequence; the model's context (default 256)")
-    add("--learning-rate", type=float, default=1e-3, metavar="LR", help="peak of the schedule (default 1e-3)")
-    add("--warmup", type=int, default=100, metavar="N", help="steps of linear warm-up (default 100)")
-    add("--weight-decay", type=float, default=0.1, metavar="W", help="in the first half of the steps (default 0.1)")
-    add("--grad-clip", type=float, default=1.0, metavar="G", help="largest gradient norm (default 1)")
-    add("--seed", type=int, default=0, metavar="S")
-    add("--vocab-size", type=int, default=2048, metavar="V", help="entries of a new tokenizer (default 2048)")
-    add("--hidden-size", type=int, default=256, metavar="H", help="(default 256)")
-    add(
-        "--intermediate-size",
-        type=int,
-        default=0,
-        metavar="F",
-        help="(default 8/3 of the hidden size, rounded up to 128)",
-    )
-    add("--num-layers", type=int, default=4, metavar="N", help="(default 4)")
-    add("--num-heads", type=int, default=4, metavar="N", help="(default 4)")
-    add("--num-kv-heads", type=int, default=0, metavar="N", help="(default: as many as heads)")
+    add("--eval-data", nargs="+", type=Path, metavar="PATH", help="held-out data, measured at the end")
     add("--float", dest="quantise", action="store_false", help="train the float twin: the same graph, no quantisers")
-    add("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of activations (default bfloat16)")
-    add("--save-every", type=int, default=500, metavar="N", help="steps between checkpoints (default 500)")
-    add("--log-every", type=int, default=20, metavar="N", help="steps between log records (default 20)")
-    add("--resume", action="store_true", help="go on from the newest checkpoint in --output, if there is one")
-    add("--max-seconds", type=float, metavar="S", help="stop early, with a checkpoint, after this long")
+    text = "learn from this model too, such as the float twin; written by train"
+    add("--teacher", type=Path, metavar="DIR", help=text)
+    text = "of activations and products (default bfloat16); weights and optimiser are float32"
+    add("--dtype", choices=["bfloat16", "float32"], help=text)
+    add_numbers(add, _NUMBERS)
+    add_loop(
+        parser, batch_size=16, learning_rate=1e-3, warmup=100, weight_decay=0.1, save_every=500, steps_per_report=20
+    )
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
     """Train, and return the command's record."""
     from bitnet_mlx.train.loop import train as run_training
     from bitnet_mlx.train.options import TrainOptions
-    from bitnet_mlx.train.progress import Progress
 
-    names = TrainOptions.__dataclass_fields__
-    given = {name: value for name, value in vars(args).items() if name in names}
-    given["data"], given["eval_data"] = tuple(args.data), tuple(args.eval_data)
-    options = TrainOptions(**given)
-    with Progress(options.iters) as progress:
-        return run_training(options, progress.report)
+    return watched(run_training, options(args, TrainOptions))
 
 
 def run(args: argparse.Namespace) -> int:
     record = train(args)
+    if "rank" in record:
+        return 0
     if args.json:
         print(json.dumps(record))
         return 0

@@ -3,6 +3,7 @@
 from bitnet_mlx.generation.api import Completion, conversation_ids, generate, prompt_ids
 from bitnet_mlx.generation.chat import ChatSession
 from bitnet_mlx.generation.sampling import Sampler, SamplingConfig
+from bitnet_mlx.generation.speculation import Speculation
 from bitnet_mlx.generation.stream import GenerationResponse, stream_generate
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "GenerationResponse",
     "Sampler",
     "SamplingConfig",
+    "Speculation",
     "conversation_ids",
     "generate",
     "prompt_ids",

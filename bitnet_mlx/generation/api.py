@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bitnet_mlx.errors import ConfigError
+from bitnet_mlx.generation.steps import SpeculationReport
 from bitnet_mlx.generation.stream import GenerationResponse, stream_generate
 from bitnet_mlx.models.decoder import Decoder
 from bitnet_mlx.tokenizer import Tokenizer
@@ -24,6 +25,7 @@ class Completion:
     generation_tps: float
     ttft_s: float
     peak_memory_bytes: int | None
+    speculation: SpeculationReport | None = None  # where tokens were guessed
 
     @staticmethod
     def of(responses: Iterable[GenerationResponse]) -> Completion:
@@ -36,7 +38,7 @@ class Completion:
             raise ConfigError("[generate] the stream is at its end already; start a new one")
         return Completion(
             "".join(parts), last.finish_reason, last.prompt_tokens, last.generation_tokens, last.prompt_tps,
-            last.generation_tps, last.ttft_s, last.peak_memory_bytes,
+            last.generation_tps, last.ttft_s, last.peak_memory_bytes, last.speculation,
         )  # fmt: skip
 
     def record(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ penalties, as OpenAI's API has them, come after the repetition penalty.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -106,13 +107,14 @@ def _number(config: SamplingConfig, name: str, allowed: str, test: Any) -> None:
 
 
 class Sampler:
-    """One request's sampler; its random generator (PCG64) and its constraint advance with every token picked."""
+    """One request's sampler; its random generator (PCG64, one draw a token) and its constraint advance with every pick."""
 
     def __init__(self, config: SamplingConfig, constraint: Constraint | None = None) -> None:
         """constraint: what the text must be; tokens that it forbids are never picked."""
         self.config = config
         self._constraint = constraint
         self._random = np.random.Generator(np.random.PCG64(config.seed))
+        self._coming: deque[float] = deque()  # draws that were looked at before their turn
         self._bias: tuple[np.ndarray, np.ndarray] | None = None
         if config.logit_bias:
             ids, values = list(config.logit_bias), list(config.logit_bias.values())
@@ -159,15 +161,19 @@ class Sampler:
         """Whether the constraint lets nothing but the text's end follow."""
         return self._constraint is not None and self._constraint.complete
 
-    def pick(self, scores: np.ndarray) -> int:
-        """Choose by the constraint, the temperature and the filters. Raises BackendError when a score is NaN or +inf."""
-        if self._constraint is None:
-            return self._choose(scores)
-        token = self._choose(self._constraint.masked(scores))
+    def pick(self, scores: np.ndarray, ahead: int | None = None) -> int:
+        """Choose by the constraint, the temperature and the filters. Raises BackendError when a score is NaN or +inf.
+
+        ahead: choose as the pick after `ahead` others will, were these its scores; its draw is looked at and stays, and no
+        constraint is known yet.
+        """
+        if self._constraint is None or ahead is not None:
+            return self._choose(scores, ahead)
+        token = self._choose(self._constraint.masked(scores), ahead)
         self._constraint.accept(token)
         return token
 
-    def _choose(self, scores: np.ndarray) -> int:
+    def _choose(self, scores: np.ndarray, ahead: int | None) -> int:
         best = int(scores.argmax())  # a NaN counts as the largest
         if not math.isfinite(scores[best]):
             raise BackendError(
@@ -179,8 +185,13 @@ class Sampler:
         logprobs = log_softmax(scores)
         kept = self.kept(logprobs)
         x = logprobs if kept is None else logprobs[kept]
-        at = _draw(np.exp((x - x.max()) / np.float32(self.config.temp)), self._random.random())
+        at = _draw(np.exp((x - x.max()) / np.float32(self.config.temp)), self._uniform(ahead))
         return at if kept is None else int(kept[at])
+
+    def _uniform(self, ahead: int | None) -> float:
+        while len(self._coming) <= (ahead or 0):
+            self._coming.append(self._random.random())
+        return self._coming.popleft() if ahead is None else self._coming[ahead]
 
     def kept(self, logprobs: np.ndarray) -> np.ndarray | None:
         """Ids that pass the filters, ascending: int64; None where all do."""

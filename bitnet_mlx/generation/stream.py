@@ -14,6 +14,8 @@ from bitnet_mlx.backends import ON_MLX
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.generation.measure import peak_memory_bytes
 from bitnet_mlx.generation.sampling import Sampler, SamplingConfig, log_softmax
+from bitnet_mlx.generation.speculation import Speculation
+from bitnet_mlx.generation.steps import PlainSteps, SpeculationReport, Steps
 from bitnet_mlx.generation.stops import StopStrings
 from bitnet_mlx.models.decoder import Decoder
 from bitnet_mlx.tokenizer import Detokenizer, Tokenizer
@@ -33,7 +35,8 @@ class GenerationResponse:
     prompt_tps counts the tokens that were computed, not those reused from a cache; generation_tps the time after the
     first token (0 until there are two). ttft_s: from the call to the first token.
     finish_reason: None, then "stop" (an end token or a stop string) or "length".
-    peak_memory_bytes is measured with the first and the last token.
+    peak_memory_bytes is measured with the first and the last token. from_draft: the token had been guessed; speculation:
+    with the last token, what guessing gave.
     """
 
     text: str
@@ -47,6 +50,8 @@ class GenerationResponse:
     peak_memory_bytes: int | None
     finish_reason: str | None = None
     cached_tokens: int = 0
+    from_draft: bool = False
+    speculation: SpeculationReport | None = None
 
     @property
     def logprobs(self) -> np.ndarray:
@@ -78,14 +83,17 @@ def stream_generate(
     prefill_step_size: int = PREFILL_STEP,
     progress: Progress | None = None,
     skip_special_tokens: bool = True,
+    speculation: Speculation | None = None,
 ) -> Iterator[GenerationResponse]:
     """Generate from a prompt (text, or ids used as they are), one response a token.
 
     cache: one of decoder.make_cache(); its `offset` first positions must hold the prompt's first ids, and are not
-    computed again. Generation ends at an end token, a stop string, max_tokens or the end of the context. Everything is
+    computed again. speculation: guess tokens and check several in a step; it must have been made for this decoder, and the
+    text is the same. Generation ends at an end token, a stop string, max_tokens or the end of the context. Everything is
     checked before the first step: ConfigError for an empty prompt, one longer than the context, an id that the model
     does not have, or a number outside what is allowed.
     """
+    assert speculation is None or speculation.decoder is decoder
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
     context = check_context(decoder, max_kv_size)
     _check(decoder, ids, context, max_tokens, prefill_step_size)
@@ -105,9 +113,8 @@ def stream_generate(
     stop_ids = tokenizer.eos_token_ids | frozenset(decoder.config.eos_token_ids)
     plan = _Plan(ids, cache.offset, limit, stop_ids, prefill_step_size)
     sampler = sampling if isinstance(sampling, Sampler) else Sampler(sampling or SamplingConfig())
-    stream = _run(
-        decoder, cache, plan, sampler, StopStrings(stop), Detokenizer(tokenizer, skip_special_tokens), progress
-    )
+    text = (StopStrings(stop), Detokenizer(tokenizer, skip_special_tokens))
+    stream = _run(decoder, cache, plan, sampler, *text, progress, speculation)
     return _watched(stream, decoder, cache, made)
 
 
@@ -166,6 +173,7 @@ def _run(
     stops: StopStrings,
     detokenizer: Detokenizer,
     progress: Progress | None,
+    speculation: Speculation | None,
 ) -> Iterator[GenerationResponse]:
     start = time.perf_counter()
     with memory.scope("prefill"):
@@ -174,29 +182,37 @@ def _run(
     prompt_tps = (len(plan.ids) - plan.reused) / max(prompt_s, 1e-9)
     history = list(plan.ids)
     first = start
-    peak = None
+    peak = report = None
     ttft = generation_tps = 0.0
-    for count in range(1, plan.limit + 1):
-        scores = sampler.scores(logits, history, len(plan.ids))
-        if scores is logits:
-            scores = logits.copy()  # a decoder may use its buffer again, and the response is the caller's
-        token = sampler.pick(scores)
-        now = time.perf_counter()
-        if count == 1:
-            first, ttft, peak = now, now - start, peak_memory_bytes()
-        else:
-            generation_tps = (count - 1) / max(now - first, 1e-9)
-        text, finish = token_text(token, count == plan.limit, plan.stop_ids, detokenizer, stops, sampler.complete)
-        if finish:
-            peak = peak_memory_bytes()
-        yield GenerationResponse(
-            text, token, scores, len(plan.ids), prompt_tps, count, generation_tps, ttft, peak, finish, plan.reused
-        )
-        if finish:
-            return
-        history.append(token)
-        logits = decoder.step([[token]], [cache])[0]
-        memory.tick()
+    steps: Steps = PlainSteps(decoder, cache)
+    try:
+        for count in range(1, plan.limit + 1):
+            scores = sampler.scores(logits, history, len(plan.ids))
+            if scores is logits:
+                scores = logits.copy()  # a decoder may use its buffer again, and the response is the caller's
+            token = sampler.pick(scores)
+            drafted = steps.chosen(token)
+            now = time.perf_counter()
+            if count == 1:
+                first, ttft, peak = now, now - start, peak_memory_bytes()
+            else:
+                generation_tps = (count - 1) / max(now - first, 1e-9)
+            text, finish = token_text(token, count == plan.limit, plan.stop_ids, detokenizer, stops, sampler.complete)
+            if finish:
+                peak, report = peak_memory_bytes(), steps.finish()
+            yield GenerationResponse(
+                text, token, scores, len(plan.ids), prompt_tps, count, generation_tps, ttft, peak, finish, plan.reused,
+                drafted, report,
+            )  # fmt: skip
+            if finish:
+                return
+            history.append(token)
+            if count == 1 and speculation is not None:  # the first token does not wait for what it measures
+                steps = speculation.steps(cache, sampler, plan.ids, len(plan.ids) + plan.limit)
+            logits = steps.logits(history)
+            memory.tick()
+    finally:
+        steps.finish()
 
 
 def _watched(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 from bitnet_mlx.errors import MemoryLimitError
@@ -22,6 +26,15 @@ def capacity(positions: int, limit: int | None = None) -> int:
     while room < positions:
         room += max(STEP, 1 << room.bit_length() - 2)
     return room if limit is None else min(room, limit)
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """A copy of some consecutive positions of a sequence's cache, whatever made it. nbytes: of its arrays."""
+
+    parts: Any
+    positions: int
+    nbytes: int
 
 
 class KVCache:
@@ -66,6 +79,25 @@ class KVCache:
     def trim(self, offset: int) -> None:
         """Forget all positions from `offset` on."""
         self.offset = min(self.offset, offset)
+
+    def copy(self, start: int, end: int) -> Excerpt:
+        """Filled positions from `start` up to `end`, float32 [2, layers, num_key_value_heads, end - start, head_dim]."""
+        heads, dim = self._shape
+        data = np.empty((2, self._layers, heads, end - start, dim), np.float32)
+        for side, arrays in zip(data, (self.keys, self.values), strict=True):
+            for layer, array in enumerate(arrays):
+                side[layer] = array[:, start:end]
+        return Excerpt(data, end - start, data.nbytes)
+
+    def extend(self, excerpts: Sequence[Excerpt]) -> None:
+        """Put copies of the positions that follow behind the filled ones. Raises MemoryLimitError past the limit."""
+        self.reserve(sum(excerpt.positions for excerpt in excerpts))
+        for excerpt in excerpts:
+            end = self.offset + excerpt.positions
+            for side, arrays in zip(excerpt.parts, (self.keys, self.values), strict=True):
+                for layer, array in enumerate(arrays):
+                    array[:, self.offset : end] = side[layer]
+            self.offset = end
 
     def shrink(self) -> int:
         """Give back the room behind the filled positions; returns the bytes freed. The next token makes room again."""

@@ -8,7 +8,7 @@ from typing import Any
 from bitnet_mlx.backends.attention_mlx import RECENT
 from bitnet_mlx.backends.mlx_import import mx
 from bitnet_mlx.errors import MemoryLimitError
-from bitnet_mlx.models.cache import capacity
+from bitnet_mlx.models.cache import Excerpt, capacity
 
 
 class KVCache:
@@ -106,6 +106,19 @@ class KVCache:
         held[:, :, :, self._past : end] = new  # in place: MLX writes into the array where nothing else holds it
         self.kv, self._past = held, end
         return held
+
+    def copy(self, start: int, end: int) -> list[mx.array]:
+        """Filled positions from `start` up to `end`, in an array of their own, not yet evaluated."""
+        self._gather()
+        assert self.kv is not None and end <= self._past
+        return [mx.contiguous(self.kv[:, :, :, start:end])]
+
+    def extend(self, copies: Sequence[list[mx.array]]) -> None:
+        """Put copies of the positions that follow behind the filled ones. Raises MemoryLimitError past the limit."""
+        new = mx.concatenate([kv for (kv,) in copies], axis=3)
+        self._gather()
+        self.reserve(new.shape[3])
+        self._write(new)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """The same for keys and values [B, heads, L, D] that come apart, as mlx-lm's caches are called."""
@@ -223,6 +236,21 @@ class SequenceCache(list):
         """Forget all positions from `offset` on."""
         for cache in self:
             cache.trim(max(cache.offset - offset, 0))
+
+    def copy(self, start: int, end: int) -> Excerpt:  # type: ignore[override]
+        """Filled positions from `start` up to `end`, of all layers; evaluated."""
+        parts = [cache.copy(start, end) for cache in self]
+        mx.eval(parts)
+        return Excerpt(parts, end - start, sum(array.nbytes for arrays in parts for array in arrays))
+
+    def extend(self, excerpts: Sequence[Any]) -> None:  # type: ignore[override]
+        """Put copies of the positions that follow behind the filled ones, in every layer; a list would take more layers.
+
+        Raises MemoryLimitError past the limit.
+        """
+        for layer, cache in enumerate(self):
+            cache.extend([excerpt.parts[layer] for excerpt in excerpts])
+        mx.eval([cache.arrays for cache in self])
 
     def shrink(self) -> int:
         """Give back unused room, layer after layer; returns the bytes freed."""

@@ -5,6 +5,7 @@ Attention gets one layer's keys and values back in the model's dtype, each time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from bitnet_mlx.backends.mlx_import import mx
@@ -27,13 +28,25 @@ class SmallKVCache:
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Add keys and values [B, heads, L, D]; all of them so far, as they are held now, in the same dtype."""
         self.reserve(keys.shape[2])
-        new = self._encoded(mx.stack([keys, values]))
-        end = self.offset + keys.shape[2]
+        self._put(self._encoded(mx.stack([keys, values])))
+        return halves(self._decoded([part[:, :, :, : self.offset] for part in self.parts], keys.dtype))
+
+    def _put(self, new: list[mx.array]) -> None:
+        end = self.offset + new[0].shape[3]
         held = self._grown(new, end)
         for part, rows in zip(held, new, strict=True):
             part[:, :, :, self.offset : end] = rows
         self.parts, self.offset = held, end
-        return halves(self._decoded([part[:, :, :, :end] for part in held], keys.dtype))
+
+    def copy(self, start: int, end: int) -> list[mx.array]:
+        """Filled positions from `start` up to `end`, as they are held, in arrays of their own; not yet evaluated."""
+        return [mx.contiguous(part[:, :, :, start:end]) for part in self.parts]
+
+    def extend(self, copies: Sequence[list[mx.array]]) -> None:
+        """As KVCache.extend."""
+        new = [mx.concatenate(list(rows), axis=3) for rows in zip(*copies, strict=True)]
+        self.reserve(new[0].shape[3])
+        self._put(new)
 
     def _encoded(self, kv: mx.array) -> list[mx.array]:
         if self.small == 16:

@@ -22,7 +22,8 @@ class Decoder(Protocol):
     def make_cache(self, limit: int | None = None) -> Any:
         """An empty cache for one sequence of at most `limit` positions (the model's context by default).
 
-        It has `.offset` (positions filled), `.trim(offset)` and `.nbytes`.
+        It has `.offset` (positions filled), `.trim(offset)` and `.nbytes`; `.copy(start, end)` gives an Excerpt of it
+        (models/cache.py), and `.extend(excerpts)` fills a cache from those of another.
         """
         ...
 

@@ -19,6 +19,8 @@ from bitnet_mlx.models.cache_mlx import KVCache, SequenceCache
 from bitnet_mlx.models.cache_small_mlx import SmallKVCache
 from bitnet_mlx.models.compiled_mlx import CompiledLayers
 from bitnet_mlx.models.config import DecoderConfig
+from bitnet_mlx.models.hooks import Hooks
+from bitnet_mlx.models.hooks_mlx import linear_of, looked_into
 from bitnet_mlx.models.layers_mlx import Block, Parts, Plan
 from bitnet_mlx.models.rope_mlx import Rotary
 from bitnet_mlx.models.weights import DecoderWeights
@@ -39,6 +41,7 @@ class Backbone(nn.Module):
     def __init__(self, parts: Parts, dtype: mx.Dtype) -> None:
         super().__init__()
         self.dtype = dtype
+        self.hooks = Hooks()
         self.embed_tokens = head_layer(parts.weights.embed_tokens, parts.ops)
         self.layers = [Block(parts, i) for i in range(parts.config.num_hidden_layers)]
         self.norm = parts.norm("model.norm")
@@ -57,13 +60,16 @@ class Backbone(nn.Module):
         mask = _mask(x.shape[1], caches[0])
         rotation = self._rotary.at(caches[0], x.shape[1])
         begin = _begin if early and mx.default_device() == mx.gpu else _wait
-        if self._compiled is not None:
+        if self._compiled is not None and not self.hooks.used:
             out = self._compiled.run(self.layers, x, caches, mask, rotation, begin)
             if out is not None:
                 return out
         for i, (layer, entry) in enumerate(zip(self.layers, caches, strict=True)):
             begin(i, x)
-            x = layer(x, mask, entry, rotation)
+            if self.hooks.used:
+                x = looked_into(self.hooks, i, layer, x, mask, entry, rotation)
+            else:
+                x = layer(x, mask, entry, rotation)
         return x
 
 
@@ -100,6 +106,17 @@ class MlxModel(nn.Module):
     @property
     def layers(self) -> list[Block]:
         return self.model.layers
+
+    @property
+    def hooks(self) -> Hooks:
+        """What is told of the layers' insides; while it is used they run module by module, with the same results."""
+        return self.model.hooks
+
+    def linear(self, module: str, x: np.ndarray) -> np.ndarray:
+        """One linear alone, as a step computes it: float32 x [M, K], behind all norms -> float32 [M, N]. Its clip counts."""
+        _, _, layer, name = module.split(".", 3)
+        clip = self.hooks.clips.get(module)
+        return linear_of(self.layers[int(layer)], name, x, _DTYPES[self.dtype], clip)
 
     @property
     def model_type(self) -> str:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from bitnet_mlx.backends import ON_MLX
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.formats.dense import HEAD_GROUP
 from bitnet_mlx.memory.plan import Demand
 from bitnet_mlx.models.cache import capacity
 from bitnet_mlx.models.config import DecoderConfig
+from bitnet_mlx.models.decoder import Decoder
 from bitnet_mlx.ternary import GROUP, padded
 
 _Bytes = Callable[[int, int], int]  # of (context, batch)
@@ -150,6 +153,16 @@ def joined(size: ModelSize) -> int:
     return extra
 
 
+def kv_of(decoder: Decoder) -> _Bytes:
+    """Bytes of the caches that a loaded decoder makes, of (context, batch)."""
+    if decoder.name not in ON_MLX:
+        return _kv_host(decoder.config)
+    model: Any = decoder
+    return _kv_mlx(
+        decoder.config, model.kv_bits or _FLOAT_BYTES[model.dtype] * 8, model.ops.compiles and not model.kv_bits
+    )
+
+
 def _kv_host(config: DecoderConfig) -> _Bytes:
     row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
     return lambda context, batch: row * context * batch
@@ -240,6 +253,20 @@ def _chunks(start: int, end: int, batch: int) -> Iterator[tuple[int, int]]:
         last = min(first + CHUNK, batch * length) - 1
         ends = first // length < (last + 1) // length  # the last row of a sequence is among them
         yield last + 1 - first, end if ends else start + last % length + 1
+
+
+def activations_of(decoder: Decoder) -> _Bytes:
+    """Bytes that a loaded decoder needs beside weights and caches, of (context, batch)."""
+    config, model = decoder.config, decoder
+    if decoder.name == "numpy":
+        return _activations_numpy(config)
+    if decoder.name == "cpu":
+        from bitnet_mlx.backends.cpu_jit.threads import get_threads
+
+        linears: Any = model.weights.linears  # type: ignore[attr-defined]
+        return _activations_cpu(config, get_threads(), any(linear.norm is not None for linear in linears.values()))
+    kv_bits: Any = model.kv_bits  # type: ignore[attr-defined]
+    return _activations_mlx(config, kv_of(decoder), decoder.name == "mlx", kv_bits is not None)
 
 
 def _activations_numpy(config: DecoderConfig) -> _Bytes:

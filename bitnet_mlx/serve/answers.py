@@ -68,6 +68,7 @@ class Answer:
         self._offsets: dict[int, int] = {}
         self._readers: dict[int, CallReader] = {}
         self.completion_tokens = 0
+        self.cached_tokens = 0  # of the prompts', known once they have been read
 
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """The answer that is no stream."""
@@ -116,11 +117,11 @@ class Answer:
         kind = "chat.completion.chunk" if self._kind.chat else "text_completion"
         return {**self._head(kind), "choices": [], "usage": self.usage()}
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         """Tokens of the prompts and of the texts, their end tokens counted."""
         total = self._prompt_tokens + self.completion_tokens
         counts = {"prompt_tokens": self._prompt_tokens, "completion_tokens": self.completion_tokens}
-        return {**counts, "total_tokens": total}
+        return {**counts, "total_tokens": total, "prompt_tokens_details": {"cached_tokens": self.cached_tokens}}
 
     def _said(self, index: int, text: str, finish: str | None) -> tuple[Said, str | None]:
         """What a stretch of a message says and calls, and how the message ends, both the same in a stream and whole."""

@@ -242,6 +242,7 @@ class _Service:
             job.answer.count(event)
 
         await self._collect(request, works, events, add)
+        job.answer.cached_tokens = cached(works)
         return JSONResponse(job.answer.whole(job.best(choices)))
 
     async def _collect(
@@ -281,8 +282,14 @@ class _Service:
             if chunk:
                 yield json.dumps({**chunk, **no_counts})
         if usage:
+            answer.cached_tokens = cached(works)
             yield json.dumps(answer.counts())
         yield "[DONE]"
+
+
+def cached(works: Sequence[Work]) -> int:
+    """Prompt tokens that were not computed, each prompt's once: the texts of one prompt share its ids."""
+    return sum({id(work.task.ids): work.cached for work in reversed(works)}.values())
 
 
 async def _unless_gone(action: Any, receive: Receive) -> None:

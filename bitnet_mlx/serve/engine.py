@@ -2,12 +2,14 @@
 
 Each step feeds one new token of every text that is being written, and the next part of the prompts of those that have just
 come: together at most STEP_TOKENS, so that a long prompt delays nobody by more than a step. Prompts share what a step has
-left evenly, so a short one is through in a step or two whatever is beside it.
+left evenly, so a short one is through in a step or two whatever is beside it. Beginnings that texts have in common are
+computed once (prefixes.py); who comes when is schedule.py's.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -18,26 +20,33 @@ from typing import Any
 import numpy as np
 
 from bitnet_mlx.errors import BitnetError
+from bitnet_mlx.memory.show import size
 from bitnet_mlx.models.decoder import Decoder
+from bitnet_mlx.models.demand import kv_of
 from bitnet_mlx.serve.failures import ApiError
+from bitnet_mlx.serve.prefixes import BLOCK, Prefixes
+from bitnet_mlx.serve.schedule import Queue, share
 from bitnet_mlx.serve.work import WANTS, Listener, Piece, Task, Work
 from bitnet_mlx.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
 STEP_TOKENS = 256  # the cpu engine takes as many rows at a time
-_LEAST_PROMPT = 32  # prompt tokens of a step, however many texts are being written
 _RECENT = 32  # finished texts that the time to wait is judged by
 
 
 @dataclass(frozen=True)
 class Limits:
-    """running: texts in one batch. waiting: texts in the queue. kv_positions: cache positions of all that run."""
+    """running: texts in one batch. waiting: texts in the queue. kv_bytes: keys and values of all that run, each counted as
+    long as it may become. prefix_bytes: beginnings that are kept, 0 for none. seconds: from a text's arrival to its end.
+    """
 
     running: int = 16
     waiting: int = 64
-    kv_positions: int = 1 << 20
+    kv_bytes: int = 1 << 30
+    prefix_bytes: int = 0
     step_tokens: int = STEP_TOKENS
+    seconds: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -51,9 +60,14 @@ class Counts:
     finished: int = 0
     failed: int = 0
     cancelled: int = 0
+    timed_out: int = 0
+    cached_tokens: int = 0
     running: int = 0
     waiting: int = 0
     kv_bytes: int = 0
+    prefix_bytes: int = 0
+    prefix_blocks: int = 0
+    prefix_evicted: int = 0
 
 
 class Engine:
@@ -62,7 +76,9 @@ class Engine:
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer, limits: Limits | None = None) -> None:
         self.decoder, self.tokenizer, self.limits = decoder, tokenizer, limits or Limits()
         self._stop_ids = tokenizer.eos_token_ids | frozenset(decoder.config.eos_token_ids)
-        self._queue: deque[Work] = deque()
+        self._kv_bytes = kv_of(decoder)
+        self._prefixes = Prefixes(self.limits.prefix_bytes)
+        self._queue = Queue()
         self._running: list[Work] = []
         self._change = threading.Condition()
         self._stopping = False
@@ -86,16 +102,21 @@ class Engine:
         """A snapshot."""
         with self._change:
             held = sum(w.cache.nbytes for w in self._running if w.cache is not None)
-            return replace(self._counts, running=len(self._running), waiting=len(self._queue), kv_bytes=held)
+            kept = self._prefixes
+            return replace(
+                self._counts, running=len(self._running), waiting=len(self._queue), kv_bytes=held,
+                prefix_bytes=kept.nbytes, prefix_blocks=len(kept), prefix_evicted=kept.evicted,
+            )  # fmt: skip
 
     def submit(self, tasks: Sequence[Task], listener: Listener) -> list[Work]:
         """Queue texts, all or none. Raises ApiError 429 when the queue is full, 400 for what can never run, 503 at the end."""
         limits = self.limits
         for task in tasks:
-            if task.positions > limits.kv_positions:
+            need = self._need(task)
+            if need > limits.kv_bytes:
                 raise ApiError(
-                    400, f"{task.positions} positions of cache would be needed and this server has {limits.kv_positions}; "
-                    "shorten the prompt or ask for fewer tokens", code="context_length_exceeded",
+                    400, f"{task.positions} positions of cache would take {size(need)} and this server has "
+                    f"{size(limits.kv_bytes)}; shorten the prompt or ask for fewer tokens", code="context_length_exceeded",
                 )  # fmt: skip
         if len(tasks) > limits.waiting:
             raise ApiError(
@@ -114,7 +135,8 @@ class Engine:
                 )  # fmt: skip
             for work in works:
                 work.arrived = time.monotonic()
-            self._queue.extend(works)
+                work.deadline = work.arrived + limits.seconds
+            self._queue.add(works)
             self._change.notify()
         return works
 
@@ -124,6 +146,10 @@ class Engine:
             work.cancelled = True
         with self._change:
             self._change.notify()
+
+    def _need(self, task: Task) -> int:
+        """Bytes of cache that a text can come to need."""
+        return self._kv_bytes(task.positions, 1)
 
     def _wait_for(self, places: int) -> int:
         """Seconds after which so many places may be free, from the rate of late."""
@@ -144,13 +170,13 @@ class Engine:
             work.tell(ApiError(503, "The server is shutting down", code="shutting_down"))
         with self._change:
             self._running.clear()
-            self._queue.clear()
+            self._queue = Queue()
 
     def _next(self) -> bool:
         """Wait for work, let go of what was cancelled, let in what fits. False: it is time to end."""
         with self._change:
             while True:
-                self._drop_cancelled()
+                self._drop()
                 self._admit()
                 if self._stopping:
                     return False
@@ -158,41 +184,65 @@ class Engine:
                     return True
                 self._change.wait()
 
-    def _drop_cancelled(self) -> None:
-        gone = sum(w.cancelled for w in self._running) + sum(w.cancelled for w in self._queue)
+    def _drop(self) -> None:
+        """Let go of what nobody waits for, and of what has taken too long."""
+        now = time.monotonic()
+        gone = [*filter(_unwanted(now), self._running), *self._queue.take_out(_unwanted(now))]
+        self._running = [work for work in self._running if work not in gone]
+        for work in gone:
+            work.cache = None
+            if not work.cancelled:
+                text = f"The answer was not complete after {self.limits.seconds:g} s; ask for fewer tokens"
+                work.tell(ApiError(504, text, code="timeout"))
+        left = sum(work.cancelled for work in gone)
         if gone:
-            self._running = [w for w in self._running if not w.cancelled]
-            self._queue = deque(w for w in self._queue if not w.cancelled)
-            self._count(cancelled=gone)
+            self._count(cancelled=left, timed_out=len(gone) - left)
 
     def _admit(self) -> None:
-        """First come, first served: the first that does not fit holds up those behind it."""
-        used = sum(w.task.positions for w in self._running)
-        while self._queue and len(self._running) < self.limits.running:
-            used += self._queue[0].task.positions
-            if used > self.limits.kv_positions:
+        """In the queue's order: the first that does not fit holds up those behind it."""
+        used = sum(self._need(work.task) for work in self._running)
+        while len(self._running) < self.limits.running:
+            work = self._queue.first()
+            used += 0 if work is None else self._need(work.task)
+            if work is None or used > self.limits.kv_bytes:
                 return
-            self._running.append(self._queue.popleft())
+            self._running.append(self._queue.pop())
 
     def _step(self) -> None:
         began = time.monotonic()
         for work in list(self._running):
-            if work.cache is None:
-                self._guarded(work, lambda work=work: self._open(work))
-        parts = share(self._running, self.limits.step_tokens)
+            if not work.generated:
+                self._guarded(work, lambda work=work: self._prepare(work))
+        parts = share(self._running, self.limits.step_tokens, bool(self.limits.prefix_bytes))
         outputs = [out for want in WANTS for out in self._compute([part for part in parts if part[0].want == want])]
         fed = 0
         for work, tokens, rows in outputs:
             if not work.generated:
                 fed += len(tokens)
-            self._guarded(work, lambda work=work, rows=rows: self._advance(work, rows))
+            self._guarded(work, lambda work=work: self._keep(work))
+            if work.cache is not None:
+                self._guarded(work, lambda work=work, rows=rows: self._advance(work, rows))
         with self._change:
             counts = self._counts
             self._count(steps=1, prompt_tokens=fed)
             self._counts = replace(self._counts, step_seconds=counts.step_seconds + time.monotonic() - began)
 
-    def _open(self, work: Work) -> None:
-        work.cache = self.decoder.make_cache(work.task.positions)
+    def _prepare(self, work: Work) -> None:
+        """Make the cache, and take over what is kept of the prompt's beginning."""
+        if work.cache is None:
+            work.cache = self.decoder.make_cache(work.task.positions)
+        if self.limits.prefix_bytes and work.shares:
+            gained = self._prefixes.restore(work.task.ids, work.cache)
+            work.cached += gained
+            with self._change:
+                self._count(cached_tokens=gained)
+
+    def _keep(self, work: Work) -> None:
+        """Keep what the text has filled, whenever that is a block more."""
+        blocks = work.cache.offset // BLOCK
+        if self.limits.prefix_bytes and blocks > work.kept:
+            self._prefixes.keep(work.history, work.cache)
+            work.kept = blocks
 
     def _compute(self, parts: Sequence[tuple[Work, list[int]]]) -> list[tuple[Work, list[int], np.ndarray]]:
         """Feed parts that want the same in one step. Where that fails each goes alone, so that only the one at fault fails."""
@@ -249,18 +299,5 @@ class Engine:
         self._counts = replace(self._counts, **values)
 
 
-def share(works: Sequence[Work], step_tokens: int) -> list[tuple[Work, list[int]]]:
-    """(text, ids to feed next): one id of each that is being written; the prompts share what is left, the short ones first.
-
-    A prompt that gets nothing now is left out.
-    """
-    parts = [(work, work.history[-1:]) for work in works if work.waiting == 1]
-    prompts = sorted((work for work in works if work.waiting > 1), key=lambda work: work.waiting)
-    room = max(step_tokens - len(parts), _LEAST_PROMPT)
-    for place, work in enumerate(prompts):
-        count = min(work.waiting, max(1, room // (len(prompts) - place)), room)
-        if count:
-            at = work.cache.offset
-            parts.append((work, work.history[at : at + count]))
-            room -= count
-    return parts
+def _unwanted(now: float) -> Callable[[Work], bool]:
+    return lambda work: work.cancelled or work.deadline <= now

@@ -15,9 +15,19 @@ _HELP = (
     ("finished", "counter", "texts_finished_total", "Texts that came to their end"),
     ("failed", "counter", "texts_failed_total", "Texts that the engine failed"),
     ("cancelled", "counter", "texts_cancelled_total", "Texts whose client left"),
+    ("timed_out", "counter", "texts_timed_out_total", "Texts that took too long"),
+    ("cached_tokens", "counter", "prompt_cached_tokens_total", "Prompt tokens taken from the beginnings that are kept"),
+    (
+        "prefix_evicted",
+        "counter",
+        "prompt_cache_evicted_blocks_total",
+        "Blocks of beginnings let go of for want of room",
+    ),
     ("running", "gauge", "texts_running", "Texts in the batch"),
     ("waiting", "gauge", "texts_waiting", "Texts in the queue"),
-    ("kv_bytes", "gauge", "kv_cache_bytes", "Bytes allocated for keys and values"),
+    ("kv_bytes", "gauge", "kv_cache_bytes", "Bytes allocated for keys and values of texts that run"),
+    ("prefix_bytes", "gauge", "prompt_cache_bytes", "Bytes of the beginnings that are kept"),
+    ("prefix_blocks", "gauge", "prompt_cache_blocks", "Blocks of 32 tokens that are kept"),
 )
 
 

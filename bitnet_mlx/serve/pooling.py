@@ -62,7 +62,9 @@ def _of_folder(folder: Path) -> Pooling | None:
         return None  # a layer more (Dense) would be left out
     config = _json(folder / modules["Pooling"] / "config.json", {})
     names = [name.removeprefix("pooling_mode_") for name, on in config.items() if on is True]
-    kinds = [_MODES.get(name) for name in [*names, config.get("pooling_mode")] if name not in (None, "include_prompt")]
+    kinds: list[PoolingKind | None] = [
+        _MODES.get(name) for name in [*names, config.get("pooling_mode")] if name not in (None, "include_prompt")
+    ]
     kind = kinds[0] if len(kinds) == 1 else None
     return Pooling(kind, _normalizes(folder)) if kind else None
 

@@ -98,7 +98,11 @@ class Work:
         self.cancelled = False
         self.cache: Any = None
         self.history = list(task.ids)
+        self.cached = 0  # tokens of the prompt that were not computed for this text
+        self.kept = 0  # whole blocks of it that were offered to the beginnings that are kept
+        self.rank: tuple[int, int] = (0, 0)  # the order of the queue
         self.arrived = self.first_token = 0.0  # seconds of time.monotonic()
+        self.deadline = float("inf")  # likewise
         self._tokenizer = tokenizer
         self._listener, self._stop_ids = listener, stop_ids
         self._sampler = Sampler(task.sampling, task.grammar.begin() if task.grammar else None)
@@ -121,6 +125,11 @@ class Work:
         """What the next step must give: logits after the last token or after all, or hidden states."""
         prompt = self.task.echo and self.task.top is not None and not self.generated
         return "all" if prompt else "last"
+
+    @property
+    def shares(self) -> bool:
+        """Whether it may take over what another text has computed: not where every token's row is wanted."""
+        return self.want == "last"
 
     def tell(self, event: Event | ApiError) -> None:
         """Hand an event to whoever asked."""

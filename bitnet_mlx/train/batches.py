@@ -1,4 +1,4 @@
-"""Which samples belong to each step, as a function of the seed and the step alone.
+"""Which samples belong to each batch, as a function of the seed and the batch's number alone.
 
 Samples of like length share a batch, so that little is padded; each pass takes the batches in another order.
 """
@@ -56,6 +56,11 @@ class Batches:
 
     def __len__(self) -> int:
         return len(self.groups)
+
+    def position(self, index: int) -> dict[str, int]:
+        """Which pass over the samples batch `index` belongs to, and its place in that pass."""
+        epoch, place = divmod(index, len(self.groups))
+        return {"epoch": epoch, "batch": place}
 
     def at(self, index: int) -> Batch:
         """Batch `index` of the run, counted from 0 over all passes."""

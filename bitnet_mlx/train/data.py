@@ -1,6 +1,6 @@
 """Token ids and the order in which training reads them.
 
-The order is a function of the seed and the step alone: the ids are cut into windows of L + 1, starting at a shift that
+The order is a function of the seed and the batch's number alone: the ids are cut into windows of L + 1, starting at a shift that
 changes with every pass, and the windows are taken in a random order. So a run that stops at any step can go on exactly.
 """
 
@@ -39,7 +39,7 @@ def read_ids(path: Path, vocab_size: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Windows:
-    """Which windows of `tokens` ids belong to each step: `length` inputs and one more id, `batch` windows a step."""
+    """Which windows of `tokens` ids belong to each batch: `length` inputs and one more id, `batch` windows."""
 
     tokens: int
     length: int
@@ -62,9 +62,14 @@ class Windows:
         """Windows in one pass over the data; the shift costs at most one."""
         return max(1, (self.tokens - self.length) // self.length)
 
-    def starts(self, step: int) -> np.ndarray:
-        """First position of each window of a step, int32 [batch]."""
-        index = np.arange(step * self.batch, (step + 1) * self.batch, dtype=np.int64)
+    def position(self, index: int) -> dict[str, int]:
+        """Where batch `index` begins: which pass over the data, and which window of its order."""
+        epoch, window = divmod(index * self.batch, self.per_epoch)
+        return {"epoch": epoch, "window": window}
+
+    def starts(self, number: int) -> np.ndarray:
+        """First position of each window of a batch, counted from 0 over all passes: int32 [batch]."""
+        index = np.arange(number * self.batch, (number + 1) * self.batch, dtype=np.int64)
         epochs = index // self.per_epoch
         starts = np.empty(self.batch, np.int32)
         for epoch in np.unique(epochs):

@@ -45,11 +45,11 @@ def total_nats(model: TrainDecoder, ids: np.ndarray, length: int, stride: int, b
     return nats
 
 
-def master_model(folder: Path, length: int) -> TrainDecoder:
-    """A folder of float masters (train/export.py) in the training graph, float32: ternary, or the float twin."""
+def master_model(folder: Path, length: int, dtype: mx.Dtype = mx.float32) -> TrainDecoder:
+    """A folder of float masters (train/export.py) in the training graph: ternary, or the float twin."""
     config, weights = read_master(folder, length)
     quantised = parse_config(read_config(folder)).quantization.storage == "online"
-    model = TrainDecoder(config, quantised)
+    model = TrainDecoder(config, quantised, dtype)
     model.update(tree_unflatten(list(weights.items())))
     return model
 

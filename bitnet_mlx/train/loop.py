@@ -1,59 +1,54 @@
-"""The training loop: one compiled step, checkpoints, a log of one JSON record a line."""
+"""`bitnet-mlx train`: a model of the bitnet family from text."""
 
 from __future__ import annotations
 
-import json
-import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten
 
-from bitnet_mlx.errors import ConfigError, TrainError
+from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.quality.bits import bits_per_byte
-from bitnet_mlx.train import checkpoint, optimizer
 from bitnet_mlx.train.data import Windows
-from bitnet_mlx.train.evaluate import compiled, total_nats
+from bitnet_mlx.train.disk import writing
+from bitnet_mlx.train.evaluate import compiled, master_model, total_nats
 from bitnet_mlx.train.export import read_master, write_hf
+from bitnet_mlx.train.group import Group, join
+from bitnet_mlx.train.losses import distance
 from bitnet_mlx.train.model import TrainDecoder, token_losses
-from bitnet_mlx.train.optimizer import Tensors
+from bitnet_mlx.train.optimizer import PARAMETERS, Tensors
 from bitnet_mlx.train.options import TrainOptions
-from bitnet_mlx.train.prepare import Dataset, prepare
-from bitnet_mlx.train.schedule import learning_rate, weight_decay
+from bitnet_mlx.train.prepare import Dataset, prepare, vocabulary
+from bitnet_mlx.train.run import Job, Report, begin, refuse_earlier, run
+from bitnet_mlx.train.update import Part, Task
 
-State = tuple[Tensors, Tensors, Tensors]
-Report = Callable[[dict[str, Any]], None]
 DTYPES = {"bfloat16": mx.bfloat16, "float32": mx.float32}
 
 
-def make_step(model: TrainDecoder, length: int, clip: float) -> Callable[..., tuple[State, mx.array]]:
-    """The compiled step: (state, ids [tokens], starts [B], rates [4]) -> (state, float32 [2] of loss and gradient norm)."""
-    offsets = mx.arange(length + 1)
+def make_task(options: TrainOptions, dataset: Dataset, windows: Windows, model: TrainDecoder) -> Task:
+    """What the loop trains. With --teacher the loss is that of train/losses.py."""
+    teacher = read_teacher(options, dataset, model.config.vocab_size)
+    ids, offsets, k = mx.array(dataset.ids), mx.arange(options.seq_length + 1), options.kl_weight
+    signal = None if teacher is None else compiled(teacher, teacher.state)
 
-    def loss(parameters: Tensors, batch: mx.array) -> mx.array:
-        model.update(tree_unflatten(list(parameters.items())))
-        return token_losses(model, batch).mean()
+    def part(index: int) -> Part:
+        batch = ids[mx.array(windows.starts(index))[:, None] + offsets].astype(mx.int32)
+        known = () if signal is None else (signal(batch[:, :-1]),)
+        return Part((batch, *known), 1.0, options.batch_size * options.seq_length)
 
-    def step(state: State, ids: mx.array, starts: mx.array, rates: mx.array) -> tuple[State, mx.array]:
-        batch = ids[starts[:, None] + offsets].astype(mx.int32)
-        value, gradients = mx.value_and_grad(loss)(state[0], batch)
-        norm = optimizer.global_norm(gradients)
-        scale = mx.minimum(1.0, clip / (norm + 1e-6))
-        return optimizer.update(*state, gradients, scale, rates), mx.stack([value, norm])
+    def loss(batch: mx.array, known: mx.array | None = None) -> Tensors:
+        if known is None:
+            return {"loss": token_losses(model, batch).mean()}
+        logits = model(batch[:, :-1])
+        entropy, kl = mx.fast.cross_entropy(logits, batch[:, 1:]).mean(), distance(known, logits, options.temperature)
+        return {"loss": (1 - k) * entropy + k * kl, "cross_entropy": entropy, "kl": kl}
 
-    return compiled(step)
-
-
-def settings(options: TrainOptions, dataset: Dataset) -> dict[str, object]:
-    """What must be equal for a run to go on exactly."""
-    return {**options.course(), "data_tokens": len(dataset.ids)}
+    return Task(options, model, loss, part, compiles=True)
 
 
-def initial_state(options: TrainOptions, dataset: Dataset) -> tuple[TrainDecoder, int, State]:
-    """The model, how many steps are done, and the state: new, from --model, or from the newest checkpoint."""
+def initial_model(options: TrainOptions, dataset: Dataset) -> tuple[TrainDecoder, Tensors]:
+    """The model and its parameters: new, or those of --model."""
     mx.random.seed(options.seed)
     parameters: Tensors | None = None
     if options.model:
@@ -66,96 +61,32 @@ def initial_state(options: TrainOptions, dataset: Dataset) -> tuple[TrainDecoder
     else:
         config = options.model_config(dataset.vocab_size)
     model = TrainDecoder(config, options.quantise, DTYPES[options.dtype])
-    own: Tensors = dict(tree_flatten(model.parameters()))  # type: ignore[arg-type]
-    parameters = parameters or own
-    newest = checkpoint.latest(options.output / "checkpoints")
-    if newest and options.resume:
-        return (model, *checkpoint.load(newest, own, settings(options, dataset)))
-    if newest:
-        raise ConfigError(f"[train] {newest} is of an earlier run; give --resume to go on, or another --output")
-    return model, 0, (parameters, *optimizer.init(parameters))
+    return model, parameters or dict(tree_flatten(model.parameters()))  # type: ignore[arg-type]
 
 
-def _check(step: int, values: np.ndarray) -> None:
-    """values: [steps, 2], the last of them that of `step`."""
-    for at, (loss, norm) in enumerate(values, start=step + 1 - len(values)):
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainError(
-                f"[train] step {at}: loss {loss:g}, gradient norm {norm:g}; both must be finite. Checkpoints before it "
-                "stay; start anew with a lower --learning-rate or --grad-clip"
-            )
-
-
-def run_steps(
-    options: TrainOptions, dataset: Dataset, model: TrainDecoder, done: int, state: State, report: Report
-) -> tuple[int, State]:
-    """Take steps until `iters` or `max_seconds`; a checkpoint every `save_every` steps and at the end."""
-    windows = Windows(len(dataset.ids), options.seq_length, options.batch_size, options.seed)
-    ids = mx.array(dataset.ids)
-    step = make_step(model, options.seq_length, options.grad_clip)
-    meter = Meter(options, report)
-    while done < options.iters:
-        lr = learning_rate(done, options.learning_rate, options.iters, options.warmup)
-        decay = weight_decay(done, options.weight_decay, options.iters)
-        state, values = step(state, ids, mx.array(windows.starts(done)), optimizer.rates(done, lr, decay))
-        mx.async_eval(state, values)
-        done += 1
-        meter.add(values)
-        late = options.max_seconds is not None and meter.seconds > options.max_seconds
-        save = late or done == options.iters or done % options.save_every == 0
-        if save or done % options.log_every == 0:
-            meter.tell(done, lr)
-        if save:
-            position = divmod(done * options.batch_size, windows.per_epoch)
-            facts = {**settings(options, dataset), "epoch": position[0], "window": position[1]}
-            checkpoint.save(options.output / "checkpoints", done, state, facts)
-            meter.restart()
-        if late:
-            break
-    return done, state
-
-
-class Meter:
-    """Collects [loss, gradient norm] of each step while the device works ahead, and tells their means and the speed."""
-
-    def __init__(self, options: TrainOptions, report: Report) -> None:
-        self._report = report
-        self._per_step = options.batch_size * options.seq_length
-        self._waiting: list[mx.array] = []
-        self._begun = self._last = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Since the first step was asked for."""
-        return time.monotonic() - self._begun
-
-    def add(self, values: mx.array) -> None:
-        """Take the values of one more step; at most two steps wait in the device's queue."""
-        if self._waiting:
-            mx.eval(self._waiting[-1])
-        self._waiting.append(values)
-
-    def restart(self) -> None:
-        """Leave out of the speed what passed since the last record."""
-        self._last = time.monotonic()
-
-    def tell(self, done: int, lr: float) -> None:
-        """Report the steps since the last record; raises TrainError that names the first step without a finite loss."""
-        values = np.array(mx.stack(self._waiting))
-        _check(done, values)
-        now = time.monotonic()
-        self._report(
-            {
-                "step": done,
-                "loss": float(values[:, 0].mean()),
-                "grad_norm": float(values[:, 1].mean()),
-                "learning_rate": lr,
-                "tokens": done * self._per_step,
-                "tokens_per_second": len(values) * self._per_step / (now - self._last),
-                "seconds": now - self._begun,
-            }
+def read_teacher(options: TrainOptions, dataset: Dataset, vocab_size: int) -> TrainDecoder | None:
+    """The model that --teacher names, as its folder says: a float twin, or ternary. Raises ConfigError where its
+    tokenizer is another."""
+    if options.teacher is None:
+        return None
+    if vocabulary(options.teacher) != dataset.vocab:
+        raise ConfigError(
+            f"[train] {options.teacher} has another tokenizer than the model; a teacher must know the same tokens by the "
+            "same ids: train it with --float on the same data"
         )
-        self._waiting, self._last = [], now
+    teacher = master_model(options.teacher, options.seq_length, DTYPES[options.dtype])
+    if teacher.config.vocab_size != vocab_size:
+        raise ConfigError(
+            f"[train] the teacher's logits are {teacher.config.vocab_size} wide, the model's {vocab_size}; they must agree"
+        )
+    return teacher
+
+
+def make_job(options: TrainOptions, dataset: Dataset, model: TrainDecoder, group: Group) -> Job:
+    """The run's task in its folder. Raises ConfigError where the data is shorter than one window."""
+    windows = Windows(len(dataset.ids), options.seq_length, options.batch_size, options.seed)
+    course = {**options.course(group.size), "data": dataset.digest()}
+    return Job(make_task(options, dataset, windows, model), options.output, course, windows.position)
 
 
 def held_out_bits(model: TrainDecoder, dataset: Dataset, length: int) -> float | None:
@@ -167,28 +98,32 @@ def held_out_bits(model: TrainDecoder, dataset: Dataset, length: int) -> float |
 
 
 def train(options: TrainOptions, report: Report) -> dict[str, Any]:
-    """The whole run: data, steps, export. `report` gets a record now and then; all go to OUTPUT/log.jsonl too.
+    """The whole run: data, steps, export; see train/run.py for the log and `report`.
 
-    Returns the record of the command: steps, tokens, loss, bits_per_byte (None without held-out text), and paths.
+    Returns the record of the command: steps, tokens, loss, bits_per_byte (None without held-out text), and paths. Under a
+    launcher this is one rank of several; all but the first return {"rank": n} and write nothing.
     """
+    group = join(options.rank_timeout)
+    refuse_earlier(options.output, options, "--output", group)
     dataset = prepare(options)
-    model, done, state = initial_state(options, dataset)
-    begun, last = time.monotonic(), {}
-    with open(options.output / "log.jsonl", "a" if options.resume else "w", encoding="utf-8") as log:
-
-        def record(entry: dict[str, Any]) -> None:
-            last.update(entry)
-            log.write(json.dumps(entry) + "\n")
-            log.flush()
-            report(entry)
-
-        done, state = run_steps(options, dataset, model, done, state, record)
-    model.update(tree_unflatten(list(state[0].items())))
-    write_hf(options.output, model.config, state[0], options.quantise)
+    model, parameters = initial_model(options, dataset)
+    job = make_job(options, dataset, model, group)
+    place = begin(job, parameters, group)
+    begun = time.monotonic()
+    if group.rank == 0:
+        with writing(options.output):
+            options.output.mkdir(parents=True, exist_ok=True)
+            dataset.keep(options.output)
+    place = run(job, place, group, report)
+    if group.rank:
+        return {"rank": group.rank}
+    parameters = place.state[PARAMETERS]
+    with writing(options.output / "model.safetensors"):
+        write_hf(options.output, model.config, parameters, options.quantise)
     bits = held_out_bits(model, dataset, options.seq_length)
     return {
-        "output": str(options.output), "steps": done, "iters": options.iters, "loss": last.get("loss"),
-        "tokens": done * options.batch_size * options.seq_length, "bits_per_byte": bits,
-        "parameters": sum(p.size for p in state[0].values()), "device": str(mx.default_device()),
-        "seconds": time.monotonic() - begun, "finished": done >= options.iters, **dataset.facts,
+        "output": str(options.output), "steps": place.done, "iters": options.iters, "loss": place.last.get("loss"),
+        "tokens": place.tokens, "bits_per_byte": bits, "ranks": group.size,
+        "parameters": sum(p.size for p in parameters.values()), "device": str(mx.default_device()),
+        "seconds": time.monotonic() - begun, "finished": place.done >= options.iters, **dataset.facts,
     }  # fmt: skip

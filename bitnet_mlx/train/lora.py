@@ -4,21 +4,18 @@
     ADAPTER_PATH/checkpoints/step-00000100                    each checkpoint (train/checkpoint.py)
     ADAPTER_PATH/log.jsonl                                    one JSON record a line
 
-The order of samples and the dropout's random numbers are functions of the seed and the step, so that a run that was
-stopped at any step goes on as if it had not been.
+The order of samples and the dropout's random numbers are functions of the seed and the batch's number, so that a run that
+was stopped at any step goes on as if it had not been.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import time
-from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_unflatten
 
 from bitnet_mlx.checkpoint.adapter_mlx import (
     AdapterConfig,
@@ -28,18 +25,18 @@ from bitnet_mlx.checkpoint.adapter_mlx import (
     read_tensors,
     save_adapter,
 )
-from bitnet_mlx.errors import ConfigError, TrainError
+from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.models.decoder_mlx import MlxModel
 from bitnet_mlx.tokenizer import Tokenizer
-from bitnet_mlx.train import checkpoint, optimizer
 from bitnet_mlx.train.batches import Batch, Batches, batch
+from bitnet_mlx.train.disk import writing
+from bitnet_mlx.train.group import Group, join
+from bitnet_mlx.train.layerwise import put
 from bitnet_mlx.train.lora_options import LoraOptions
-from bitnet_mlx.train.optimizer import Tensors
+from bitnet_mlx.train.optimizer import PARAMETERS, Tensors
+from bitnet_mlx.train.run import Job, Report, begin, refuse_earlier, run
 from bitnet_mlx.train.samples import Sample, Samples, read_samples
-from bitnet_mlx.train.schedule import learning_rate
-
-State = tuple[Tensors, Tensors, Tensors]
-Report = Callable[[dict[str, Any]], None]
+from bitnet_mlx.train.update import Part, Task
 
 
 class Run(NamedTuple):
@@ -55,29 +52,6 @@ def summed_loss(model: MlxModel, part: Batch) -> mx.array:
     """Cross entropy in nats, float32 [], summed over the targets that count."""
     losses = mx.fast.cross_entropy(model(mx.array(part.inputs)).astype(mx.float32), mx.array(part.targets))
     return (losses * mx.array(part.counts)).sum()
-
-
-def put(model: MlxModel, parameters: Tensors) -> None:
-    """Set some of a model's arrays by full name."""
-    model.update(tree_unflatten(list(parameters.items())))
-
-
-def gradients(model: MlxModel, parameters: Tensors, parts: Iterable[Batch]) -> tuple[mx.array, Tensors]:
-    """Mean loss over all targets of the parts, float32 [], and its gradients by name; the parts run one after another."""
-
-    def loss(own: Tensors, part: Batch) -> mx.array:
-        put(model, own)
-        return summed_loss(model, part)
-
-    run, total, value, summed = mx.value_and_grad(loss), 0, mx.array(0.0), None
-    for part in parts:
-        one, new = run(parameters, part)
-        summed = new if summed is None else {name: summed[name] + g for name, g in new.items()}
-        value, total = value + one, total + part.tokens
-        mx.eval(value, summed)
-    put(model, parameters)
-    assert summed is not None
-    return value / total, {name: g / total for name, g in summed.items()}
 
 
 def mean_loss(model: MlxModel, samples: list[Sample], size: int, limit: int) -> float:
@@ -114,111 +88,85 @@ def prepare(options: LoraOptions, model: MlxModel, tokenizer: Tokenizer) -> Run:
     return Run(options, model, config, samples)
 
 
-def course(run: Run) -> dict[str, Any]:
-    """What must be equal for a run to go on exactly."""
-    return {**run.options.course(), **run.config.record(), "data": run.samples["train"].digest()}
+def make_job(work: Run, group: Group) -> Job:
+    """What the loop trains, in its folder."""
+    options, model, samples = work.options, work.model, work.samples["train"]
+    batches = Batches.of(samples.items, options.batch_size, options.seed)
+
+    def part(index: int) -> Part:
+        found = batches.at(index)
+        return Part((found,), found.tokens, found.tokens)
+
+    def loss(found: Batch) -> Tensors:
+        return {"loss": summed_loss(model, found)}
+
+    def saved(parameters: Tensors) -> None:
+        with writing(options.adapter_path):
+            save_adapter(options.adapter_path, parameters, work.config, facts)
+
+    facts = {"model": options.model, "data": str(options.data), **options.course(group.size)}
+    course = {
+        **options.course(group.size), **work.config.record(), "dtype": model.dtype, "data": samples.digest(),
+    }  # fmt: skip
+    return Job(
+        Task(options, model, loss, part), options.adapter_path, course, batches.position, evaluate=partial(_valid, work),
+        evaluate_every=options.steps_per_eval, saved=saved,
+    )  # fmt: skip
 
 
-def initial_state(run: Run) -> tuple[int, State]:
-    """How many steps are done, and the state: new, from --resume-adapter-file, or from the newest checkpoint."""
-    options = run.options
+def first_parameters(work: Run) -> Tensors:
+    """Those of a new adapter, which is put on the model, or of --resume-adapter-file."""
+    options = work.options
     mx.random.seed(options.seed)
-    parameters = attach(run.model, run.config)
-    newest = checkpoint.latest(options.adapter_path / "checkpoints")
-    if newest and options.resume:
-        return checkpoint.load(newest, parameters, json.loads(json.dumps(course(run))))
-    if newest:
-        raise ConfigError(f"[lora] {newest} is of an earlier run; give --resume to go on, or another --adapter-path")
+    parameters = attach(work.model, work.config)
     if options.resume_adapter_file is not None:
         parameters = read_tensors(options.resume_adapter_file, parameters)
-    return 0, (parameters, *optimizer.init(parameters))
+    return parameters
 
 
-def take_step(run: Run, batches: Batches, done: int, state: State) -> tuple[State, dict[str, Any]]:
-    """The update after `done` of them, and what it was made of. Raises TrainError where loss or gradient is not finite."""
-    options, count = run.options, run.options.grad_accumulation_steps
-    begun = time.monotonic()
-    mx.random.seed(options.seed * 1_000_003 + done)  # dropout
-    run.model.train()
-    parts = [batches.at(done * count + i) for i in range(count)]
-    loss, found = gradients(run.model, state[0], parts)
-    norm = optimizer.global_norm(found)
-    rate = learning_rate(done, options.learning_rate, options.iters, options.warmup)
-    scale = mx.minimum(1.0, options.grad_clip / (norm + 1e-6))
-    new = optimizer.update(*state, found, scale, optimizer.rates(done, rate, 0.0))
-    mx.eval(new)
-    values = {"loss": float(np.array(loss)), "grad_norm": float(np.array(norm))}
-    if not all(map(math.isfinite, values.values())):
-        bad = next((name for name, g in sorted(found.items()) if not mx.isfinite(g).all().item()), "the output")
-        raise TrainError(
-            f"[lora] step {done + 1}: loss {values['loss']:g}, gradient norm {values['grad_norm']:g}, first in {bad}; both must be "
-            "finite. The last checkpoint stays; start anew with a lower --learning-rate or --scale"
-        )
-    put(run.model, new[0])
-    seconds, tokens = time.monotonic() - begun, sum(part.tokens for part in parts)
-    return new, {
-        "step": done + 1, **values, "learning_rate": rate, "trained_tokens": tokens,
-        "tokens_per_second": tokens / seconds, "seconds": seconds,
-    }  # fmt: skip
+def _valid(work: Run) -> dict[str, float]:
+    held, options = work.samples.get("valid"), work.options
+    if held is None:
+        return {}
+    return {"valid_loss": mean_loss(work.model, held.items, options.batch_size, options.val_batches)}
 
 
-def run_steps(run: Run, done: int, state: State, report: Report) -> dict[str, Any]:
-    """Take the steps that are left; adapter and checkpoint every `save_every` of them and at the end.
-
-    Returns the losses before and after: {"first_loss", "loss", "valid_loss_before", "valid_loss"}.
-    """
-    options = run.options
-    put(run.model, state[0])
-    batches = Batches.of(run.samples["train"].items, options.batch_size, options.seed)
-    facts = {"model": options.model, "data": str(options.data), **options.course()}
-    found: dict[str, Any] = {"steps": done, "valid_loss_before": _valid(run)}
-    begun = time.monotonic()
-    while done < options.iters:
-        state, entry = take_step(run, batches, done, state)
-        done += 1
-        last = done == options.iters
-        if last or done % options.steps_per_eval == 0:
-            found["valid_loss"] = entry["valid_loss"] = _valid(run)
-        report({**entry, "seconds": time.monotonic() - begun})
-        if last or done % options.save_every == 0:
-            save_adapter(options.adapter_path, state[0], run.config, facts)
-            checkpoint.save(options.adapter_path / "checkpoints", done, state, course(run))
-        found.setdefault("first_loss", entry["loss"])
-        found.update(steps=done, loss=entry["loss"])
+def train(work: Run, group: Group, report: Report) -> dict[str, Any]:
+    """Take the steps that are left; returns "steps", and the losses before and after."""
+    parameters = first_parameters(work)
+    job = make_job(work, group)
+    place = begin(job, parameters, group)
+    put(work.model, place.state[PARAMETERS])
+    found: dict[str, Any] = {f"{name}_before": loss for name, loss in _valid(work).items()}
+    place = run(job, place, group, report)
+    found["steps"] = place.done
+    if place.last:
+        found.update(first_loss=place.first["loss"], loss=place.last["loss"])
+        found.update({k: place.last[k] for k in ("valid_loss",) if k in place.last})
     return found
 
 
-def _valid(run: Run) -> float | None:
-    held = run.samples.get("valid")
-    return mean_loss(run.model, held.items, run.options.batch_size, run.options.val_batches) if held else None
-
-
 def lora(options: LoraOptions, model: MlxModel, tokenizer: Tokenizer, report: Report) -> dict[str, Any]:
-    """The whole run. Every step's record goes to ADAPTER_PATH/log.jsonl, and to `report` every steps_per_report steps.
+    """The whole run; see train/run.py for the log and `report`.
 
-    Returns the command's record. Raises ConfigError, FormatError or TrainError.
+    Returns the command's record. Under a launcher this is one rank of several; all but the first return {"rank": n} and write
+    nothing. Raises ConfigError, FormatError or TrainError.
     """
-    run = prepare(options, model, tokenizer)
-    record: dict[str, Any] = {"adapter_path": str(options.adapter_path), "iters": options.iters}
-    for name, samples in run.samples.items():
+    group = join(options.rank_timeout)
+    if options.train:
+        refuse_earlier(options.adapter_path, options, "--adapter-path", group)
+    work = prepare(options, model, tokenizer)
+    record: dict[str, Any] = {"adapter_path": str(options.adapter_path), "iters": options.iters, "ranks": group.size}
+    for name, samples in work.samples.items():
         record.update(samples.facts(name))
     if options.train:
-        start = initial_state(run)
-        options.adapter_path.mkdir(parents=True, exist_ok=True)
-        mode = "a" if options.resume else "w"
-        with open(options.adapter_path / "log.jsonl", mode, encoding="utf-8") as log:
-
-            def tell(entry: dict[str, Any]) -> None:
-                log.write(json.dumps(entry) + "\n")
-                log.flush()
-                if entry["step"] % options.steps_per_report == 0 or entry["step"] == options.iters:
-                    report(entry)
-
-            record.update(run_steps(run, *start, tell))
+        record.update(train(work, group, report))
     else:
         load_adapter(model, options.adapter_path)
+    if group.rank:
+        return {"rank": group.rank}
     if options.test:
-        loss = mean_loss(model, run.samples["test"].items, options.batch_size, options.test_batches)
+        loss = mean_loss(model, work.samples["test"].items, options.batch_size, options.test_batches)
         record.update(test_loss=loss, test_perplexity=math.exp(loss))
     trained = sum(array.size for array in adapter_parameters(model).values())
     return {**record, "trained_parameters": trained, "device": str(mx.default_device())}

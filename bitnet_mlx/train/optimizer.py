@@ -1,16 +1,23 @@
-"""AdamW with decoupled weight decay over a flat dictionary of parameters; every state is a plain array."""
+"""AdamW, Muon and Lion over a flat dictionary of parameters; every state is a plain array.
+
+The rule for one array is mlx.optimizers' own. Weight decay is decoupled for all three, p - lr * decay * p, and acts on
+matrices alone. Muon takes the matrices, AdamW the rest of its run: norms, vectors and embeddings (Jordan, 2024). Its update
+is scaled to the size of AdamW's, 0.2 sqrt(max(N, K)), so that one learning rate serves both (Liu et al., 2025).
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
+import mlx.optimizers as rules
 
 Tensors = dict[str, mx.array]
+State = dict[str, Tensors]  # "parameters", and what the optimiser keeps of each: "m" and "v", of the same shape
+PARAMETERS = "parameters"
+NAMES = ("adamw", "muon", "lion")
 BETA1, BETA2, EPS = 0.9, 0.95, 1e-8
-
-
-def init(parameters: Tensors) -> tuple[Tensors, Tensors]:
-    """First and second moments, zero."""
-    return ({k: mx.zeros_like(p) for k, p in parameters.items()}, {k: mx.zeros_like(p) for k, p in parameters.items()})
+_KEPT = {"adamw": ("m", "v"), "muon": ("v",), "lion": ("m",)}
 
 
 def decays(name: str, parameter: mx.array) -> bool:
@@ -18,30 +25,54 @@ def decays(name: str, parameter: mx.array) -> bool:
     return parameter.ndim == 2 and "embed_tokens" not in name
 
 
+def _kind(optimizer: str, name: str, parameter: mx.array) -> str:
+    return "adamw" if optimizer == "muon" and not decays(name, parameter) else optimizer
+
+
+def init(optimizer: str, parameters: Tensors) -> State:
+    """The state before the first step: what is kept is zero. optimizer: one of NAMES."""
+    state: State = {PARAMETERS: parameters}
+    for name, p in parameters.items():
+        for part in _KEPT[_kind(optimizer, name, p)]:
+            state.setdefault(part, {})[name] = mx.zeros_like(p)
+    return state
+
+
+def squares(gradients: Tensors) -> mx.array:
+    """Sum of squares of each gradient, in the order of names, float32 [gradients]."""
+    return mx.stack([mx.sum(mx.square(gradients[name])) for name in sorted(gradients)])
+
+
 def global_norm(gradients: Tensors) -> mx.array:
     """Root of the sum of squares of all gradients, float32 []."""
-    return mx.sqrt(sum((mx.sum(mx.square(gradients[k])) for k in sorted(gradients)), start=mx.array(0.0)))
-
-
-def update(
-    parameters: Tensors, first: Tensors, second: Tensors, gradients: Tensors, scale: mx.array, rates: mx.array
-) -> tuple[Tensors, Tensors, Tensors]:
-    """One AdamW step. scale: factor on the gradients (clipping). rates: float32 [4] of learning rate, weight decay,
-    and the two bias corrections 1 - beta^t. Returns new parameters and moments."""
-    lr, decay, c1, c2 = rates[0], rates[1], rates[2], rates[3]
-    p2, m2, v2 = {}, {}, {}
-    for name, p in parameters.items():
-        g = gradients[name] * scale
-        m2[name] = BETA1 * first[name] + (1 - BETA1) * g
-        v2[name] = BETA2 * second[name] + (1 - BETA2) * (g * g)
-        step = (m2[name] / c1) / (mx.sqrt(v2[name] / c2) + EPS)
-        if decays(name, p):
-            step = step + decay * p
-        p2[name] = p - lr * step
-    return p2, m2, v2
+    return mx.sqrt(mx.sum(squares(gradients)))
 
 
 def rates(step: int, learning_rate: float, weight_decay: float) -> mx.array:
-    """The array that `update` takes for a step counted from 0."""
-    t = step + 1
-    return mx.array([learning_rate, weight_decay, 1 - BETA1**t, 1 - BETA2**t], mx.float32)
+    """The array that `update` takes for a step counted from 0: learning rate, weight decay, steps with this one."""
+    return mx.array([learning_rate, weight_decay, step + 1], mx.float32)
+
+
+def update(optimizer: str, state: State, gradients: Tensors, scale: mx.array, rates: mx.array) -> State:
+    """One step. scale: float32 [], factor on the gradients (clipping). rates: see `rates`. Returns the new state."""
+    new: State = {part: {} for part in state}
+    made: dict[str, Any] = {}
+    for name, p in state[PARAMETERS].items():
+        kind = _kind(optimizer, name, p)
+        rule = made.setdefault(kind, _rule(kind))
+        factor = 0.2 * p.shape[-1] ** 0.5 if kind == "muon" else 1.0  # MLX's rule has sqrt(max(1, N / K)) already
+        rule.state["learning_rate"], rule.state["step"] = rates[0] * factor, rates[2]
+        own = {part: state[part][name] for part in _KEPT[kind]}
+        start = p - rates[0] * rates[1] * p if decays(name, p) else p
+        new[PARAMETERS][name] = rule.apply_single(gradients[name] * scale, start, own)
+        for part, kept in own.items():
+            new[part][name] = kept
+    return new
+
+
+def _rule(kind: str) -> Any:
+    if kind == "muon":
+        return rules.Muon(0.0, weight_decay=0.0)
+    if kind == "lion":
+        return rules.Lion(0.0)
+    return rules.AdamW(0.0, betas=[BETA1, BETA2], eps=EPS, weight_decay=0.0, bias_correction=True)

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.models.config import DecoderConfig, RopeConfig
-from bitnet_mlx.train.checks import check_numbers
-
-_POSITIVE = (
-    "iters", "batch_size", "seq_length", "hidden_size", "num_layers", "num_heads", "save_every", "log_every",
-)  # fmt: skip
+from bitnet_mlx.train.loop_options import DTYPES, LoopOptions
 
 
-@dataclass(frozen=True)
-class TrainOptions:
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(LoopOptions):
     """One run. Field names are the command line's flags."""
+
+    POSITIVE: ClassVar[Sequence[str]] = ("seq_length", "hidden_size", "num_layers", "num_heads")
+    COURSE: ClassVar[Sequence[str]] = ("seq_length", "quantise", "dtype")
 
     data: tuple[Path, ...]
     output: Path
     model: Path | None = None
     eval_data: tuple[Path, ...] = ()
     eval_fraction: float = 0.0
-    iters: int = 1000
     batch_size: int = 16
     seq_length: int = 256
     learning_rate: float = 1e-3
     warmup: int = 100
     weight_decay: float = 0.1
-    grad_clip: float = 1.0
-    seed: int = 0
     vocab_size: int = 2048
     hidden_size: int = 256
     intermediate_size: int = 0
@@ -40,19 +38,22 @@ class TrainOptions:
     quantise: bool = True
     dtype: str = "bfloat16"
     save_every: int = 500
-    log_every: int = 20
-    resume: bool = False
-    max_seconds: float | None = None
+    steps_per_report: int = 20
+    teacher: Path | None = None
+    kl_weight: float = 0.5
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        check_numbers("train", self, _POSITIVE, ("learning_rate", "grad_clip"))
-        if self.warmup < 0 or self.weight_decay < 0 or not 0 <= self.eval_fraction < 1:
+        super().__post_init__()
+        if not 0 <= self.eval_fraction < 1:
+            raise ConfigError(f"[train] --eval-fraction is {self.eval_fraction}; 0 to 1 is allowed, 1 not included")
+        if not 0 <= self.kl_weight <= 1 or not self.temperature > 0:
             raise ConfigError(
-                f"[train] --warmup {self.warmup}, --weight-decay {self.weight_decay} and --eval-fraction "
-                f"{self.eval_fraction}: the first two must not be negative, the last must lie in 0 to 1"
+                f"[train] --kl-weight {self.kl_weight} and --temperature {self.temperature}: the first must lie in 0 to 1, "
+                "the second be above 0"
             )
-        if self.dtype not in ("bfloat16", "float32"):
-            raise ConfigError(f"[train] --dtype is {self.dtype}; bfloat16 and float32 are allowed")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"[train] --dtype is {self.dtype}; {' and '.join(DTYPES)} are allowed")
 
     def model_config(self, vocab_size: int) -> DecoderConfig:
         """The shape of a new model. An intermediate size of 0 means 8/3 of the hidden size, up to a multiple of 128;
@@ -82,10 +83,6 @@ class TrainOptions:
             pad_token_id=0,
         )
 
-    def course(self) -> dict[str, object]:
-        """The settings that decide every update: a run goes on only under the same ones."""
-        names = (
-            "iters", "batch_size", "seq_length", "learning_rate", "warmup", "weight_decay", "grad_clip", "seed",
-            "quantise", "dtype",
-        )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+    def course(self, ranks: int = 1) -> dict[str, Any]:
+        taught = {"kl_weight": self.kl_weight, "temperature": self.temperature} if self.teacher else {}
+        return {**super().course(ranks), **taught}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +23,26 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 @dataclass(frozen=True)
 class Dataset:
-    """ids, held_out: uint16 [tokens]; held_out is None where nothing was held out. held_out_bytes: its UTF-8 text."""
+    """ids, held_out: uint16 [tokens]; held_out is None where nothing was held out. held_out_bytes: its UTF-8 text.
+
+    vocab: tokens and their ids. keep: puts the tokenizer's files into a folder.
+    """
 
     ids: np.ndarray
     held_out: np.ndarray | None
     held_out_bytes: int
-    vocab_size: int
+    vocab: dict[str, int]
     facts: dict[str, int]
+    keep: Callable[[Path], None]
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the tokenizer gives."""
+        return max(self.vocab.values()) + 1
+
+    def digest(self) -> str:
+        """What tells the training ids from others."""
+        return hashlib.sha256(self.ids.tobytes()).hexdigest()
 
 
 def vocabulary(folder: Path) -> dict[str, int]:
@@ -52,13 +68,12 @@ def byte_lengths(vocab: dict[str, int]) -> np.ndarray:
 
 
 def prepare(options: TrainOptions) -> Dataset:
-    """Read or make ids and tokenizer; the tokenizer's files are put into the output folder.
+    """Read or make ids and tokenizer; nothing is written.
 
     Raises ConfigError or FormatError where the data is missing, empty or does not fit the tokenizer.
     """
     if options.output.exists() and not options.output.is_dir():
         raise ConfigError(f"[train] --output {options.output} is a file; give a folder")
-    options.output.mkdir(parents=True, exist_ok=True)
     if any(path.suffix in ID_SUFFIXES for path in options.data):
         return _ready_ids(options)
     return _text(options)
@@ -91,10 +106,10 @@ def _ready_ids(options: TrainOptions) -> Dataset:
         held = read_ids(options.eval_data[0], size)
     elif options.eval_fraction:
         raise ConfigError("[train] --eval-fraction holds out whole documents of text; with token ids give --eval-data")
-    _keep_tokenizer(source, options.output)
     ids = read_ids(path, size)
     held_bytes = int(byte_lengths(vocab)[held].sum()) if held is not None else 0
-    return Dataset(ids, held, held_bytes, size, {"train_tokens": len(ids)})
+    keep = partial(_keep_tokenizer, source)
+    return Dataset(ids, held, held_bytes, vocab, {"train_tokens": len(ids)}, keep)
 
 
 def _text(options: TrainOptions) -> Dataset:
@@ -109,10 +124,10 @@ def _text(options: TrainOptions) -> Dataset:
     known = options.model or (options.output if options.resume else None)
     if known and (known / "tokenizer.json").is_file():
         tokenizer = bpe.load(known)
-        _keep_tokenizer(known, options.output)
+        keep = partial(_keep_tokenizer, known)
     else:
         tokenizer = bpe.train_bpe((d.text for d in corpus.documents), options.vocab_size)
-        bpe.save(tokenizer, options.output, options.seq_length)
+        keep = partial(bpe.save, tokenizer, max_length=options.seq_length)
     ids = bpe.encode_documents(tokenizer, [d.text for d in corpus.documents])
     facts = {
         "train_files": len(corpus.documents),
@@ -122,4 +137,4 @@ def _text(options: TrainOptions) -> Dataset:
         "not_utf8": corpus.not_utf8,
     }
     held_ids = bpe.encode_documents(tokenizer, [d.text for d in held.documents]) if held else None
-    return Dataset(ids, held_ids, held.nbytes if held else 0, tokenizer.get_vocab_size(), facts)
+    return Dataset(ids, held_ids, held.nbytes if held else 0, tokenizer.get_vocab(), facts, keep)

@@ -2,60 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.train.blend import SCHEDULES
 from bitnet_mlx.train.checks import check_numbers, flag
+from bitnet_mlx.train.loop_options import DTYPES, LoopOptions
 
-_POSITIVE = ("iters", "batch_size", "seq_length", "save_every", "steps_per_report")
 
-
-@dataclass(frozen=True)
-class QatOptions:
+@dataclass(frozen=True, kw_only=True)
+class QatOptions(LoopOptions):
     """One run. Field names are the command line's flags.
 
     kl_weight: the share of the teacher's KL in the loss; the rest is cross entropy. blend_fraction: of the steps, after
-    which all layers are ternary.
+    which all layers are ternary. dtype: of activations and products; None is the model's own.
     """
+
+    COMMAND: ClassVar[str] = "qat"
+    POSITIVE: ClassVar[Sequence[str]] = ("seq_length",)
+    COURSE: ClassVar[Sequence[str]] = (
+        "model", "teacher", "seq_length", "blend", "blend_fraction", "kl_weight", "temperature",
+    )  # fmt: skip
 
     data: tuple[Path, ...]
     model: str
     output: Path
     teacher: str | None = None
     eval_data: tuple[Path, ...] = ()
-    iters: int = 1000
-    batch_size: int = 8
     seq_length: int = 256
-    learning_rate: float = 1e-4
     warmup: int = 50
-    weight_decay: float = 0.0
-    grad_clip: float = 1.0
     blend: str = "linear"
     blend_fraction: float = 0.5
     kl_weight: float = 0.5
     temperature: float = 1.0
+    dtype: str | None = None
     save_every: int = 200
-    steps_per_report: int = 10
-    resume: bool = False
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        check_numbers("qat", self, _POSITIVE, ("learning_rate", "grad_clip", "temperature"))
+        super().__post_init__()
+        check_numbers("qat", self, (), ("temperature",))
         for name in ("blend_fraction", "kl_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"[qat] {flag(name)} is {getattr(self, name)}; 0 to 1 is allowed")
-        if self.warmup < 0 or self.weight_decay < 0:
-            raise ConfigError(f"[qat] --warmup {self.warmup}, --weight-decay {self.weight_decay}; 0 or more is allowed")
         if self.blend not in SCHEDULES:
             raise ConfigError(f"[qat] --blend is {self.blend!r}; {', '.join(SCHEDULES)} are allowed")
-
-    def course(self) -> dict[str, Any]:
-        """The settings that decide every update: a run goes on only under the same ones."""
-        names = (
-            "model", "teacher", "iters", "batch_size", "seq_length", "learning_rate", "warmup", "weight_decay", "grad_clip",
-            "blend", "blend_fraction", "kl_weight", "temperature", "seed",
-        )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        if self.dtype not in (None, *DTYPES):
+            raise ConfigError(f"[qat] --dtype is {self.dtype}; {' and '.join(DTYPES)} are allowed")

@@ -20,7 +20,7 @@ from tests.support.tiny_chat_model import RecordingDecoder, pair
 
 FIELDS = {
     "text", "finish_reason", "prompt_tokens", "generation_tokens", "prompt_tps", "generation_tps", "ttft_s", "load_s",
-    "peak_memory_bytes", "backend", "model",
+    "peak_memory_bytes", "speculation", "backend", "model",
 }  # fmt: skip
 Given = Callable[..., tuple[RecordingDecoder, Tokenizer]]
 
@@ -76,6 +76,22 @@ def test_sampling_flags_stops_and_the_models_own_defaults(given: Given, capsys: 
     assert text("--temp", "0", "--stop", greedy[4:7], "--stop", "absent") == greedy[: greedy.find(greedy[4:7])]
 
 
+def test_guesses_change_nothing_and_are_told(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
+    """The model of the test is its own draft here: `load` gives it whatever is asked for."""
+    given()
+    flags = ["generate", "--prompt", "hello", "--max-tokens", "20", "--temp", "0.7", "--seed", "5"]
+    assert main(flags) == 0
+    plain = capsys.readouterr().out
+    for more, name in ((["--prompt-lookup"], "prompt look-up"), (["--draft-model", "some/model"], "draft model")):
+        assert main([*flags, *more, "--num-draft-tokens", "3"]) == 0
+        out, err = capsys.readouterr()
+        assert out == plain and f", {name}: " in err and "guesses right" in err
+        assert main([*flags, *more, "--num-draft-tokens", "3", "--json"]) == 0
+        record = json.loads(capsys.readouterr().out)["speculation"]
+        assert record["drafter"] == name and record["accepted"] <= record["drafted"] and record["off"] is None
+    assert record["acceptance"] == 1.0 and record["verifications"] == 5 and record["accepted"] == 14
+
+
 def test_a_chat_model_gets_a_turn_and_a_base_model_the_text(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
     decoder, tokenizer = given(template=tiny.CHAT)
     flags = ["generate", "--prompt", "hello", "--max-tokens", "1"]
@@ -99,6 +115,9 @@ def test_a_chat_model_gets_a_turn_and_a_base_model_the_text(given: Given, capsys
         (["--prompt", "x", "--max-kv-size", "401"], "1 to 400"),
         (["--prompt", "x", "--system-prompt", "s"], "no chat template"),
         (["--prompt", "x", "--system-prompt", "s", "--ignore-chat-template"], "give one of them"),
+        (["--prompt", "x", "--draft-model", "a/b", "--prompt-lookup"], "both guess; give one of them"),
+        (["--prompt", "x", "--num-draft-tokens", "3"], "nothing guesses; give --draft-model or --prompt-lookup"),
+        (["--prompt", "x", "--prompt-lookup", "--num-draft-tokens", "0"], "num_draft_tokens is 0; 1 to 64"),
         (["--prompt", "-"], "stdin is not UTF-8 (invalid start byte at position 3)"),
         (["--prompt", "a\udcff"], "--prompt is not UTF-8"),
         ([], "--prompt"),

@@ -15,7 +15,8 @@ import pytest
 
 from bitnet_mlx.generation import generate
 from bitnet_mlx.models.decoder_cpu import CpuDecoder
-from bitnet_mlx.serve.engine import Engine, Limits, share
+from bitnet_mlx.serve.engine import Engine, Limits
+from bitnet_mlx.serve.schedule import share
 from bitnet_mlx.serve.work import Task, Work
 from tests.serve.running import Running, WatchedDecoder, model, serving, until
 
@@ -65,7 +66,7 @@ def test_texts_join_and_leave_between_steps(server: Running) -> None:
         log = steps(server, 3)
         assert [1, lengths[1]] in log and log[-1] == [1, 1], log
         third = pool.submit(ask, server, prompts[2], 5)
-        decoder.gate.release(1000)
+        decoder.gate.release(1000)  # type: ignore[union-attr]
         assert [first.result(60), second.result(60), third.result(60)] == want
 
 
@@ -195,12 +196,12 @@ def sampling() -> Any:
 def test_memory_for_keys_and_values_is_a_limit(tmp_path: Path) -> None:
     """First come, first served; what can never fit is refused."""
     decoder, tokenizer = model(tmp_path)
-    engine = Engine(decoder, tokenizer, Limits(kv_positions=20))
+    engine = Engine(decoder, tokenizer, Limits(kv_bytes=20 * 2 * 2 * 2 * 18 * 4))
     ended: list[Any] = []
     works = []
     for count in (11, 11, 3):  # 10 + 2 + 11 - 1 positions do not fit twice
         works += engine.submit([Task([1, 2], count, sampling())], lambda work, piece: ended.append((work, piece)))
-    with pytest.raises(Exception, match="21 positions of cache would be needed and this server has 20"):
+    with pytest.raises(Exception, match="21 positions of cache would take"):
         engine.submit([Task([1, 2], 20, sampling())], print)
     engine.start()
     until(lambda: engine.counts.finished == 3, "all end")
@@ -234,3 +235,41 @@ def test_many_on_the_cpu_engine_equal_one_at_a_time(tmp_path: Path) -> None:
         text = httpx.get(f"{server.url}/metrics").text
     assert [g for g in got if g is not None] == [w for i, w in enumerate(want) if i % 3]
     assert "kv_cache_bytes 0" in text and "texts_failed_total 0" in text
+
+
+def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
+    """Whether it runs or waits."""
+    decoder, tokenizer = model(tmp_path)
+    decoder.gate = threading.Semaphore(0)
+    with serving(decoder, tokenizer, running=1, seconds=0.3) as server, ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(ask, server, "hello", 3) for _ in range(2)]
+        until(lambda: sum(health(server)) == 2, "both are there")
+        threading.Event().wait(0.4)
+        decoder.gate.release(1)
+        for future in asked:
+            with pytest.raises(openai.APIStatusError, match=r"not complete after 0\.3 s") as caught:
+                future.result(30)
+            assert caught.value.status_code == 504 and caught.value.code == "timeout"
+        assert "texts_timed_out_total 2" in httpx.get(f"{server.url}/metrics").text
+
+
+@pytest.mark.parametrize("where", ["share", "kv"])
+def test_a_fault_of_the_engine_fails_what_runs_and_no_more(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, tokenizer = model(tmp_path)
+    want = generate(decoder, tokenizer, "hello", 3)
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    with serving(decoder, tokenizer) as server:
+        with monkeypatch.context() as planted:
+            if where == "share":
+                planted.setattr("bitnet_mlx.serve.engine.share", broken)
+            else:
+                planted.setattr(decoder, "make_cache", broken)
+            with pytest.raises(openai.InternalServerError, match="The engine failed: unexpected MemoryError"):
+                ask(server, "hello", 3)
+        assert ask(server, "hello", 3) == want
+        assert "texts_failed_total 1" in httpx.get(f"{server.url}/metrics").text

@@ -75,7 +75,10 @@ def test_a_key_from_the_environment() -> None:
     [
         (["--port", "70000"], 1, "70000 cannot be listened on"),
         (["--max-batch", "0"], 2, "--max-batch is 0; it must be at least 1"),
-        (["--kv-memory", "nan"], 2, "--kv-memory is nan"),
+        (["--max-kv-bytes", "nan"], 2, "--max-kv-bytes is 'nan'"),
+        (["--max-kv-bytes", "1K"], 2, "--max-kv-bytes is 1000, which has room for no position"),
+        (["--prompt-cache-bytes", "-1"], 2, "--prompt-cache-bytes is '-1'"),
+        (["--request-timeout", "0"], 2, "--request-timeout is 0.0"),
         (["--max-kv-size", "99999"], 2, "max_kv_size is 99999; 1 to 1024"),
         (["--api-key", ""], 2, "API key is empty"),
     ],

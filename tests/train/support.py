@@ -28,7 +28,7 @@ def write_texts(folder: Path, files: int = 12, seed: int = 0) -> Path:
 def options(data: Path, output: Path, **changes: Any) -> TrainOptions:
     base: dict[str, Any] = dict(
         data=(data,), output=output, iters=12, batch_size=2, seq_length=32, learning_rate=3e-3, warmup=3, vocab_size=320,
-        hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4, num_kv_heads=2, dtype="float32", log_every=1,
+        hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4, num_kv_heads=2, dtype="float32", steps_per_report=1,
     )  # fmt: skip
     base.update(changes)
     return TrainOptions(**base)

@@ -33,6 +33,9 @@ def test_held_out_documents_are_never_trained_on(tmp_path: Path) -> None:
     data = prepare(options(train, tmp_path / "out", eval_data=(held,)))
     assert data.facts["train_files"] == 11
     assert data.held_out_bytes == copy.stat().st_size
+    assert not (tmp_path / "out").exists()  # nothing is written before a run is accepted
+    (tmp_path / "out").mkdir()
+    data.keep(tmp_path / "out")
     text = bpe.load(tmp_path / "out").decode(data.ids.tolist(), skip_special_tokens=True)
     assert copy.read_text() not in text
     assert (train / "module_4.py").read_text() in text

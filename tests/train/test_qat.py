@@ -22,8 +22,9 @@ from bitnet_mlx.formats.dense import DenseRows
 from bitnet_mlx.models.decoder_mlx import MlxModel
 from bitnet_mlx.nn.dense import DenseLinear
 from bitnet_mlx.train.blend import SCHEDULES, blends
+from bitnet_mlx.train.losses import distance
 from bitnet_mlx.train.masters import MasterLinear, make_student, set_blend, trained
-from bitnet_mlx.train.qat import distance, qat
+from bitnet_mlx.train.qat import qat
 from bitnet_mlx.train.qat_options import QatOptions
 from tests.support import hf_folder, tiny_tokenizers
 from tests.support.random_model import random_weights, tiny_config

@@ -126,14 +126,14 @@ def test_resume_refuses_what_would_change_its_course(data: Path, tmp_path: Path)
 
 
 def test_a_checkpoint_that_was_cut_off_is_not_seen(tmp_path: Path) -> None:
-    state = tuple({"w": mx.ones((2, 2)) * i} for i in range(3))
-    checkpoint.save(tmp_path, 7, state, {})  # type: ignore[arg-type]
+    state = {part: {"w": mx.ones((2, 2)) * i} for i, part in enumerate(("parameters", "m", "v"))}
+    checkpoint.save(tmp_path, 7, state, {})
     (tmp_path / ".step-00000009.writing").mkdir()
     (tmp_path / "step-00000008").mkdir()
     newest = checkpoint.latest(tmp_path)
     assert newest is not None and newest.name == "step-00000007"
-    step, loaded = checkpoint.load(newest, state[0], {})
-    assert step == 7 and [float(part["w"].sum()) for part in loaded] == [0.0, 4.0, 8.0]
+    facts, loaded = checkpoint.load(newest, state, {})
+    assert facts["step"] == 7 and [float(part["w"].sum()) for part in loaded.values()] == [0.0, 4.0, 8.0]
 
 
 def test_training_starts_from_a_model(trained: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_training_starts_from_a_model(trained: tuple[Path, dict[str, Any]], data
 
 def test_a_loss_that_is_no_number_stops_the_run(data: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainError, match=r"step [1-9]\d*: loss .*(nan|inf)"):
-        train(options(data, tmp_path / "out", iters=40, learning_rate=1e20, log_every=7), silent)
+        train(options(data, tmp_path / "out", iters=40, learning_rate=1e20, steps_per_report=7), silent)
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 

@@ -1,0 +1,77 @@
+"""What a run from float to ternary works on, read and checked before its first step; and what is measured on it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitnet_mlx.checkpoint.hub import resolve
+from bitnet_mlx.checkpoint.read import read_weights
+from bitnet_mlx.errors import ConfigError
+from bitnet_mlx.models.decoder_mlx import MlxModel
+from bitnet_mlx.models.weights import DecoderWeights
+from bitnet_mlx.quality.score import Score, score
+from bitnet_mlx.quality.texts import Text, read_text
+from bitnet_mlx.tokenizer import Tokenizer, load_tokenizer
+from bitnet_mlx.train.corpus import find_files, read_corpus
+from bitnet_mlx.train.masters import make_student, set_blend
+from bitnet_mlx.train.qat_options import QatOptions
+from bitnet_mlx.train.teacher import Teacher, read_teacher
+
+
+@dataclass(frozen=True)
+class Run:
+    """weights and folder: of the float model. ids: int32 [tokens] of the training text. texts: held-out ones."""
+
+    options: QatOptions
+    folder: Path
+    weights: DecoderWeights
+    student: MlxModel
+    teacher: Teacher
+    ids: np.ndarray
+    texts: list[Text]
+
+    def course(self, ranks: int) -> dict[str, Any]:
+        """What must be equal for a run to go on exactly."""
+        data = hashlib.sha256(self.ids.tobytes()).hexdigest()
+        return {**self.options.course(ranks), "dtype": self.student.dtype, "data": data}
+
+    def measured(self, name: str, blend: float) -> dict[str, Any]:
+        """Held-out figures of the student with every layer at one blend; {} without held-out text."""
+        if not self.texts:
+            return {}
+        self.student.eval()
+        set_blend(self.student, [blend] * len(self.student.layers))
+        length = self.options.seq_length
+        total = Score(0, 0, 0.0, 0.0, 0.0, 0)
+        for text in self.texts:
+            total = total + score(self.student, text.ids, text.nbytes, length, max(1, length // 2), self.teacher.model)
+        return {name: total.record()}
+
+
+def prepare(options: QatOptions) -> Run:
+    """Read models and text. Raises ConfigError or FormatError."""
+    folder = resolve(options.model)
+    if not folder.is_dir():
+        raise ConfigError(f"[qat] {folder} is a file; a Hugging Face folder of float weights is needed")
+    tokenizer, weights = load_tokenizer(folder), read_weights(folder)
+    if options.seq_length > weights.config.max_position_embeddings:
+        raise ConfigError(
+            f"[qat] --seq-length is {options.seq_length}; the model's context holds {weights.config.max_position_embeddings}"
+        )
+    student = make_student(weights, options.dtype)
+    texts = [read_text(path, tokenizer) for path in options.eval_data]
+    ids = _ids(tokenizer, options)
+    shown = [Text("--data", np.unique(ids).tolist(), 0), *texts]
+    teacher = read_teacher(options, weights, tokenizer, shown)
+    return Run(options, folder, weights, student, teacher, ids, texts)
+
+
+def _ids(tokenizer: Tokenizer, options: QatOptions) -> np.ndarray:
+    corpus = read_corpus(find_files(options.data))
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return np.asarray([i for document in corpus.documents for i in [*tokenizer.encode(document.text), *end]], np.int32)

@@ -1,0 +1,140 @@
+"""How many tokens are guessed, and when no more are: from times that the test gives, and from a decoder's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitnet_mlx.backends import cache_root
+from bitnet_mlx.generation import row_times as module
+from bitnet_mlx.generation.draft_length import MOST, DraftLength, Verification
+from bitnet_mlx.generation.row_times import ROWS, RowTimes, measure, row_times
+from bitnet_mlx.models.decoder_numpy import NumpyDecoder
+from tests.support.random_model import random_weights, tiny_config
+
+FLAT = {rows: 1.0 + 0.01 * rows for rows in ROWS}  # memory-bound: rows cost next to nothing
+STEEP = {rows: float(rows) for rows in ROWS}  # compute-bound: a row costs a row
+
+
+def played(
+    times: dict[int, float], right: float, guess_s: float = 0.0, steps: int = 400, fixed: int | None = None
+) -> tuple[DraftLength, list[int], float, int]:
+    """(the chooser, lengths chosen, seconds, tokens) after so many steps of a machine with these times, where a guess is
+    right with a fixed probability.
+    """
+    random, table = np.random.default_rng(5), RowTimes(times)
+    length = DraftLength(table, fixed)
+    chosen, seconds, tokens = [], 0.0, 0
+    for _ in range(steps):
+        count = length.choose("only", 100)
+        chosen.append(count)
+        step_s = table.ratio(count + 1) * table.one
+        accepted = int(np.argmin(np.append(random.random(count) < right, False)))
+        if count:
+            length.verified(Verification("only", count, accepted, step_s, guess_s * count))
+        else:
+            length.plain(step_s)
+        seconds += step_s + guess_s * count
+        tokens += accepted + 1
+    return length, chosen, seconds, tokens
+
+
+def test_the_line_between_and_behind_what_was_measured() -> None:
+    times = RowTimes({1: 2.0, 2: 3.0, 4: 6.0})
+    assert [times.ratio(rows) for rows in (1, 2, 3, 4, 6)] == [1, 1.5, 2.25, 3, 4.5]
+    assert RowTimes({1: 2.0, 2: 1.0}).ratio(2) == 1, "more rows are never taken for less work"
+
+
+def test_long_where_rows_are_cheap_and_guesses_right() -> None:
+    length, chosen, seconds, tokens = played(FLAT, 0.98)
+    assert length.off is None and np.median(chosen) == MOST
+    assert tokens / seconds > 5 / FLAT[1]
+    length, chosen, seconds, tokens = played(FLAT, 0.5)
+    assert length.off is None and 2 <= np.median(chosen) < 8
+    assert length.gain is not None and 1.5 < length.gain < 2.2
+
+
+@pytest.mark.parametrize(("times", "right", "guess_s"), [(STEEP, 0.9, 0.0), (FLAT, 0.02, 0.0), (FLAT, 0.7, 2.0)])
+def test_off_where_it_loses(times: dict[int, float], right: float, guess_s: float) -> None:
+    """Rows that cost as much as steps; guesses that are wrong; a draft model as slow as the model: little time is lost."""
+    length, chosen, seconds, tokens = played(times, right, guess_s)
+    assert length.off and not any(chosen[-200:])
+    assert tokens / seconds > 0.75 / times[1]
+
+
+def test_a_first_measurement_that_was_wrong_is_found_out() -> None:
+    """It promised cheap rows; on the machine as it is now they cost what steps cost."""
+    length, now = DraftLength(RowTimes(FLAT)), RowTimes(STEEP)
+    for _ in range(200):
+        count = length.choose("only", 100)
+        if count:
+            length.verified(Verification("only", count, count * 6 // 10, now.ratio(count + 1), 0.0))
+        else:
+            length.plain(1.0)
+    assert length.off and (
+        "times the speed" in length.off or "no number" in length.off or "as many steps" in length.off
+    )
+
+
+def test_free_guesses_wait_for_better_times() -> None:
+    """Where they are free a refusal is no end: what would have been right is counted, and guessing begins again."""
+    length = DraftLength(RowTimes({1: 1.0, 2: 1.7, 16: 9.0}), free=True)
+    for turn in range(100):
+        length.learn("only", 0, wrong=True)
+        assert length.choose("only", 100) == 0 or turn < 8
+        length.plain(1.0)
+    assert length.off is None
+    for _ in range(60):
+        length.learn("only", 1, wrong=False)
+    assert length.choose("only", 100) >= 3
+
+
+def test_a_pause_of_the_machine_is_no_loss() -> None:
+    length = DraftLength(RowTimes(FLAT))
+    for i in range(40):
+        length.plain(1.0)
+        length.verified(Verification("only", 3, 2, 200.0 if i == 15 else 1.04, 0.0))
+    assert length.off is None
+
+
+def test_a_fixed_number_is_kept() -> None:
+    length, chosen, *_ = played(STEEP, 0.1, fixed=4)
+    assert set(chosen) == {4} and length.off is None
+    assert length.choose("only", 2) == 2 and length.choose("only", 0) == 0
+
+
+def test_kinds_are_judged_apart() -> None:
+    length = DraftLength(RowTimes(FLAT))
+    for _ in range(10):
+        length.verified(Verification("good", 4, 4, 1.05, 0.0))
+        length.verified(Verification("bad", 4, 0, 1.05, 0.0))
+        length.plain(1.0)
+    assert length.choose("good", 100) > 10 > 3 > length.choose("bad", 100)
+
+
+def test_times_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cache_root.VARIABLE, str(tmp_path))
+    decoder = NumpyDecoder(random_weights(tiny_config(num_hidden_layers=1)))
+    times = row_times(decoder)
+    assert times.rows[:2] == [1, 2] and all(s > 0 for s in times.seconds)
+    monkeypatch.setattr(module, "measure", lambda decoder: pytest.fail("measured again"))
+    assert row_times(decoder).seconds == times.seconds
+    monkeypatch.setattr(module, "measure", measure)
+    (file,) = (tmp_path / "rows").iterdir()
+    sound = file.read_text()
+    for damaged in ("", "{}", sound[:-20], json.dumps({**json.loads(sound), "seconds": {"1": 1.0, "2": -1}})):
+        file.write_text(damaged)
+        assert row_times(decoder).rows[:2] == [1, 2]
+        assert json.loads(file.read_text())["about"] == json.loads(sound)["about"], "written anew"
+    other = NumpyDecoder(random_weights(tiny_config(num_hidden_layers=2)))
+    row_times(other)
+    assert len(list((tmp_path / "rows").iterdir())) == 2
+
+
+def test_nowhere_to_keep_them_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(cache_root.VARIABLE, str(tmp_path / "file"))
+    assert row_times(NumpyDecoder(random_weights(tiny_config(num_hidden_layers=1)))).one > 0
