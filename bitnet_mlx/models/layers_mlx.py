@@ -17,10 +17,12 @@ from bitnet_mlx.backends.mlx_affine import StockOps, rope_kv
 from bitnet_mlx.backends.mlx_import import mx, nn
 from bitnet_mlx.models.cache_mlx import KVCache, halves
 from bitnet_mlx.models.config import DecoderConfig
+from bitnet_mlx.models.ragged_mlx import Ragged
 from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.nn.dense import linear_layer
 from bitnet_mlx.nn.head_norms import HeadNorms
 from bitnet_mlx.nn.joined import Joined
+from bitnet_mlx.nn.lora import beside
 from bitnet_mlx.nn.norm import RMSNorm
 from bitnet_mlx.nn.site import ModuleSite, PackedSite, Spy, site
 from bitnet_mlx.nn.watched import Watched
@@ -45,7 +47,7 @@ class Parts:
         module = linear_layer(linear.weight, linear.bias, self.ops)
         if linear.norm is not None:
             module.norm = RMSNorm(linear.norm, self.config.linear_norm_eps, self.ops)
-        return module
+        return module if linear.adapter is None else beside(module, linear.adapter)
 
     def norm(self, name: str) -> RMSNorm:
         """A norm by its full name."""
@@ -173,6 +175,8 @@ class Block(Watched):
 
 def attend(q: mx.array, kv: mx.array, cache: Any, mask: mx.array | str | None) -> mx.array:
     """The cache write, and attention: q [B, heads, L, D] against all keys and values there are now, of the same shape."""
+    if isinstance(cache, Ragged):
+        return cache.attend(q, kv, attend)
     if cache is None:
         k, v = halves(kv)
     elif isinstance(cache, KVCache):

@@ -11,6 +11,7 @@ from typing import Any
 
 from bitnet_mlx.backends.mlx_import import mx
 from bitnet_mlx.models.config import DecoderConfig, inverse_frequencies
+from bitnet_mlx.models.ragged_mlx import Ragged
 from bitnet_mlx.models.rope import cos_sin
 
 _STEP = 1024  # positions of a growth
@@ -26,6 +27,10 @@ class Rotary:
 
     def at(self, cache: Any, length: int) -> tuple[mx.array, mx.array]:
         """Rows for `length` positions behind those that a layer's cache (or None) holds: [1 or B, length, D / 2]."""
+        if isinstance(cache, Ragged):
+            self._reach(int(cache.positions.max()) + 1)
+            where = mx.array(cache.positions)[None]
+            return self._cos[where], self._sin[where]
         offset = 0 if cache is None else cache.offset
         if isinstance(offset, int):
             self._reach(offset + length)
