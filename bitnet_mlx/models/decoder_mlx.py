@@ -29,6 +29,7 @@ from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.nn.bitlinear import BitLinear
 from bitnet_mlx.nn.dense import DenseLinear, head_layer
 from bitnet_mlx.nn.head_norms import HeadNorms
+from bitnet_mlx.nn.lora import LoRALinear
 from bitnet_mlx.nn.site import PackedSite
 from bitnet_mlx.ternary import SCALES
 
@@ -230,7 +231,7 @@ def _product_shapes(model: Backbone) -> set[tuple[int, int, str]]:
             words, scale, _ = site.arrays.packed
             found.add((words.shape[-2], site.static.k, SCALES[scale.ndim]))
         else:
-            for layer in site.layers:
+            for layer in (x.linear if isinstance(x, LoRALinear) else x for x in site.layers):
                 if isinstance(layer, BitLinear):
                     found.add((layer.output_dims, layer.input_dims, SCALES[layer.scale.ndim]))
     return found

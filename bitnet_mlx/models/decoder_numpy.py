@@ -66,17 +66,18 @@ class NumpyDecoder:
         for name in names:
             module, linear = f"model.layers.{layer}.{name}", self.weights.layer_linear(layer, name)
             if linear.norm is not None:
-                outputs.append(self._normed_linear(module, linear, linear.norm, plain))
+                outputs.append(_whole(linear, self._normed_linear(module, linear, linear.norm, plain), plain))
                 continue
             weight = _quantising(linear)
             if weight is None or module in self.hooks.clips:
-                outputs.append(self.linear(module, plain))
+                y = self.linear(module, plain)
             else:
                 if codes is None:
                     codes = quantize_activations(x) if norm is None else ref.norm_quantize(x, norm, eps)
                     self._show(module, codes[0])
-                outputs.append(ref.quantized_linear(*codes, weight, linear.bias))
-            self._tell(module, plain, outputs[-1])
+                y = ref.quantized_linear(*codes, weight, _early_bias(linear))
+            self._tell(module, plain, y)
+            outputs.append(_whole(linear, y, plain))
         return outputs
 
     def _normed_linear(self, module: str, linear: Linear, norm: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -88,20 +89,22 @@ class NumpyDecoder:
         else:
             codes = ref.norm_quantize(x, norm, eps)
             self._show(module, codes[0])
-            y = ref.quantized_linear(*codes, weight, linear.bias)
+            y = ref.quantized_linear(*codes, weight, _early_bias(linear))
         self._tell(module, plain, y)
         return y
 
     def linear(self, module: str, x: np.ndarray) -> np.ndarray:
-        """One linear alone, as a step computes it: float32 x [M, K], behind all norms -> [M, N]. Its clip counts."""
+        """One linear alone, as a step computes it: float32 x [M, K], behind all norms -> [M, N]. Its clip counts.
+
+        Where it has an adapter, this is what comes before the adapter's part and the bias."""
         linear = self.weights.linears[module]
         weight = _quantising(linear)
         if weight is None:
-            return ref.dense_linear(x, linear.weight, linear.bias)
+            return ref.dense_linear(x, linear.weight, _early_bias(linear))
         clip = np.float32(self.hooks.clips.get(module, np.inf))
         codes = quantize_activations(np.clip(x, -clip, clip))
         self._show(module, codes[0])
-        return ref.quantized_linear(*codes, weight, linear.bias)
+        return ref.quantized_linear(*codes, weight, _early_bias(linear))
 
     def _tell(self, module: str, x: np.ndarray, y: np.ndarray) -> None:
         if self.hooks.tap is not None:
@@ -141,3 +144,16 @@ def _quantising(linear: Linear) -> TernaryTensor | None:
     """The weight of a linear that quantises its input; None for others."""
     weight = linear.weight
     return weight if isinstance(weight, TernaryTensor) and weight.activation_bits == 8 else None
+
+
+def _early_bias(linear: Linear) -> np.ndarray | None:
+    """The bias that the product itself adds: an adapter's part comes first."""
+    return linear.bias if linear.adapter is None else None
+
+
+def _whole(linear: Linear, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """A linear's output, with its adapter's part for the input x, where it has one."""
+    if linear.adapter is None:
+        return y
+    y = ref.adapted(y, x, linear.adapter)
+    return y if linear.bias is None else y + linear.bias

@@ -22,6 +22,7 @@ from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.nn.dense import linear_layer
 from bitnet_mlx.nn.head_norms import HeadNorms
 from bitnet_mlx.nn.joined import Joined
+from bitnet_mlx.nn.lora import beside
 from bitnet_mlx.nn.norm import RMSNorm
 from bitnet_mlx.nn.site import ModuleSite, PackedSite, Spy, site
 from bitnet_mlx.nn.watched import Watched
@@ -46,7 +47,7 @@ class Parts:
         module = linear_layer(linear.weight, linear.bias, self.ops)
         if linear.norm is not None:
             module.norm = RMSNorm(linear.norm, self.config.linear_norm_eps, self.ops)
-        return module
+        return module if linear.adapter is None else beside(module, linear.adapter)
 
     def norm(self, name: str) -> RMSNorm:
         """A norm by its full name."""
