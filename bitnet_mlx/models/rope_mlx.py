@@ -26,6 +26,10 @@ class Rotary:
 
     def at(self, cache: Any, length: int) -> tuple[mx.array, mx.array]:
         """Rows for `length` positions behind those that a layer's cache (or None) holds: [1 or B, length, D / 2]."""
+        positions = getattr(cache, "positions", None)
+        if positions is not None:  # said one by one: a row of several samples (train/packed.py)
+            self._reach(cache.furthest + 1)
+            return self._cos[positions], self._sin[positions]
         offset = 0 if cache is None else cache.offset
         if isinstance(offset, int):
             self._reach(offset + length)
