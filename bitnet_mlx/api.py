@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bitnet_mlx import memory
-from bitnet_mlx.backends import ON_MLX, choose, choose_on_mlx
+from bitnet_mlx.backends import ON_MLX, choose
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.models.precision import check_kv_bits, for_engine, policy
 
@@ -54,20 +54,21 @@ def load(
     GGUF file's I2_S tensors; None finds it from the weights. ternarize: take float layers for BitNet's master weights,
     whatever config.json says or leaves out. kv_bits: 16, 8 or 4 of the KV cache, on MLX engines; None is dtype's.
     precision: "memory", "balanced" or "accuracy" sets head_bits, kv_bits and dtype together (models/precision.py), as far
-    as the engine has them; an argument given beside it goes before it. adapter_path: a folder with
-    an adapter (LoRA) that runs beside the weights, on MLX alone: "auto" then takes a GPU, else MLX on the CPU.
+    as the engine has them; an argument given beside it goes before it. adapter_path: a folder with an adapter (LoRA or
+    DoRA, in mlx-lm's layout) that runs beside the weights.
 
     The model offers models/decoder.py's protocol; on MLX it is an mlx.nn.Module as well, which mlx_lm's generate accepts.
     Raises ConfigError, BackendError, UnsupportedModelError or FormatError.
     """
     _check(head_bits, dtype, activations)
-    choice = choose(backend) if adapter_path is None else choose_on_mlx(backend)
+    choice = choose(backend)
     check_kv_bits(kv_bits, choice.name)
     use, notes = for_engine(policy(precision), choice.name)
     use = use.replaced(head_bits=head_bits, kv_bits=kv_bits, dtype=dtype, activations=activations)
     head_bits, kv_bits, dtype, activations = use.head_bits, use.kv_bits, use.dtype, use.activations
     for note in notes:
         _log.info("[precision] %s", note)
+    from bitnet_mlx.checkpoint.adapter import with_adapter
     from bitnet_mlx.checkpoint.hub import resolve
     from bitnet_mlx.checkpoint.read import read_weights
     from bitnet_mlx.tokenizer import load_tokenizer
@@ -84,18 +85,11 @@ def load(
         weights = read_weights(
             folder, head_bits=head_bits, activations=activations, i2s_layout=i2s_layout, ternarize=ternarize
         )
+        weights = weights if adapter_path is None else with_adapter(weights, adapter_path)
         model = make_decoder(choice.name, weights, dtype, threads, kv_bits)
-        if adapter_path is not None:
-            _attach(model, adapter_path)
         if grown is not None:
             _tell_owners(model, tokenizer, grown.grew or 0)
     return model, tokenizer
-
-
-def _attach(model: Any, adapter_path: str | Path) -> None:
-    from bitnet_mlx.checkpoint.adapter_mlx import load_adapter
-
-    load_adapter(model, adapter_path)
 
 
 def _tell_owners(model: Decoder, tokenizer: Tokenizer, grew: int) -> None:

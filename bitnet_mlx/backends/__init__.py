@@ -65,12 +65,12 @@ def choose(name: str = "auto") -> Choice:
 
 
 def choose_on_mlx(name: str = "auto") -> Choice:
-    """The same for what needs MLX modules, such as adapters: "auto" takes a GPU, else MLX on the CPU.
+    """The same for what needs MLX modules, such as training: "auto" takes a GPU, else MLX on the CPU.
 
     Raises BackendError where MLX is missing, ConfigError for a backend that is not on MLX.
     """
     if name == "auto":
         name = next((gpu for gpu in GPUS if not missing(gpu)), "mlx")
     if name not in ON_MLX:
-        raise ConfigError(f"[backend] {name} was asked for; adapters run on {', '.join(ON_MLX)}")
+        raise ConfigError(f"[backend] {name} was asked for; training runs on {', '.join(ON_MLX)}")
     return choose(name)

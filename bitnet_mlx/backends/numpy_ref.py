@@ -7,6 +7,7 @@ Other exact backends repeat these operations and get the same bits. The rules, a
   dot        the lane sum of a * b, each product rounded first. For rows in groups of 64 columns a lane adds
              (w[l] * x[l] + w[l + 32] * x[l + 32]) * scale for each group, in ascending order.
   norm       r = 1 / sqrt(lane sum of x^2 / K + eps).
+  adapter    x A and then its product with B are dots; y = gain * (x W^T + scale * (x A) B) + bias, in this order.
   softmax    e = exp(score - max), z = lane sum of e; the output is (sum over positions, ascending, of e * v) / z.
   exp        n = rint(x * log2 e), a degree-6 polynomial in x - n ln 2 (two constants), times 2^n.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from bitnet_mlx.backends.low_rank import LowRank
 from bitnet_mlx.formats import words2
 from bitnet_mlx.formats.dense import HEAD_GROUP, DenseRows, GroupedRows
 from bitnet_mlx.ternary import GROUP, MIN_SCALE, TernaryTensor, quantize_activations, scale_output
@@ -104,6 +106,13 @@ def dense_linear(
             else:
                 y[i, part] = lane_sum(w.rows(part) * x[i])
     return y if bias is None else y + bias
+
+
+def adapted(y: np.ndarray, x: np.ndarray, part: LowRank) -> np.ndarray:
+    """A linear's outputs float32 [M, N], before its bias, with its adapter's part for the inputs x, float32 [M, K]."""
+    low = dense_linear(x, DenseRows(part.a.T, "float32"))
+    y = y + _F(part.scale) * dense_linear(low, DenseRows(part.b.T, "float32"))
+    return y if part.gain is None else part.gain * y
 
 
 def _grouped_dots(x: np.ndarray, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:

@@ -57,7 +57,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     from bitnet_mlx.models.decoder_mlx import MlxModel
     from bitnet_mlx.train.lora import lora
 
-    model, tokenizer = load(args.model, backend=backend, dtype=args.dtype)
+    trained = None if chosen.train else chosen.adapter_path
+    model, tokenizer = load(args.model, backend=backend, dtype=args.dtype, adapter_path=trained)
     assert isinstance(model, MlxModel)
     return watched(lora, chosen, model, tokenizer)
 

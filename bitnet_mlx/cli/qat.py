@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bitnet_mlx.cli.training import add_loop, add_numbers, options, watched
+from bitnet_mlx.cli.training import add_loop, add_numbers, add_ste, options, watched
 
 _NUMBERS = (
     ("--seq-length", int, "L", "tokens a sequence (default 256)"),
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "of activations and products (default: the model's own); masters and optimiser are float32"
     add("--dtype", choices=["bfloat16", "float32"], help=text)
     add_numbers(add, _NUMBERS)
+    add_ste(parser)
     add_loop(parser, warmup=50, save_every=200)
 
 

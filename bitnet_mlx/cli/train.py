@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bitnet_mlx.cli.training import add_loop, add_numbers, options, watched
+from bitnet_mlx.cli.training import add_loop, add_numbers, add_ste, options, watched
 
 _NUMBERS = (
     ("--eval-fraction", float, "F", "hold out this share of the documents (default 0)"),
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "of activations and products (default bfloat16); weights and optimiser are float32"
     add("--dtype", choices=["bfloat16", "float32"], help=text)
     add_numbers(add, _NUMBERS)
+    add_ste(parser)
     add_loop(
         parser, batch_size=16, learning_rate=1e-3, warmup=100, weight_decay=0.1, save_every=500, steps_per_report=20
     )

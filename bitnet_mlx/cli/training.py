@@ -47,6 +47,21 @@ def add_loop(parser: argparse.ArgumentParser, **defaults: float) -> None:
     group.add_argument("--plot", type=Path, metavar="FILE.png|.html", help="draw the log at the end (needs matplotlib)")
 
 
+def add_ste(parser: argparse.ArgumentParser) -> None:
+    """The flags of the straight-through estimator, for train and qat; those left out keep its defaults."""
+    group = parser.add_argument_group("gradients through rounding")
+    text = (
+        "of weights: unchanged, clipped, a smooth staircase's (tanh), or clipped with each matrix's scale trained too, "
+    )
+    text += "which is written packed (default standard)"
+    group.add_argument("--ste", choices=["standard", "clipped", "soft", "learnable"], help=text)
+    numbers = (
+        ("--ste-clip", float, "C", "|w| / scale beyond which a clipped one is 0 (default 1.5)"),
+        ("--ste-sharpness", float, "K", "of the smooth staircase (default 2)"),
+    )
+    add_numbers(group.add_argument, numbers)
+
+
 def add_numbers(add: Callable[..., Any], numbers: tuple[tuple[str, type, str, str], ...]) -> None:
     """Flags of one number each: (flag, type, metavar, help)."""
     for flag, kind, metavar, text in numbers:

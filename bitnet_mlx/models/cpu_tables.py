@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from bitnet_mlx.backends.cpu_jit import layout as at
+from bitnet_mlx.backends.low_rank import LowRank
+from bitnet_mlx.backends.numpy_ref import LANES
 from bitnet_mlx.formats.dense import DenseRows, GroupedRows
 from bitnet_mlx.models.config import DecoderConfig
 from bitnet_mlx.models.weights import DecoderWeights, Linear, Matrix
@@ -75,8 +77,18 @@ class WeightTables:
             fields[at.SCALE] = self._floats(scale)
             fields[at.SCALE_GROUPS] = scale.shape[1] if scale.ndim == 2 else 1
             fields[at.SCALE_STEP] = fields[at.SCALE_GROUPS] if scale.ndim else 0
-        fields[at.BIAS] = 0 if linear.bias is None else self._floats(linear.bias)
+        late = linear.adapter is not None
+        fields[at.LATE_BIAS if late else at.BIAS] = 0 if linear.bias is None else self._floats(linear.bias)
         fields[at.NORM] = 0 if linear.norm is None else self._floats(linear.norm)
+        if linear.adapter is not None:
+            self._fill_adapter(fields, linear.adapter)
+
+    def _fill_adapter(self, fields: np.ndarray, part: LowRank) -> None:
+        up = np.zeros((part.b.shape[1], lanes(part.rank)), np.float32)
+        up[:, : part.rank] = part.b.T
+        fields[at.RANK], fields[at.LOW_A], fields[at.LOW_B] = part.rank, self._floats(part.a.T), self._keep(up)
+        fields[at.FACTOR] = self._keep(np.array([part.scale], np.float32))
+        fields[at.GAIN] = 0 if part.gain is None else self._floats(part.gain)
 
     @staticmethod
     def _storage(fields: np.ndarray, weight: Matrix, head: bool) -> tuple[np.ndarray, np.ndarray | None]:
@@ -98,9 +110,9 @@ class WeightTables:
 class Buffers:
     """Scratch memory of one decoder: one block, grown when a step needs more rows, positions or threads."""
 
-    def __init__(self, config: DecoderConfig, normed: bool = False) -> None:
-        """normed: whether a linear has a norm of its own, whose input needs a buffer."""
-        self._config, self._normed = config, normed
+    def __init__(self, config: DecoderConfig, normed: bool = False, rank: int = 0) -> None:
+        """normed: whether a linear has a norm of its own, whose input needs a buffer. rank: the largest of an adapter."""
+        self._config, self._normed, self._rank = config, normed, rank
         self._rows = self._positions = self._threads = 0
         self.block = np.zeros(0, np.uint8)
 
@@ -117,6 +129,7 @@ class Buffers:
             state[slot] = here
             here += _lines(size)
         state[at.SCRATCH], state[at.SCRATCH_BYTES] = here, scratch_bytes
+        state[at.LOW_WIDTH] = lanes(self._rank)
         for slot, offset in scratch.items():
             state[slot] = offset
 
@@ -148,12 +161,20 @@ class Buffers:
             at.ATTENTION: rows * padded(queries) * 4,
             at.GATE: rows * padded(c.intermediate_size) * 4,
             at.UP: rows * padded(c.intermediate_size) * 4,
+            at.LOW: 3 * rows * lanes(self._rank) * 4,
         }
 
     def _scratch(self) -> tuple[dict[int, int], int]:
         """Offsets of a thread's own areas, and their bytes together."""
         tile = at.TILE * 8 * 4
-        return {at.TILE_AT: 0, at.SCORES_AT: tile}, _lines(tile + self._config.groups * self._positions * 4)
+        plain = self._rows * at.TILE * 4 if self._rank else 0
+        scores = self._config.groups * self._positions * 4
+        return {at.TILE_AT: 0, at.PLAIN_TILE_AT: tile, at.SCORES_AT: tile + plain}, _lines(tile + plain + scores)
+
+
+def lanes(rank: int) -> int:
+    """A rank in whole lanes."""
+    return -(-rank // LANES) * LANES
 
 
 def _lines(size: int) -> int:

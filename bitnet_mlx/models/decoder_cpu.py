@@ -35,7 +35,9 @@ class CpuDecoder:
         self.config = weights.config
         self._compiled = compiled.compiled_step()
         self._tables = WeightTables(weights)
-        self._buffers = Buffers(weights.config, any(linear.norm is not None for linear in weights.linears.values()))
+        linears = weights.linears.values()
+        rank = max((linear.adapter.rank for linear in linears if linear.adapter is not None), default=0)
+        self._buffers = Buffers(weights.config, any(linear.norm is not None for linear in linears), rank)
         self._inverse, self._rope_factor = inverse_frequencies(weights.config)
         self._cos = self._sin = np.zeros((0, len(self._inverse)), np.float32)
         room = np.zeros(at.STATE_SIZE + 8, np.int64)

@@ -19,12 +19,17 @@ from bitnet_mlx.models.cache_mlx import KVCache, SequenceCache
 from bitnet_mlx.models.cache_small_mlx import SmallKVCache
 from bitnet_mlx.models.compiled_mlx import CompiledLayers
 from bitnet_mlx.models.config import DecoderConfig
+from bitnet_mlx.models.hooks import Hooks
+from bitnet_mlx.models.hooks_mlx import linear_of, looked_into
 from bitnet_mlx.models.layers_mlx import Block, Parts, Plan
+from bitnet_mlx.models.ragged_mlx import Part, passes
+from bitnet_mlx.models.ragged_mlx import rows as ragged_rows
 from bitnet_mlx.models.rope_mlx import Rotary
 from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.nn.bitlinear import BitLinear
 from bitnet_mlx.nn.dense import DenseLinear, head_layer
 from bitnet_mlx.nn.head_norms import HeadNorms
+from bitnet_mlx.nn.lora import LoRALinear
 from bitnet_mlx.nn.site import PackedSite
 from bitnet_mlx.ternary import SCALES
 
@@ -39,6 +44,7 @@ class Backbone(nn.Module):
     def __init__(self, parts: Parts, dtype: mx.Dtype) -> None:
         super().__init__()
         self.dtype = dtype
+        self.hooks = Hooks()
         self.embed_tokens = head_layer(parts.weights.embed_tokens, parts.ops)
         self.layers = [Block(parts, i) for i in range(parts.config.num_hidden_layers)]
         self.norm = parts.norm("model.norm")
@@ -57,13 +63,16 @@ class Backbone(nn.Module):
         mask = _mask(x.shape[1], caches[0])
         rotation = self._rotary.at(caches[0], x.shape[1])
         begin = _begin if early and mx.default_device() == mx.gpu else _wait
-        if self._compiled is not None:
+        if self._compiled is not None and not self.hooks.used:
             out = self._compiled.run(self.layers, x, caches, mask, rotation, begin)
             if out is not None:
                 return out
         for i, (layer, entry) in enumerate(zip(self.layers, caches, strict=True)):
             begin(i, x)
-            x = layer(x, mask, entry, rotation)
+            if self.hooks.used:
+                x = looked_into(self.hooks, i, layer, x, mask, entry, rotation)
+            else:
+                x = layer(x, mask, entry, rotation)
         return x
 
 
@@ -102,6 +111,17 @@ class MlxModel(nn.Module):
         return self.model.layers
 
     @property
+    def hooks(self) -> Hooks:
+        """What is told of the layers' insides; while it is used they run module by module, with the same results."""
+        return self.model.hooks
+
+    def linear(self, module: str, x: np.ndarray) -> np.ndarray:
+        """One linear alone, as a step computes it: float32 x [M, K], behind all norms -> float32 [M, N]. Its clip counts."""
+        _, _, layer, name = module.split(".", 3)
+        clip = self.hooks.clips.get(module)
+        return linear_of(self.layers[int(layer)], name, x, _DTYPES[self.dtype], clip)
+
+    @property
     def model_type(self) -> str:
         return self.config.model_type
 
@@ -127,14 +147,34 @@ class MlxModel(nn.Module):
     def step(
         self, tokens: Sequence[Sequence[int]], caches: Sequence[SequenceCache], logits: Literal["last", "all"] = "last"
     ) -> list[np.ndarray]:
-        """See models/decoder.py. Long sequences run in pieces of 512 tokens; sequences run one after another."""
-        return [self._sequence(ids, cache, logits) for ids, cache in zip(tokens, caches, strict=True)]
+        """See models/decoder.py. Several sequences go side by side, 512 tokens of all of them in a pass."""
+        for ids, cache in zip(tokens, caches, strict=True):
+            if not len(ids):
+                raise ConfigError("[step] a sequence has no tokens; each needs at least one")
+            for entry in cache:
+                entry.reserve(len(ids))
+        if len(tokens) == 1:
+            return [self._sequence(tokens[0], caches[0], logits)]
+        pieces: list[list[np.ndarray]] = [[] for _ in tokens]
+        for parts in passes(tokens, _PREFILL):
+            for part, rows in zip(parts, self._side_by_side(parts, caches, logits), strict=True):
+                pieces[part.sequence].append(rows)
+        return [np.concatenate(p) if logits == "all" else p[-1] for p in pieces]
+
+    def _side_by_side(self, parts: Sequence[Part], caches: Sequence[SequenceCache], logits: str) -> list[np.ndarray]:
+        """One pass: for each part its logits, of all its tokens or of the last; none where the sequence goes on."""
+        ids, layers = ragged_rows(parts, caches, self.ops.compiles)
+        x = self.model(ids, layers, None, early=True)
+        wanted = [
+            range(p.at, p.at + len(p.ids)) if logits == "all" else [p.at + len(p.ids) - 1] * p.last for p in parts
+        ]
+        chosen = [row for rows in wanted for row in rows]
+        y = self.head(x[0, mx.array(chosen)]).astype(mx.float32) if chosen else mx.zeros((0, 1))
+        mx.eval(y, [entry.arrays for part in parts for entry in caches[part.sequence]])
+        found = np.split(np.array(y), np.cumsum([len(rows) for rows in wanted])[:-1])
+        return found if logits == "all" else [rows[0] if len(rows) else rows for rows in found]
 
     def _sequence(self, ids: Sequence[int], cache: SequenceCache, logits: str) -> np.ndarray:
-        if not len(ids):
-            raise ConfigError("[step] a sequence has no tokens; each needs at least one")
-        for entry in cache:
-            entry.reserve(len(ids))
         pieces = []
         for at in range(0, len(ids), _PREFILL):
             piece = mx.array(np.asarray(ids[at : at + _PREFILL], np.int32))[None]
@@ -191,7 +231,7 @@ def _product_shapes(model: Backbone) -> set[tuple[int, int, str]]:
             words, scale, _ = site.arrays.packed
             found.add((words.shape[-2], site.static.k, SCALES[scale.ndim]))
         else:
-            for layer in site.layers:
+            for layer in (x.linear if isinstance(x, LoRALinear) else x for x in site.layers):
                 if isinstance(layer, BitLinear):
                     found.add((layer.output_dims, layer.input_dims, SCALES[layer.scale.ndim]))
     return found

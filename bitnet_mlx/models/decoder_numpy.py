@@ -14,6 +14,7 @@ import numpy as np
 from bitnet_mlx.backends import numpy_ref as ref
 from bitnet_mlx.models.cache import KVCache
 from bitnet_mlx.models.config import inverse_frequencies
+from bitnet_mlx.models.hooks import Hooks
 from bitnet_mlx.models.rope import cos_sin
 from bitnet_mlx.models.weights import DecoderWeights, Linear
 from bitnet_mlx.ternary import TernaryTensor, quantize_activations
@@ -29,6 +30,7 @@ class NumpyDecoder:
         self.config = weights.config
         # Called with a linear's module name and its int8 input [M, K], once for linears that share the codes.
         self.observe: Callable[[str, np.ndarray], None] | None = None
+        self.hooks = Hooks()
         self._inverse, self._rope_factor = inverse_frequencies(weights.config)
 
     def make_cache(self, limit: int | None = None) -> KVCache:
@@ -44,8 +46,10 @@ class NumpyDecoder:
         x = self.weights.embed_tokens.rows(np.asarray(ids, np.int64))
         rotation = cos_sin(self._inverse, self._rope_factor, cache.offset, len(ids))
         for layer in range(self.config.num_hidden_layers):
+            before = x
             x = x + self._attention(layer, x, cache, rotation)
             x = x + self._feed_forward(layer, x)
+            self._tell(f"model.layers.{layer}", before, x)
         cache.offset += len(ids)
         if logits == "last":
             x = x[-1:]
@@ -62,24 +66,49 @@ class NumpyDecoder:
         for name in names:
             module, linear = f"model.layers.{layer}.{name}", self.weights.layer_linear(layer, name)
             if linear.norm is not None:
-                outputs.append(self._normed_linear(module, linear, linear.norm, plain))
-            elif isinstance(linear.weight, TernaryTensor) and linear.weight.activation_bits == 8:
+                outputs.append(_whole(linear, self._normed_linear(module, linear, linear.norm, plain), plain))
+                continue
+            weight = _quantising(linear)
+            if weight is None or module in self.hooks.clips:
+                y = self.linear(module, plain)
+            else:
                 if codes is None:
                     codes = quantize_activations(x) if norm is None else ref.norm_quantize(x, norm, eps)
                     self._show(module, codes[0])
-                outputs.append(ref.quantized_linear(*codes, linear.weight, linear.bias))
-            else:
-                outputs.append(ref.dense_linear(plain, linear.weight, linear.bias))
+                y = ref.quantized_linear(*codes, weight, _early_bias(linear))
+            self._tell(module, plain, y)
+            outputs.append(_whole(linear, y, plain))
         return outputs
 
     def _normed_linear(self, module: str, linear: Linear, norm: np.ndarray, x: np.ndarray) -> np.ndarray:
         """A linear with a norm of its own, on the input that the layer's norm gave."""
-        weight, eps = linear.weight, self.config.linear_norm_eps
-        if isinstance(weight, TernaryTensor) and weight.activation_bits == 8:
+        eps, weight = self.config.linear_norm_eps, _quantising(linear)
+        plain = ref.rms_norm(x, norm, eps) if weight is None or self.hooks.used else x
+        if weight is None or module in self.hooks.clips:
+            y = self.linear(module, plain)
+        else:
             codes = ref.norm_quantize(x, norm, eps)
             self._show(module, codes[0])
-            return ref.quantized_linear(*codes, weight, linear.bias)
-        return ref.dense_linear(ref.rms_norm(x, norm, eps), weight, linear.bias)
+            y = ref.quantized_linear(*codes, weight, _early_bias(linear))
+        self._tell(module, plain, y)
+        return y
+
+    def linear(self, module: str, x: np.ndarray) -> np.ndarray:
+        """One linear alone, as a step computes it: float32 x [M, K], behind all norms -> [M, N]. Its clip counts.
+
+        Where it has an adapter, this is what comes before the adapter's part and the bias."""
+        linear = self.weights.linears[module]
+        weight = _quantising(linear)
+        if weight is None:
+            return ref.dense_linear(x, linear.weight, _early_bias(linear))
+        clip = np.float32(self.hooks.clips.get(module, np.inf))
+        codes = quantize_activations(np.clip(x, -clip, clip))
+        self._show(module, codes[0])
+        return ref.quantized_linear(*codes, weight, _early_bias(linear))
+
+    def _tell(self, module: str, x: np.ndarray, y: np.ndarray) -> None:
+        if self.hooks.tap is not None:
+            self.hooks.tap(module, x, y)
 
     def _show(self, module: str, q: np.ndarray) -> None:
         if self.observe is not None:
@@ -109,3 +138,22 @@ class NumpyDecoder:
         hidden = ref.gated(gate, up, self.config.hidden_act)
         norm = self.weights.layer_norm(layer, "mlp.ffn_sub_norm") if self.config.sub_norms else None
         return self._linears(layer, ["mlp.down_proj"], hidden, norm)[0]
+
+
+def _quantising(linear: Linear) -> TernaryTensor | None:
+    """The weight of a linear that quantises its input; None for others."""
+    weight = linear.weight
+    return weight if isinstance(weight, TernaryTensor) and weight.activation_bits == 8 else None
+
+
+def _early_bias(linear: Linear) -> np.ndarray | None:
+    """The bias that the product itself adds: an adapter's part comes first."""
+    return linear.bias if linear.adapter is None else None
+
+
+def _whole(linear: Linear, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """A linear's output, with its adapter's part for the input x, where it has one."""
+    if linear.adapter is None:
+        return y
+    y = ref.adapted(y, x, linear.adapter)
+    return y if linear.bias is None else y + linear.bias

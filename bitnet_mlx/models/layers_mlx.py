@@ -17,18 +17,22 @@ from bitnet_mlx.backends.mlx_affine import StockOps, rope_kv
 from bitnet_mlx.backends.mlx_import import mx, nn
 from bitnet_mlx.models.cache_mlx import KVCache, halves
 from bitnet_mlx.models.config import DecoderConfig
+from bitnet_mlx.models.ragged_mlx import Ragged
 from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.nn.dense import linear_layer
 from bitnet_mlx.nn.head_norms import HeadNorms
 from bitnet_mlx.nn.joined import Joined
+from bitnet_mlx.nn.lora import beside
 from bitnet_mlx.nn.norm import RMSNorm
-from bitnet_mlx.nn.site import ModuleSite, PackedSite, site
+from bitnet_mlx.nn.site import ModuleSite, PackedSite, Spy, site
 from bitnet_mlx.nn.watched import Watched
 
+QKV, GATE_UP = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj")
 Site = PackedSite | ModuleSite
 EntrySite = Site | HeadNorms
 Rotation = tuple[mx.array, mx.array]  # cos and sin of the step's positions
 Rotate = Callable[..., tuple[mx.array, mx.array]]  # rope_kv of some operations
+Look = Callable[..., Spy]  # a spy for the linears of these names inside a layer
 
 
 class Parts:
@@ -43,7 +47,7 @@ class Parts:
         module = linear_layer(linear.weight, linear.bias, self.ops)
         if linear.norm is not None:
             module.norm = RMSNorm(linear.norm, self.config.linear_norm_eps, self.ops)
-        return module
+        return module if linear.adapter is None else beside(module, linear.adapter)
 
     def norm(self, name: str) -> RMSNorm:
         """A norm by its full name."""
@@ -111,12 +115,13 @@ class Attention(Watched):
         self._heads = parts.config.num_attention_heads, parts.config.num_key_value_heads
         self._qkv, self._o = Joined([self.q_proj, self.k_proj, self.v_proj]), Joined([self.o_proj])
 
-    def sites(self, norm: nn.Module) -> tuple[EntrySite, Site]:
+    def sites(self, norm: nn.Module, look: Look | None = None) -> tuple[EntrySite, Site]:
         """(q, k and v behind `norm`; o behind the sub-norm)."""
-        qkv = site(self._qkv, [self.q_proj, self.k_proj, self.v_proj], norm, self.training)
+        spies = (None, None) if look is None else (look(*QKV), look("self_attn.o_proj"))
+        qkv = site(self._qkv, [self.q_proj, self.k_proj, self.v_proj], norm, self.training, spies[0])
         return (
             HeadNorms(qkv, self.q_norm, self.k_norm, *self._heads) if "q_norm" in self else qkv,
-            site(self._o, [self.o_proj], self.get("attn_sub_norm"), self.training),
+            site(self._o, [self.o_proj], self.get("attn_sub_norm"), self.training, spies[1]),
         )
 
 
@@ -132,11 +137,12 @@ class FeedForward(Watched):
             self.ffn_sub_norm = parts.layer_norm(layer, "mlp.ffn_sub_norm")
         self._gate_up, self._down = Joined([self.gate_proj, self.up_proj]), Joined([self.down_proj])
 
-    def sites(self, norm: nn.Module) -> tuple[Site, Site]:
+    def sites(self, norm: nn.Module, look: Look | None = None) -> tuple[Site, Site]:
         """(gate and up behind `norm`; down behind the sub-norm)."""
+        spies = (None, None) if look is None else (look(*GATE_UP), look("mlp.down_proj"))
         return (
-            site(self._gate_up, [self.gate_proj, self.up_proj], norm, self.training),
-            site(self._down, [self.down_proj], self.get("ffn_sub_norm"), self.training),
+            site(self._gate_up, [self.gate_proj, self.up_proj], norm, self.training, spies[0]),
+            site(self._down, [self.down_proj], self.get("ffn_sub_norm"), self.training, spies[1]),
         )
 
 
@@ -151,13 +157,17 @@ class Block(Watched):
         self.input_layernorm = parts.layer_norm(layer, "input_layernorm")
         self.post_attention_layernorm = parts.layer_norm(layer, "post_attention_layernorm")
 
-    def sites(self) -> Sites:
+    def sites(self, look: Look | None = None) -> Sites:
         """What stands at the layer's four places now."""
-        return Sites(*self.self_attn.sites(self.input_layernorm), *self.mlp.sites(self.post_attention_layernorm))
+        return Sites(
+            *self.self_attn.sites(self.input_layernorm, look), *self.mlp.sites(self.post_attention_layernorm, look)
+        )
 
-    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Any, rotation: Rotation) -> mx.array:
+    def __call__(
+        self, x: mx.array, mask: mx.array | str | None, cache: Any, rotation: Rotation, look: Look | None = None
+    ) -> mx.array:
         """x: [B, L, H]. The cache is written."""
-        sites = self.sites()
+        sites = self.sites(look)
         rotate = rope_kv if self.training else self.ops.rope_kv
         q, kv = enter(rotate, self.plan, sites.qkv, x, rotation)
         return leave(self.plan, *sites[1:], x, side_by_side(attend(q, kv, cache, mask)))
@@ -165,6 +175,8 @@ class Block(Watched):
 
 def attend(q: mx.array, kv: mx.array, cache: Any, mask: mx.array | str | None) -> mx.array:
     """The cache write, and attention: q [B, heads, L, D] against all keys and values there are now, of the same shape."""
+    if isinstance(cache, Ragged):
+        return cache.attend(q, kv, attend)
     if cache is None:
         k, v = halves(kv)
     elif isinstance(cache, KVCache):

@@ -26,10 +26,11 @@ class Rotary:
 
     def at(self, cache: Any, length: int) -> tuple[mx.array, mx.array]:
         """Rows for `length` positions behind those that a layer's cache (or None) holds: [1 or B, length, D / 2]."""
-        positions = getattr(cache, "positions", None)
-        if positions is not None:  # said one by one: a row of several samples (train/packed.py)
-            self._reach(cache.furthest + 1)
-            return self._cos[positions], self._sin[positions]
+        positions = getattr(cache, "positions", None)  # int32 [L] or [B, L], where a pass holds several sequences
+        if positions is not None:
+            self._reach(int(positions.max()) + 1)
+            where = mx.array(positions.reshape(-1, length))
+            return self._cos[where], self._sin[where]
         offset = 0 if cache is None else cache.offset
         if isinstance(offset, int):
             self._reach(offset + length)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from bitnet_mlx.backends.low_rank import LowRank
 from bitnet_mlx.formats.dense import DenseRows, GroupedRows
 from bitnet_mlx.models.config import DecoderConfig
 from bitnet_mlx.ternary import TernaryTensor
@@ -20,11 +21,13 @@ class Linear:
 
     norm: float32 [K], the weight of an RMSNorm that this linear applies to its input, after the norm that the layer has
     there; its eps is the config's linear_norm_eps.
+    adapter: what runs beside the weight, with its gain computed, if there is one.
     """
 
     weight: Matrix
     bias: np.ndarray | None = None
     norm: np.ndarray | None = None
+    adapter: LowRank | None = None
 
 
 @dataclass
@@ -57,5 +60,6 @@ class DecoderWeights:
         if self.lm_head is not self.embed_tokens:
             total += self.lm_head.nbytes
         for linear in self.linears.values():
-            total += linear.weight.nbytes + sum(v.nbytes for v in (linear.bias, linear.norm) if v is not None)
+            extras = (linear.bias, linear.norm, linear.adapter)
+            total += linear.weight.nbytes + sum(v.nbytes for v in extras if v is not None)
         return total

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from bitnet_mlx.backends.low_rank import LowRank
 from bitnet_mlx.backends.mlx_import import mx, nn
+from bitnet_mlx.backends.resident_mlx import from_numpy
 from bitnet_mlx.nn.watched import Watched
 
 _ROWS = 1024  # rows of W widened at a time
@@ -31,9 +33,10 @@ class LoRALinear(Watched):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [..., K] -> [..., N] in the dtype of x; the adapter's part is computed in float32."""
-        return self.linear(x) + self._delta(x).astype(x.dtype)
+        return self.linear(x) + self.beside(x).astype(x.dtype)
 
-    def _delta(self, x: mx.array) -> mx.array:
+    def beside(self, x: mx.array) -> mx.array:
+        """The adapter's part, float32 [..., N]."""
         return self.scale * ((self.dropout(x) @ self.lora_a) @ self.lora_b)
 
 
@@ -56,7 +59,7 @@ class DoRALinear(LoRALinear):
         """x [..., K] -> [..., N] in the dtype of x."""
         y = self.linear(x).astype(mx.float32)
         bias = self.linear.get("bias")
-        y = (y if bias is None else y - bias) + self._delta(x)
+        y = (y if bias is None else y - bias) + self.beside(x)
         # A row of zeros that nothing was added to has norm 0 and m = 0; it stays 0.
         y = self.m / mx.maximum(mx.stop_gradient(self._norms()), 1e-12) * y
         return (y if bias is None else y + bias).astype(x.dtype)
@@ -68,6 +71,16 @@ class DoRALinear(LoRALinear):
         cross = (wa * b.T).sum(axis=1)
         own = (((a.T @ a) @ b) * b).sum(axis=0)
         return mx.sqrt(mx.maximum(self._squares + 2 * self.scale * cross + self.scale**2 * own, 0))
+
+
+def beside(linear: nn.Module, part: LowRank) -> LoRALinear:
+    """A frozen linear with a trained adapter's part."""
+    kind = LoRALinear if part.m is None else DoRALinear
+    layer = kind(linear, part.b.shape[1], part.a.shape[0], part.rank, 0.0, part.scale)
+    layer.lora_a, layer.lora_b = from_numpy(part.a), from_numpy(part.b)
+    if part.m is not None:
+        layer.m = from_numpy(part.m)
+    return layer
 
 
 def _blocks(linear: Any, n: int) -> list[mx.array]:

@@ -6,7 +6,7 @@ stands at a place is decided for each step, since a layer may have been replaced
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from bitnet_mlx.backends.kernels.layout import Layout
@@ -15,6 +15,14 @@ from bitnet_mlx.backends.mlx_import import mx, nn
 from bitnet_mlx.nn.bitlinear import BitLinear
 from bitnet_mlx.nn.joined import Joined, Packed
 from bitnet_mlx.nn.norm import RMSNorm, rms_norm
+
+
+class Spy(NamedTuple):
+    """Looks into a place: `tell` is called with a layer's number there, its float32 input and its output; `clip` gives the
+    largest |x| that its quantiser takes, or None."""
+
+    tell: Callable[[int, mx.array, mx.array], None]
+    clip: Callable[[int], float | None]
 
 
 class Arrays(NamedTuple):
@@ -65,8 +73,10 @@ class PackedSite:
 class ModuleSite:
     """The same, one module at a time, whatever the modules are; in training with gradients at every step."""
 
-    def __init__(self, layers: Sequence[nn.Module], norm: nn.Module | None, training: bool) -> None:
-        self.layers, self.norm, self.training = layers, norm, training
+    def __init__(
+        self, layers: Sequence[nn.Module], norm: nn.Module | None, training: bool, spy: Spy | None = None
+    ) -> None:
+        self.layers, self.norm, self.training, self.spy = layers, norm, training, spy
 
     def __call__(self, x: mx.array, residual: mx.array | None = None) -> mx.array:
         """x [B, L, K] -> [B, L, N], the layers' outputs side by side, plus the residual."""
@@ -82,13 +92,29 @@ class ModuleSite:
         return y if residual is None else residual + y
 
     def _outputs(self, x: mx.array, dtype: mx.Dtype) -> list[mx.array]:
+        outputs = self._products(x, dtype)
+        if self.spy is None:
+            return outputs
+        wide = x.astype(mx.float32)
+        plain = wide if self.norm is None else self.norm(wide)
+        for i, layer in enumerate(self.layers):
+            own = layer.get("norm")
+            seen = plain if own is None else own(plain)
+            clip = self.spy.clip(i)
+            if clip is not None and isinstance(layer, BitLinear) and layer.activation_bits == 8:
+                codes = layer.ops.quantize(mx.clip(seen, -clip, clip), _layout(layer, x))
+                outputs[i] = layer(codes._replace(dtype=dtype))
+            self.spy.tell(i, seen, outputs[i])
+        return outputs
+
+    def _products(self, x: mx.array, dtype: mx.Dtype) -> list[mx.array]:
         """x may be wider than `dtype`, the model's, which the outputs have. It is quantised once for a form of codes."""
         codes: dict[Layout | None, Codes] = {}
         plain = None
         outputs = []
         for layer in self.layers:
             if isinstance(layer, BitLinear) and layer.activation_bits == 8 and not self.training:
-                to = layer.ops.target(layer.weight, layer.scale, x.shape[0] * x.shape[1], layer.input_dims)
+                to = _layout(layer, x)
                 own = layer.get("norm")
                 if own is not None:
                     plain = self._plain(x, dtype) if plain is None else plain
@@ -111,12 +137,17 @@ class ModuleSite:
         return ops.quantize(x if self.norm is None else self.norm(x), to)
 
 
+def _layout(layer: BitLinear, x: mx.array) -> Layout | None:
+    """The form of codes that a layer wants for the rows of x [B, L, K]."""
+    return layer.ops.target(layer.weight, layer.scale, x.shape[0] * x.shape[1], layer.input_dims)
+
+
 def site(
-    joined: Joined, layers: Sequence[nn.Module], norm: nn.Module | None, training: bool
+    joined: Joined, layers: Sequence[nn.Module], norm: nn.Module | None, training: bool, spy: Spy | None = None
 ) -> PackedSite | ModuleSite:
-    """What stands at a place now. joined: made of the layers that the model was built with."""
-    packed, first = None if training else joined.packed(layers), layers[0]
+    """What stands at a place now. joined: made of the layers that the model was built with. With a spy it is modules."""
+    packed, first = None if training or spy else joined.packed(layers), layers[0]
     if packed is None or not isinstance(first, BitLinear) or type(norm) not in (RMSNorm, type(None)):
-        return ModuleSite(layers, norm, training)
+        return ModuleSite(layers, norm, training, spy)
     weight, eps = (norm.weight, norm.eps) if isinstance(norm, RMSNorm) else (None, 0.0)
     return PackedSite(first.ops, Static(first.activation_bits, first.input_dims, eps), Arrays(packed, weight))

@@ -18,6 +18,7 @@ from bitnet_mlx.errors import ConfigError
 INK = "#767676"
 COLOURS = ("#2a84d2", "#cf6a1d", "#2c9350", "#b052c0", "#a87b00", "#c8505f", "#12909a", "#7f7fd0", "#8a8a3c", "#909090")
 MARKS = "os^DvPX*<>"
+_BINS = 32  # of a histogram, drawn as one
 _LEAST = 0.25  # MB that a memory axis shows at least
 _SUFFIXES = (".png", ".html")
 
@@ -35,7 +36,7 @@ def check_path(path: str | Path) -> None:
 def draw(record: Mapping[str, Any], path: str | Path) -> None:
     """The picture of a record, by its kind. Raises ConfigError for a kind without one; see check_path; OSError."""
     check_path(path)
-    kind = record.get("bench")
+    kind = _kind(record)
     if kind not in DRAWERS:
         raise ConfigError(f"[plot] there is no picture of {kind!r}; of {', '.join(DRAWERS)} there is")
     from matplotlib import rc_context
@@ -52,9 +53,13 @@ def draw(record: Mapping[str, Any], path: str | Path) -> None:
         _save(figure, Path(path), _title(record))
 
 
+def _kind(record: Mapping[str, Any]) -> Any:
+    return record.get("bench") or record.get("kind")
+
+
 def _title(record: Mapping[str, Any]) -> str:
     where = record.get("device_name") or record.get("processor") or record.get("machine", "")
-    return f"bitnet-mlx {record['bench']}: {record.get('backend', '')} on {where}"
+    return f"bitnet-mlx {_kind(record)}: {record.get('backend', '')} on {where}"
 
 
 def _save(figure: Any, path: Path, title: str) -> None:
@@ -210,7 +215,38 @@ def _running(values: list[float], count: int) -> list[float]:
     return [sum(part) / len(part) for part in (values[max(0, i + 1 - count) : i + 1] for i in range(len(values)))]
 
 
+def calibration(figure: Any, record: Mapping[str, Any]) -> None:
+    """Ranges of the inputs of linears by layer, and how the values of the widest one spread, with its clips."""
+    axes = _axes(figure, 121, "Inputs of linears: largest |x|, rms (dotted)", "layer", "|x|")
+    places: dict[str, list[tuple[int, float, float]]] = {}
+    for entry in record["inputs"]:
+        _, _, layer, place = entry["name"].split(".", 3)
+        places.setdefault(place, []).append((int(layer), max(-entry["min"], entry["max"]), entry["rms"]))
+    for i, (place, points) in enumerate(places.items()):
+        layers, tops, rms = zip(*points, strict=True)
+        axes.plot(layers, tops, color=COLOURS[i], marker=MARKS[i], label=place)
+        axes.plot(layers, rms, color=COLOURS[i], marker=MARKS[i], linestyle=":", markersize=3)
+    axes.set_yscale("log")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside lower left", ncols=4)
+    widest = max(record["inputs"], key=lambda e: max(-e["min"], e["max"]) / max(e["rms"], 1e-30))
+    spread = _axes(figure, 122, f"Values of {widest['name']}'s input", "|x|", "share of values in a bin")
+    held = widest["histogram"]
+    half, width = held["bins"] // 2, 2.0 ** held["exponent"] / (held["bins"] // 2)
+    edges = [i * width for i in range(0, half + 1, _BINS)]
+    shares = [0.0] * (half // _BINS)
+    for i, count in enumerate(held["counts"], held["first"]):
+        at = i - half if i >= half else half - 1 - i
+        shares[at // _BINS] += count / held["count"]
+    spread.stairs(shares, edges, color=COLOURS[0], fill=True, alpha=0.6)
+    spread.set_yscale("log")
+    for i, (method, clip) in enumerate(widest["clips"].items()):
+        spread.axvline(clip, color=COLOURS[i + 1], linestyle=("-", "--", "-.", ":")[i], label=f"{method} {clip:.3g}")
+    spread.set_xlim(0, 1.05 * max(widest["clips"].values()))
+    spread.legend(fontsize=8)
+
+
 DRAWERS: dict[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "profile": roofline, "scaling": scaling, "memory": timeline, "tracker": owners,
-    "train": training, "qat": training, "lora": training,
+    "calibration": calibration, "train": training, "qat": training, "lora": training,
 }  # fmt: skip

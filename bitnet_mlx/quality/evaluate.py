@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitnet_mlx.api import embedded_model, load, make_decoder
-from bitnet_mlx.checkpoint.hub import resolve
-from bitnet_mlx.checkpoint.read import read_weights
+from bitnet_mlx.api import load, make_decoder
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.models.decoder import Decoder
 from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.quality.linears import compare_linears, sensitivity
+from bitnet_mlx.quality.observed import weights_of
 from bitnet_mlx.quality.score import Progress, Score, score
 from bitnet_mlx.quality.texts import check_same, read_text
 
@@ -98,8 +97,8 @@ def _sum(scores: list[Score]) -> Score:
 def _by_layer(
     options: EvaluateOptions, backend: str, measure: Callable[[Decoder], Score], total: Score
 ) -> dict[str, Any]:
-    own = _weights(options.model, options.load)
-    reference = None if options.teacher is None else _weights(options.teacher, {})
+    own = weights_of(options.model, options.load)
+    reference = None if options.teacher is None else weights_of(options.teacher, {})
     found: dict[str, Any] = {"linears": [{"name": n, **f} for n, f in compare_linears(own, reference)]}
     if options.sensitivity:
         assert reference is not None
@@ -110,9 +109,3 @@ def _by_layer(
         ranked = sensitivity(own, reference, make, measure, total)
         found["sensitivity"] = [{"layer": layer, "nats_per_token": fall} for layer, fall in ranked]
     return found
-
-
-def _weights(model: str | None, given: dict[str, Any]) -> DecoderWeights:
-    names = ("head_bits", "activations", "i2s_layout", "ternarize")
-    folder = embedded_model() if model is None else resolve(model, given.get("revision"))
-    return read_weights(folder, **{name: given[name] for name in names if name in given})

@@ -20,6 +20,7 @@ from bitnet_mlx.ternary import TernaryTensor
 from bitnet_mlx.train.export import read_decoder_config, read_master
 from bitnet_mlx.train.layers import FixedLinear
 from bitnet_mlx.train.model import TrainDecoder, token_losses
+from bitnet_mlx.train.ste import STANDARD
 
 
 def compiled(function: Callable[..., Any], inputs: Any = None) -> Callable[..., Any]:
@@ -49,7 +50,7 @@ def master_model(folder: Path, length: int, dtype: mx.Dtype = mx.float32) -> Tra
     """A folder of float masters (train/export.py) in the training graph: ternary, or the float twin."""
     config, weights = read_master(folder, length)
     quantised = parse_config(read_config(folder)).quantization.storage == "online"
-    model = TrainDecoder(config, quantised, dtype)
+    model = TrainDecoder(config, STANDARD if quantised else None, dtype)
     model.update(tree_unflatten(list(weights.items())))
     return model
 

@@ -1,8 +1,10 @@
 """The trained model on disk: a Hugging Face folder with float master weights, and the packed native folder.
 
 Master folder: config.json as transformers' BitNetForCausalLM reads it (quantisation "online": weights are ternarised
-from the masters at run time), model.safetensors in float32. Packed folder: words2 (see formats/words2.py), an int8
-head in groups of 64. Both with the tokenizer's files and generation_config.json.
+from the masters at run time), model.safetensors in float32. Where scales were learnt, the mean of the masters is not the
+scale: the ternary weights themselves are stored, packed, with their scales ("offline"), so that all readers get what was
+trained. Packed native folder: words2 (see formats/words2.py), an int8 head in groups of 64. All with the tokenizer's files
+and generation_config.json.
 """
 
 from __future__ import annotations
@@ -12,10 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bitnet_mlx.checkpoint.folder import checkpoint_folder, read_config
 from bitnet_mlx.checkpoint.read import read_weights
 from bitnet_mlx.checkpoint.write import write_native
 from bitnet_mlx.errors import ConfigError, FormatError
+from bitnet_mlx.formats import hf, words2
 from bitnet_mlx.models.config import DecoderConfig
 from bitnet_mlx.models.hf_config import parse_config
 
@@ -28,6 +33,7 @@ ONLINE = {
     "quantization_mode": "online",
     "modules_to_not_convert": ["lm_head"],
 }
+OFFLINE = {**ONLINE, "quantization_mode": "offline"}
 EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -65,14 +71,37 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     scratch.rename(path)
 
 
-def write_hf(folder: Path, config: DecoderConfig, parameters: Tensors, quantise: bool) -> None:
-    """Write config.json, generation_config.json and model.safetensors (float32 masters) beside the tokenizer."""
+def stored(parameters: Tensors) -> tuple[Tensors, dict[str, Any]]:
+    """Masters by name -> the tensors of a folder, and its quantization_config.
+
+    A linear with a log_scale becomes uint8 [ceil(N / 4), K] and weight_scale float32 [1]. Its bias, if any, is divided by
+    the scale, since readers of packed weights multiply the whole sum by it.
+    """
     import mlx.core as mx
 
+    from bitnet_mlx.train.ste import codes
+
+    tensors = dict(parameters)
+    learnt = [name.removesuffix(".log_scale") for name in parameters if name.endswith(".log_scale")]
+    for module in learnt:
+        m, w = mx.exp(tensors.pop(f"{module}.log_scale")), tensors[f"{module}.weight"]
+        words = words2.pack(np.array(codes(w, m)).astype(np.int8))
+        tensors[f"{module}.weight"] = mx.array(hf.from_words2(words, w.shape[1]))
+        tensors[f"{module}.weight_scale"] = m.reshape(1)
+        if f"{module}.bias" in tensors:
+            tensors[f"{module}.bias"] = tensors[f"{module}.bias"] / m
+    return tensors, OFFLINE if learnt else ONLINE
+
+
+def write_hf(folder: Path, config: DecoderConfig, parameters: Tensors, quantise: bool) -> None:
+    """Write config.json, generation_config.json and model.safetensors (see `stored`) beside the tokenizer."""
+    import mlx.core as mx
+
+    tensors, quantization = stored(parameters)
     scratch = folder / ".model.writing.safetensors"
-    mx.save_safetensors(str(scratch), parameters, {"format": "pt"})
+    mx.save_safetensors(str(scratch), tensors, {"format": "pt"})
     scratch.rename(folder / "model.safetensors")
-    _write_json(folder / "config.json", config_json(config, ONLINE if quantise else None))
+    _write_json(folder / "config.json", config_json(config, quantization if quantise else None))
     generation = {"eos_token_id": config.eos_token_ids[0], "pad_token_id": config.pad_token_id, "do_sample": False}
     _write_json(folder / "generation_config.json", generation)
 

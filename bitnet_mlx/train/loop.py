@@ -16,7 +16,7 @@ from bitnet_mlx.train.evaluate import compiled, master_model, total_nats
 from bitnet_mlx.train.export import read_master, write_hf
 from bitnet_mlx.train.group import Group, join
 from bitnet_mlx.train.losses import distance
-from bitnet_mlx.train.model import TrainDecoder, token_losses
+from bitnet_mlx.train.model import TrainDecoder, token_losses, with_scales
 from bitnet_mlx.train.optimizer import PARAMETERS, Tensors
 from bitnet_mlx.train.options import TrainOptions
 from bitnet_mlx.train.prepare import Dataset, prepare, vocabulary
@@ -60,8 +60,11 @@ def initial_model(options: TrainOptions, dataset: Dataset) -> tuple[TrainDecoder
             )
     else:
         config = options.model_config(dataset.vocab_size)
-    model = TrainDecoder(config, options.quantise, DTYPES[options.dtype])
-    return model, parameters or dict(tree_flatten(model.parameters()))  # type: ignore[arg-type]
+    ste = options.estimator if options.quantise else None
+    model = TrainDecoder(config, ste, DTYPES[options.dtype])
+    if parameters is not None:
+        return model, with_scales(parameters, ste)
+    return model, dict(tree_flatten(model.parameters()))  # type: ignore[arg-type]
 
 
 def read_teacher(options: TrainOptions, dataset: Dataset, vocab_size: int) -> TrainDecoder | None:

@@ -17,14 +17,8 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from bitnet_mlx.checkpoint.adapter_mlx import (
-    AdapterConfig,
-    adapter_parameters,
-    attach,
-    load_adapter,
-    read_tensors,
-    save_adapter,
-)
+from bitnet_mlx.checkpoint.adapter import AdapterConfig
+from bitnet_mlx.checkpoint.adapter_mlx import adapter_parameters, attach, read_parameters, save_adapter
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.models.decoder_mlx import MlxModel
 from bitnet_mlx.tokenizer import Tokenizer
@@ -129,7 +123,7 @@ def first_parameters(work: Run) -> Tensors:
     mx.random.seed(options.seed)
     parameters = attach(work.model, work.config)
     if options.resume_adapter_file is not None:
-        parameters = read_tensors(options.resume_adapter_file, parameters)
+        parameters = read_parameters(options.resume_adapter_file, parameters)
     return parameters
 
 
@@ -159,7 +153,7 @@ def lora(options: LoraOptions, model: MlxModel, tokenizer: Tokenizer, report: Re
     """The whole run; see train/run.py for the log and `report`.
 
     Returns the command's record. Under a launcher this is one rank of several; all but the first return {"rank": n} and write
-    nothing. Raises ConfigError, FormatError or TrainError.
+    nothing. Where nothing is trained, the model comes with its adapter. Raises ConfigError, FormatError or TrainError.
     """
     group = join(options.rank_timeout)
     if options.train:
@@ -170,8 +164,6 @@ def lora(options: LoraOptions, model: MlxModel, tokenizer: Tokenizer, report: Re
         record.update(samples.facts(name))
     if options.train:
         record.update(train(work, group, report))
-    else:
-        load_adapter(model, options.adapter_path)
     if group.rank:
         return {"rank": group.rank}
     if options.test:

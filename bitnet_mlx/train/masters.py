@@ -1,8 +1,8 @@
 """A float model made trainable as a ternary one: its linears become masters that the forward pass ternarises.
 
 The graph around them is the decoder's own (models/decoder_mlx.py), so every family that runs can be trained. With blend b,
-a linear multiplies x + b (q(x) - x) with w + b (t(w) - w): 0 is the float model, 1 the ternary one. Gradients pass straight
-through both quantisers (train/layers.py), whatever b is. Embedding, head and biases stay as they are.
+a linear multiplies (1 - b) x + b q(x) with (1 - b) w + b t(w): 0 is the float model, 1 the ternary one. How gradients pass
+through the quantisers, whatever b is: train/ste.py. Embedding, head and biases stay as they are.
 """
 
 from __future__ import annotations
@@ -20,33 +20,44 @@ from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.nn.dense import DenseLinear
 from bitnet_mlx.nn.norm import RMSNorm
 from bitnet_mlx.nn.watched import Watched
-from bitnet_mlx.train.layers import quantize_input, quantize_weight
 from bitnet_mlx.train.optimizer import Tensors
+from bitnet_mlx.train.ste import STANDARD, STE, absmean, quantize_input, quantize_weight
+
+Blend = float | mx.array
 
 
 class MasterLinear(Watched):
-    """weight: float32 [N, K], the master. bias: float32 [N], if any. blend: a number in 0 to 1."""
+    """weight: float32 [N, K], the master. bias: float32 [N], if any. log_scale: float32 [], if the scale is learnable.
 
-    def __init__(self, linear: DenseLinear) -> None:
+    blend: in 0 to 1. A float32 [] is an input of a compiled step; a number is part of its text, and 0 and 1 leave out what
+    they make needless.
+    """
+
+    def __init__(self, linear: DenseLinear, ste: STE = STANDARD) -> None:
         super().__init__()
         self.weight = linear.weight.astype(mx.float32)
         if "bias" in linear:
             self.bias = linear.bias
-        self.blend = 0.0
-        mx.eval(self.weight)
+        if ste.learnable:
+            self.log_scale = mx.log(absmean(self.weight))
+        self.ste = ste
+        self.blend: Blend = 0.0
+        mx.eval(self.parameters())
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [..., K] -> [..., N] in the dtype of x; the product runs in it."""
-        w, b = self.weight, self.blend
-        if b >= 1:
-            x, w = quantize_input(x), quantize_weight(w)
-        elif b > 0:
-            x, w = x + b * (quantize_input(x) - x), w + b * (quantize_weight(w) - w)
-        y = x @ w.astype(x.dtype).T
+        b = self.blend
+        if isinstance(b, float | int) and b <= 0:
+            w = self.weight.astype(x.dtype)
+        else:
+            at = None if isinstance(b, float | int) and b >= 1 else mx.array(b)
+            w = quantize_weight(self.weight, self.ste, x.dtype, self.get("log_scale"), at)
+            x = quantize_input(x, at)
+        y = x @ w.T
         return (y + self["bias"]).astype(x.dtype) if "bias" in self else y
 
 
-def make_student(weights: DecoderWeights, dtype: str | None = None) -> MlxModel:
+def make_student(weights: DecoderWeights, dtype: str | None = None, ste: STE = STANDARD) -> MlxModel:
     """A model over float weights whose linears are masters. Raises ConfigError where a linear is not a float one."""
     for name, linear in weights.linears.items():
         if not isinstance(linear.weight, DenseRows) or linear.norm is not None:
@@ -58,19 +69,20 @@ def make_student(weights: DecoderWeights, dtype: str | None = None) -> MlxModel:
         for name, module in layer.named_modules():
             if isinstance(module, DenseLinear):
                 owner, _, leaf = name.rpartition(".")
-                setattr(layer[owner], leaf, MasterLinear(module))
+                setattr(layer[owner], leaf, MasterLinear(module, ste))
     return model
 
 
 def trained(model: MlxModel) -> Tensors:
-    """What is trained, by Hugging Face name: the masters and the norms, float32."""
+    """What is trained, by Hugging Face name: the masters, their learnable scales and the norms, float32."""
     kinds = {name: module for name, module in model.named_modules() if isinstance(module, (MasterLinear, RMSNorm))}
     flat: Any = tree_flatten(model.parameters())
-    return {name: array for name, array in flat if name.removesuffix(".weight") in kinds}
+    parts = ((name.rpartition("."), array) for name, array in flat)
+    return {f"{at}.{leaf}": array for (at, _, leaf), array in parts if at in kinds and leaf in ("weight", "log_scale")}
 
 
-def set_blend(model: MlxModel, blends: Sequence[float]) -> None:
-    """One number a layer."""
+def set_blend(model: MlxModel, blends: Sequence[Blend]) -> None:
+    """One blend a layer."""
     for layer, blend in zip(model.layers, blends, strict=True):
         for _, module in layer.named_modules():
             if isinstance(module, MasterLinear):

@@ -1,4 +1,4 @@
-"""A student on disk: a Hugging Face folder of float masters, ternarised when read, here and by transformers."""
+"""A student on disk: a Hugging Face folder (see train/export.py), read here and by transformers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bitnet_mlx.checkpoint.folder import read_config
 from bitnet_mlx.checkpoint.write import copy_files
 from bitnet_mlx.formats.dense import DenseRows
 from bitnet_mlx.models.weights import DecoderWeights
-from bitnet_mlx.train.export import ONLINE
+from bitnet_mlx.train.export import stored
 from bitnet_mlx.train.optimizer import Tensors
 
 
@@ -28,10 +28,11 @@ def write_masters(folder: Path, weights: DecoderWeights, parameters: Tensors, ou
     for name, linear in weights.linears.items():
         if linear.bias is not None:
             tensors[f"{name}.bias"] = mx.array(linear.bias)
+    tensors, quantization = stored(tensors)
     copy_files(folder, output)
     scratch = output / ".model.writing.safetensors"
     mx.save_safetensors(str(scratch), tensors, {"format": "pt"})
     os.replace(scratch, output / "model.safetensors")
-    config = {**read_config(folder), "quantization_config": ONLINE}
+    config = {**read_config(folder), "quantization_config": quantization}
     (output / ".config.writing").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     os.replace(output / ".config.writing", output / "config.json")

@@ -12,7 +12,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from bitnet_mlx.models.config import DecoderConfig, inverse_frequencies
-from bitnet_mlx.train.layers import QATLinear, RMSNorm, quantize_input
+from bitnet_mlx.train.layers import QATLinear, RMSNorm
+from bitnet_mlx.train.optimizer import Tensors
+from bitnet_mlx.train.ste import STANDARD, STE, absmean, quantize_input
 
 INIT_STD = 0.02
 
@@ -25,14 +27,14 @@ def _gated(gate: mx.array, up: mx.array) -> mx.array:
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions and a norm before o_proj."""
 
-    def __init__(self, config: DecoderConfig, quantise: bool) -> None:
+    def __init__(self, config: DecoderConfig, ste: STE | None) -> None:
         super().__init__()
         shapes = config.linear_shapes()
         deep = INIT_STD / (2 * config.num_hidden_layers) ** 0.5
-        self.q_proj = QATLinear(*shapes["self_attn.q_proj"], INIT_STD, quantise)
-        self.k_proj = QATLinear(*shapes["self_attn.k_proj"], INIT_STD, quantise)
-        self.v_proj = QATLinear(*shapes["self_attn.v_proj"], INIT_STD, quantise)
-        self.o_proj = QATLinear(*shapes["self_attn.o_proj"], deep, quantise)
+        self.q_proj = QATLinear(*shapes["self_attn.q_proj"], INIT_STD, ste)
+        self.k_proj = QATLinear(*shapes["self_attn.k_proj"], INIT_STD, ste)
+        self.v_proj = QATLinear(*shapes["self_attn.v_proj"], INIT_STD, ste)
+        self.o_proj = QATLinear(*shapes["self_attn.o_proj"], deep, ste)
         self.attn_sub_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self._config = config
 
@@ -57,13 +59,13 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Gated feed-forward with squared ReLU and a norm before down_proj."""
 
-    def __init__(self, config: DecoderConfig, quantise: bool) -> None:
+    def __init__(self, config: DecoderConfig, ste: STE | None) -> None:
         super().__init__()
         shapes = config.linear_shapes()
         deep = INIT_STD / (2 * config.num_hidden_layers) ** 0.5
-        self.gate_proj = QATLinear(*shapes["mlp.gate_proj"], INIT_STD, quantise)
-        self.up_proj = QATLinear(*shapes["mlp.up_proj"], INIT_STD, quantise)
-        self.down_proj = QATLinear(*shapes["mlp.down_proj"], deep, quantise)
+        self.gate_proj = QATLinear(*shapes["mlp.gate_proj"], INIT_STD, ste)
+        self.up_proj = QATLinear(*shapes["mlp.up_proj"], INIT_STD, ste)
+        self.down_proj = QATLinear(*shapes["mlp.down_proj"], deep, ste)
         self.ffn_sub_norm = RMSNorm(config.intermediate_size, config.rms_norm_eps)
 
     def __call__(self, x: mx.array, quantise: bool) -> mx.array:
@@ -75,10 +77,10 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One decoder layer."""
 
-    def __init__(self, config: DecoderConfig, quantise: bool) -> None:
+    def __init__(self, config: DecoderConfig, ste: STE | None) -> None:
         super().__init__()
-        self.self_attn = Attention(config, quantise)
-        self.mlp = MLP(config, quantise)
+        self.self_attn = Attention(config, ste)
+        self.mlp = MLP(config, ste)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -90,21 +92,22 @@ class Block(nn.Module):
 class Body(nn.Module):
     """Embedding, layers and the last norm: what stands under "model." in a checkpoint."""
 
-    def __init__(self, config: DecoderConfig, quantise: bool) -> None:
+    def __init__(self, config: DecoderConfig, ste: STE | None) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embed_tokens.weight = mx.random.normal((config.vocab_size, config.hidden_size), scale=INIT_STD)
-        self.layers = [Block(config, quantise) for _ in range(config.num_hidden_layers)]
+        self.layers = [Block(config, ste) for _ in range(config.num_hidden_layers)]
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
 class TrainDecoder(nn.Module):
     """The whole decoder with tied embeddings: ids [B, L] -> logits [B, L, V] in `dtype`."""
 
-    def __init__(self, config: DecoderConfig, quantise: bool = True, dtype: mx.Dtype = mx.float32) -> None:
+    def __init__(self, config: DecoderConfig, ste: STE | None = STANDARD, dtype: mx.Dtype = mx.float32) -> None:
+        """ste: None makes the float twin."""
         super().__init__()
-        self.model = Body(config, quantise)
-        self._config, self._quantise, self._dtype = config, quantise, dtype
+        self.model = Body(config, ste)
+        self._config, self._ste, self._dtype = config, ste, dtype
         self._periods = mx.array(1.0 / inverse_frequencies(config)[0])
 
     @property
@@ -114,16 +117,24 @@ class TrainDecoder(nn.Module):
     @property
     def quantise(self) -> bool:
         """Whether weights and activations are quantised; False for the float twin."""
-        return self._quantise
+        return self._ste is not None
 
     def __call__(self, ids: mx.array) -> mx.array:
         # Rows are taken in float32, so that their gradients are summed in float32 too.
         x = self.model.embed_tokens.weight[ids].astype(self._dtype)
         for layer in self.model.layers:
-            x = layer(x, self._periods, self._quantise)
+            x = layer(x, self._periods, self.quantise)
         return self.model.norm(x) @ self.model.embed_tokens.weight.astype(self._dtype).T
 
 
 def token_losses(model: TrainDecoder, ids: mx.array) -> mx.array:
     """Cross entropy in nats of ids[:, 1:] given what stands before: ids [B, L + 1] -> float32 [B, L]."""
     return mx.fast.cross_entropy(model(ids[:, :-1]), ids[:, 1:])
+
+
+def with_scales(masters: Tensors, ste: STE | None) -> Tensors:
+    """Masters by name, and beside each linear's, where the scale is learnable, the logarithm of its mean."""
+    if ste is None or not ste.learnable:
+        return masters
+    linears = [name.removesuffix(".weight") for name in masters if name.endswith("_proj.weight")]
+    return {**masters, **{f"{name}.log_scale": mx.log(absmean(masters[f"{name}.weight"])) for name in linears}}

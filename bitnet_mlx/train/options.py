@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.models.config import DecoderConfig, RopeConfig
-from bitnet_mlx.train.loop_options import DTYPES, LoopOptions
+from bitnet_mlx.train.loop_options import DTYPES
+from bitnet_mlx.train.ste_options import SteOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(LoopOptions):
+class TrainOptions(SteOptions):
     """One run. Field names are the command line's flags."""
 
     POSITIVE: ClassVar[Sequence[str]] = ("seq_length", "hidden_size", "num_layers", "num_heads")

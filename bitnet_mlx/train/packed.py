@@ -42,8 +42,7 @@ class SideBySide:
     offset = 0
 
     def __init__(self, places: np.ndarray, positions: np.ndarray) -> None:
-        self.positions = mx.array(positions)
-        self.furthest = int(positions.max())
+        self.positions = positions
         # Padding looks at padding, so that no row of attention is empty.
         length = places.shape[1]
         own = places[:, :, None] == places[:, None, :]

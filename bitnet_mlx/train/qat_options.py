@@ -10,11 +10,12 @@ from typing import ClassVar
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.train.blend import SCHEDULES
 from bitnet_mlx.train.checks import check_numbers, flag
-from bitnet_mlx.train.loop_options import DTYPES, LoopOptions
+from bitnet_mlx.train.loop_options import DTYPES
+from bitnet_mlx.train.ste_options import SteOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class QatOptions(LoopOptions):
+class QatOptions(SteOptions):
     """One run. Field names are the command line's flags.
 
     kl_weight: the share of the teacher's KL in the loss; the rest is cross entropy. blend_fraction: of the steps, after

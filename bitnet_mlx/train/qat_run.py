@@ -63,7 +63,7 @@ def prepare(options: QatOptions) -> Run:
         raise ConfigError(
             f"[qat] --seq-length is {options.seq_length}; the model's context holds {weights.config.max_position_embeddings}"
         )
-    student = make_student(weights, options.dtype)
+    student = make_student(weights, options.dtype, options.estimator)
     texts = [read_text(path, tokenizer) for path in options.eval_data]
     ids = _ids(tokenizer, options)
     shown = [Text("--data", np.unique(ids).tolist(), 0), *texts]

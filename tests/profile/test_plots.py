@@ -34,6 +34,17 @@ RECORDS: dict[str, dict[str, Any]] = {
         "bench": "tracker", "scopes": [{"name": "load", "start_s": 0.0}, {"name": "load/tokenizer", "start_s": 0.1}],
         "timeline": [{"time_s": t, "used": 9, "owners": {"weights": t, "kv_cache": 1, "other": 5}} for t in (0, 1)],
     },
+    "calibration": {
+        "kind": "calibration", "backend": "numpy",
+        "inputs": [
+            {
+                "name": f"model.layers.{i}.mlp.down_proj", "min": -1.0, "max": 3.0, "rms": 0.5,
+                "clips": {"absmax": 3.0, "percentile": 2.0, "mse": 2.9, "kl": 1.5},
+                "histogram": {"bins": 128, "exponent": 2, "first": 60, "counts": [1, 0, 3, 4, 9, 5, 2], "count": 24},
+            }
+            for i in range(2)
+        ],
+    },
 }  # fmt: skip
 LOG = [{"step": i, "loss": 9 / i, "kl": 1 / i, "grad_norm": 1.0, "learning_rate": 1e-3} for i in range(1, 31)]
 LOG[29]["valid_loss"] = 0.5

@@ -195,8 +195,14 @@ def raw(server: Running, data: bytes) -> bytes:
 def test_slow_bodies_and_long_headers(server: Running) -> None:
     head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n"
     assert raw(server, head + b'\r\n{"model":').startswith(b"HTTP/1.1 408")
-    assert raw(server, head + b"X: " + b"y" * 100_000).startswith(b"HTTP/1.1 400")
-    assert raw(server, b"\x16\x03\x01 not http\r\n\r\n").startswith(b"HTTP/1.1 400")
+    for data, status, code in (
+        (head + b"X: " + b"y" * 100_000, 431, "headers_too_large"),
+        (b"\x16\x03\x01 not http\r\n\r\n", 400, "invalid_http"),
+        (head.replace(b"100", b"1" * 5000) + b"\r\n", 400, "invalid_http"),
+    ):
+        answer = raw(server, data)
+        assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == code
 
 
 def test_names_of_the_server(tmp_path: Path) -> None:

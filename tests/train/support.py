@@ -1,4 +1,4 @@
-"""A run small enough for a test: two layers, 64 wide, on made-up Python files."""
+"""Runs small enough for a test: from nothing, two layers, 64 wide, on made-up Python files; and from float to ternary."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 
 from bitnet_mlx.train.options import TrainOptions
+from bitnet_mlx.train.qat_options import QatOptions
+from tests.support import hf_folder, tiny_tokenizers
 
+SMALL = dict(iters=6, batch_size=2, seq_length=16, learning_rate=1e-3, warmup=1, save_every=2, steps_per_report=1)
 WORDS = "path name value index count result total state cache token".split()
 
 
@@ -32,6 +35,21 @@ def options(data: Path, output: Path, **changes: Any) -> TrainOptions:
     )  # fmt: skip
     base.update(changes)
     return TrainOptions(**base)
+
+
+def qat_options(place: Path, output: str, family: str = "llama", **changes: Any) -> QatOptions:
+    """A run from PLACE/float, a float model that is made if it is not there, to PLACE/output, on one sentence.
+
+    changes: of the options, and of a new model's config.json.
+    """
+    known = {name: changes.pop(name) for name in tuple(changes) if name in QatOptions.__dataclass_fields__}
+    if not (place / "float").exists():
+        hf_folder.write(place / "float", family, "dense", **{"vocab_size": 420, **changes})
+        tiny_tokenizers.byte_level(place / "float")
+        (place / "train.txt").write_text("hello world the quick brown fox jumps over a lazy dog\n" * 20)
+        (place / "eval.txt").write_text("hello world the quick brown fox jumps over a lazy dog\n" * 2)
+    data = dict(data=(place / "train.txt",), eval_data=(place / "eval.txt",), model=str(place / "float"))
+    return QatOptions(output=place / output, **{**data, **SMALL, **known})
 
 
 def silent(entry: dict[str, Any]) -> None:

@@ -9,22 +9,16 @@ import pytest
 from bitnet_mlx.backends import numpy_ref as ref
 from bitnet_mlx.formats import words2
 from bitnet_mlx.ternary import TernaryTensor, quantize_activations, ternarize
-from bitnet_mlx.train.layers import (
-    FixedLinear,
-    QATLinear,
-    activation_parts,
-    quantize_input,
-    quantize_weight,
-    ternary_parts,
-)
+from bitnet_mlx.train.layers import FixedLinear, QATLinear
+from bitnet_mlx.train.ste import STANDARD, STE, activation_parts, quantize_input, quantize_weight, ternary_parts
 
 # mean|W| = (0.5 + 1 + 0.25 + 0.25) / 4 = 0.5, so W / m = 1, -2, 0.5, -0.5: rounded half to even 1, -2 -> -1, 0, 0.
 WEIGHT = mx.array([[0.5, -1.0], [0.25, -0.25]])
 TERNARY = np.array([[0.5, -0.5], [0.0, 0.0]], np.float32)
 
 
-def linear(weight: mx.array, quantise: bool = True) -> QATLinear:
-    layer = QATLinear(*weight.shape, 0.02, quantise)
+def linear(weight: mx.array, ste: STE | None = STANDARD) -> QATLinear:
+    layer = QATLinear(*weight.shape, 0.02, ste)
     layer.weight = weight
     return layer
 
@@ -57,7 +51,7 @@ def test_gradients_pass_straight_through() -> None:
 
 def test_the_float_twin_has_plain_gradients() -> None:
     x = mx.array([[2.0, -0.5]])
-    layer = linear(WEIGHT, quantise=False)
+    layer = linear(WEIGHT, None)
     np.testing.assert_allclose(np.array(layer(x)), [[1.5, 0.625]])
 
 

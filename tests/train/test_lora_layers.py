@@ -8,9 +8,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 
-from bitnet_mlx.checkpoint.adapter_mlx import AdapterConfig, attach, load_adapter, save_adapter
+from bitnet_mlx.checkpoint.adapter import AdapterConfig, read_config, with_adapter
+from bitnet_mlx.checkpoint.adapter_mlx import adapter_parameters, attach, save_adapter
 from bitnet_mlx.errors import ConfigError, FormatError
 from bitnet_mlx.formats import words2
 from bitnet_mlx.models.decoder_mlx import MlxModel
@@ -80,12 +81,15 @@ def test_an_adapter_comes_back_from_the_disk(kind: str, tmp_path: Path) -> None:
     config = AdapterConfig(kind, 1, rank=2, keys=("self_attn.v_proj",))
     parameters = {k: mx.random.normal(v.shape) for k, v in attach(model, config).items()}
     save_adapter(tmp_path, parameters, config, {"model": None})
-    first, second = MlxModel(weights), MlxModel(weights)
-    assert load_adapter(first, tmp_path) == load_adapter(second, tmp_path) == config
-    assert np.array_equal(np.array(first(IDS)), np.array(second(IDS)))
-    assert not np.array_equal(np.array(first(IDS)), np.array(MlxModel(weights)(IDS)))
+    assert read_config(tmp_path) == config
+    model.update(tree_unflatten(list(parameters.items())))
+    model.eval()
+    again = MlxModel(with_adapter(weights, tmp_path))
+    assert np.array_equal(np.array(again(IDS)), np.array(model(IDS)))
+    assert not np.array_equal(np.array(again(IDS)), np.array(MlxModel(weights)(IDS)))
+    assert {name: a.shape for name, a in adapter_parameters(again).items()} == config.tensors(weights.config)
     with pytest.raises(ConfigError, match="adapter already"):
-        load_adapter(first, tmp_path)
+        attach(again, config)
 
 
 def test_mlx_lm_reads_the_files(tmp_path: Path) -> None:
@@ -114,7 +118,7 @@ def test_mlx_lm_reads_the_files(tmp_path: Path) -> None:
             return self.model.layers
 
     twin = _mlxlm.module("tuner.utils").load_adapters(Twin(), str(tmp_path))
-    load_adapter(fresh := MlxModel(weights), tmp_path)
+    fresh = MlxModel(with_adapter(weights, tmp_path))
     x = mx.random.normal((2, 72))
     a, b = twin.layers[1].self_attn.q_proj, fresh.layers[1].self_attn.q_proj
     np.testing.assert_allclose(np.array(a(x) - a.linear(x)), np.array(b(x) - b.linear(x)), rtol=1e-3, atol=1e-3)
@@ -126,11 +130,33 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         attach(MlxModel(weights), AdapterConfig(keys=("mlp.nothing",)))
     config = AdapterConfig(rank=2)
     save_adapter(tmp_path, attach(MlxModel(weights), config), config, {})
-    with pytest.raises(FormatError, match="of another model"):
-        load_adapter(MlxModel(random_weights(tiny_config(intermediate_size=96))), tmp_path)
-    (tmp_path / "adapters.safetensors").write_bytes(b"{")
+    narrow = random_weights(tiny_config(intermediate_size=96))
+    with pytest.raises(FormatError, match=r"of another model .*down_proj.lora_a is \[100, 2\] and not \[96, 2\]"):
+        with_adapter(narrow, tmp_path)
+    with pytest.raises(FormatError, match=r"layers.2.mlp.down_proj.lora_a is missing.* and 10 more"):
+        with_adapter(random_weights(tiny_config(num_hidden_layers=3)), tmp_path)
+    path = tmp_path / "adapters.safetensors"
+    tensors = mx.load(str(path))
+    assert isinstance(tensors, dict)
+    name = next(iter(tensors))
+    mx.save_safetensors(str(path), {**tensors, "lm_head.lora_a": mx.zeros((72, 2))})
+    with pytest.raises(FormatError, match="lm_head.lora_a is not known"):
+        with_adapter(weights, tmp_path)
+    for bad in (mx.full(tensors[name].shape, float("nan")), tensors[name].astype(mx.int32)):
+        mx.save_safetensors(str(path), {**tensors, name: bad})
+        with pytest.raises(FormatError, match=f"{name} is .*; finite floats are needed"):
+            with_adapter(weights, tmp_path)
+    path.write_bytes(b"{")
     with pytest.raises(FormatError, match="damaged"):
-        load_adapter(MlxModel(weights), tmp_path)
-    (tmp_path / "adapter_config.json").write_text('{"num_layers": 2}')
-    with pytest.raises(FormatError, match="no adapter's configuration"):
-        load_adapter(MlxModel(weights), tmp_path)
+        with_adapter(weights, tmp_path)
+    path.unlink()
+    with pytest.raises(ConfigError, match="no file"):
+        with_adapter(weights, tmp_path)
+    for text, kind, message in (
+        ('{"num_layers": 2}', FormatError, "no adapter's configuration"),
+        ('{"peft_type": "LORA", "r": 8}', ConfigError, "is PEFT's"),
+        ('{"fine_tune_type": "full", "num_layers": 2, "lora_parameters": null}', ConfigError, "'full'; lora, dora"),
+    ):
+        (tmp_path / "adapter_config.json").write_text(text)
+        with pytest.raises(kind, match=message):
+            with_adapter(weights, tmp_path)

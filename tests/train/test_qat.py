@@ -26,13 +26,13 @@ from bitnet_mlx.train.losses import distance
 from bitnet_mlx.train.masters import MasterLinear, make_student, set_blend, trained
 from bitnet_mlx.train.qat import qat
 from bitnet_mlx.train.qat_options import QatOptions
-from tests.support import hf_folder, tiny_tokenizers
+from tests.support import hf_folder
 from tests.support.random_model import random_weights, tiny_config
-from tests.train.support import silent
+from tests.train.support import SMALL, silent
+from tests.train.support import qat_options as options
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "qat_torch.npz")
 LINEARS = tuple(tiny_config().linear_shapes())
-SMALL = dict(iters=6, batch_size=2, seq_length=16, learning_rate=1e-3, warmup=1, save_every=2, steps_per_report=1)
 
 
 @pytest.mark.parametrize("blend", [0.0, 0.3, 1.0])
@@ -83,21 +83,6 @@ def test_blend_0_is_the_float_model_and_1_the_ternary_one(family: str, tmp_path:
         expected, found = np.array(MlxModel(parent)(ids)), np.array(student(ids))
         off = np.abs(found - expected).max(axis=-1) / expected.std()
         assert np.median(off) < 1e-4 and off.max() < 0.5  # an int8 code may flip at a position
-
-
-def folder(place: Path, name: str = "float", storage: str = "dense", **changes: Any) -> Path:
-    hf_folder.write(place / name, "llama", storage, vocab_size=420, **changes)
-    tiny_tokenizers.byte_level(place / name)
-    return place / name
-
-
-def options(place: Path, output: str, **changes: Any) -> QatOptions:
-    if not (place / "float").exists():
-        folder(place)
-        (place / "train.txt").write_text("hello world the quick brown fox jumps over a lazy dog\n" * 20)
-        (place / "eval.txt").write_text("hello world the quick brown fox jumps over a lazy dog\n" * 2)
-    data = dict(data=(place / "train.txt",), eval_data=(place / "eval.txt",), model=str(place / "float"))
-    return QatOptions(output=place / output, **{**data, **SMALL, **changes})
 
 
 def test_from_float_to_ternary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

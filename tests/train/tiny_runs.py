@@ -20,9 +20,9 @@ from bitnet_mlx.models.decoder_mlx import MlxModel
 from bitnet_mlx.tokenizer import load_tokenizer
 from bitnet_mlx.train import checkpoint
 from bitnet_mlx.train import run as loop
+from bitnet_mlx.train.loop import train
 from bitnet_mlx.train.lora import lora
 from bitnet_mlx.train.lora_options import LoraOptions
-from bitnet_mlx.train.loop import train
 from bitnet_mlx.train.options import TrainOptions
 from bitnet_mlx.train.qat import qat
 from bitnet_mlx.train.qat_options import QatOptions

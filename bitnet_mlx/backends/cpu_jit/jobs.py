@@ -11,6 +11,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from bitnet_mlx.backends.cpu_jit import layout as at
+from bitnet_mlx.backends.cpu_jit.adapter import adapted, low_row
 from bitnet_mlx.backends.cpu_jit.attention import attend, gated, rotate
 from bitnet_mlx.backends.cpu_jit.emit import Builder, Value, i64
 from bitnet_mlx.backends.cpu_jit.floats import OPTIONS, floats, ints, longs, norm_row, rms_norm
@@ -158,11 +159,26 @@ def linear_item(state, job, item, worker):
     for i in range(2 if job == at.GATE_UP else 1):
         to = state[at.UP] if i == 1 else out
         add = which in (at.O_PROJ, at.DOWN_PROJ)
-        linear_rows(state, linear_at(state, which + i), plain, plain_stride, n0, n1, to, stride, add, worker)
+        e = longs(linear_at(state, which + i))
+        if e[at.RANK] == 0:
+            linear_rows(state, e, plain, plain_stride, n0, n1, to, stride, add, worker)
+        else:
+            room = state[at.SCRATCH] + worker * state[at.SCRATCH_BYTES] + state[at.PLAIN_TILE_AT]
+            linear_rows(state, e, plain, plain_stride, n0, n1, room - n0 * 4, at.TILE, False, worker)
+            adapted(state, e, which + i, room, n0, n1, to, stride, add)
     if job == at.GATE_UP:
         for m in range(state[at.ROWS]):
             here = (m * stride + n0) * 4
             gated(out + here, state[at.UP] + here, n1 - n0, state[at.SILU])
+
+
+@njit(**OPTIONS)
+def low_item(state, item):
+    """x A of one row and one linear."""
+    which = state[at.LOW_FIRST] + item // state[at.ROWS]
+    e = longs(linear_at(state, which))
+    if e[at.RANK] != 0:
+        low_row(state, e, which, item % state[at.ROWS])
 
 
 @njit(**OPTIONS)
@@ -210,6 +226,8 @@ def work(address, worker):
                 gated_row(state, item)
             elif job == at.HEAD:
                 head_tile(state, item)
+            elif job == at.DOWN_RANK:
+                low_item(state, item)
             else:
                 linear_item(state, job, item, worker)
         first = take(counter, grain)

@@ -19,20 +19,26 @@ MARKS, MARKED, MARKS_ROOM = range(44, 47)
 # Buffers.
 X, PLAIN, CODES, SUMS, SCALES, Q, KEYS, VALUES, ATTENTION, GATE, UP = range(48, 59)
 SCRATCH, SCRATCH_BYTES, TILE_AT, SCORES_AT, NORMED = range(59, 64)
-STATE_SIZE = 64
+# Adapters: x A [3, rows, LOW_WIDTH], the linear it begins with, and the input; a thread's tile before its adapter.
+LOW, LOW_WIDTH, LOW_FIRST, LOW_INPUT, LOW_STRIDE, PLAIN_TILE_AT = range(64, 70)
+STATE_SIZE = 72
 
 # Jobs.
 PREPARE, QKV, ROTATE, ATTEND, OUT, GATE_UP, DOWN, FINAL_NORM, HEAD, SINGLE, GATED = range(11)
 ENTER = 11  # no job: the mark of a compiled step's first moment
+DOWN_RANK = 12  # x A of adapters
 
-# A mark: int64 [MARK_FIELDS], the job (SINGLE: plus MARK_WHICH times its linear), its layer, and when it ended in
+# A mark: int64 [MARK_FIELDS], the job (SINGLE and DOWN_RANK: plus MARK_WHICH times the linear), its layer, and when it ended in
 # nanoseconds of clock.now().
 MARK_FIELDS, MARK_WHICH = 3, 16
 
 # A linear: int64 [FIELDS] each; a layer has seven, in this order; the head comes after the last layer.
 # NORM: address of the weight of the norm that the linear has of its own, or 0.
 KIND, N, WIDTH, ROW_BYTES, DATA, SCALE, SCALE_STEP, SCALE_GROUPS, BIAS, NORM = range(10)
-FIELDS = 10
+# An adapter: its rank (0: none), A^T [rank, WIDTH], B^T [N, rank in whole lanes], the addresses of its factor, of its
+# gain [N] (0: none) and of the linear's bias (0: none), which is added last; BIAS is 0 then.
+RANK, LOW_A, LOW_B, FACTOR, GAIN, LATE_BIAS = range(10, 16)
+FIELDS = 16
 Q_PROJ, K_PROJ, V_PROJ, O_PROJ, GATE_PROJ, UP_PROJ, DOWN_PROJ = range(7)
 LAYER_LINEARS = 7
 

@@ -1,6 +1,6 @@
 """Rows n0 .. n1 of a linear for all rows of activations: ternary on int8 codes, or float in the reference's order.
 
-`entry` is the address of the linear's fields (see layout.py); results go to, or are added to, float32 out[m, n].
+`e` is the linear's fields (see layout.py); results go to, or are added to, float32 out[m, n].
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from bitnet_mlx.backends.cpu_jit.floats import (
     dot_ternary,
     floats,
     ints,
-    longs,
 )  # fmt: skip
 from bitnet_mlx.backends.cpu_jit.product import BLOCK, BLOCK_BYTES, PANEL, panel_product, row_product
 
@@ -134,9 +133,8 @@ def float_rows(e, rows, x, x_stride, n0, n1, out, stride, add):
 
 
 @njit(**OPTIONS)
-def linear_rows(state, entry, x, x_stride, n0, n1, out, stride, add, worker):
+def linear_rows(state, e, x, x_stride, n0, n1, out, stride, add, worker):
     """out[m, n0:n1] of every row m for one linear. x, x_stride: the float inputs, for a linear that is not ternary."""
-    e = longs(entry)
     if e[at.KIND] != at.TERNARY:
         float_rows(e, state[at.ROWS], x, x_stride, n0, n1, out, stride, add)
         return

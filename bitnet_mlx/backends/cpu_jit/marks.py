@@ -23,6 +23,7 @@ if available:
             clock_gettime(CLOCK, here + 8)  # seconds and nanoseconds, in the last two fields
             mark[2] += mark[1] * 1000000000
             which = state[at.WHICH] if state[at.JOB] == at.SINGLE else 0
+            which = state[at.LOW_FIRST] if state[at.JOB] == at.DOWN_RANK else which
             mark[0], mark[1] = state[at.JOB] + at.MARK_WHICH * which, state[at.LAYER]
             state[at.MARKED] += 1
 

@@ -55,9 +55,23 @@ def take_input(address, norm, source, k, stride, first, last):
     state[at.INPUT], state[at.K], state[at.INPUT_STRIDE], state[at.WANTS] = source, k, stride, 0
     state[at.WEIGHT], state[at.NORM_EPS] = norm, at.EPS
     for which in range(first, last + 1):
-        state[at.WANTS] |= 1 if longs(linear_at(state, which))[at.KIND] == at.TERNARY else 2
+        e = longs(linear_at(state, which))
+        state[at.WANTS] |= (1 if e[at.KIND] == at.TERNARY else 2) | (2 if e[at.RANK] != 0 else 0)
     rows = state[at.ROWS]
     run(address, at.PREPARE, rows, 1, 8 * rows * k if rows > 1 else 0)
+
+
+@njit(**OPTIONS)
+def through_rank(address, source, stride, first, last):
+    """x A of the adapters of linears first .. last, where there are any. source, stride: their float inputs."""
+    state = longs(address)
+    size = 0
+    for which in range(first, last + 1):
+        e = longs(linear_at(state, which))
+        size += e[at.RANK] * e[at.WIDTH]
+    if size != 0:
+        state[at.LOW_FIRST], state[at.LOW_INPUT], state[at.LOW_STRIDE] = first, source, stride
+        run(address, at.DOWN_RANK, (last - first + 1) * state[at.ROWS], 1, size * state[at.ROWS])
 
 
 @njit(**OPTIONS)
@@ -82,6 +96,7 @@ def separately(address, norm, source, k, stride, first, last):
             state[at.INPUT], state[at.INPUT_STRIDE] = source, stride
             state[at.WEIGHT], state[at.NORM_EPS] = norm, at.EPS
         state[at.WANTS] = 1 if e[at.KIND] == at.TERNARY else 2
+        through_rank(address, normed, normed_stride, which, which)
         run(address, at.PREPARE, rows, 1, 8 * rows * k)
         count = tiles(state, which)
         run(address, at.SINGLE, count, stretch(state, count, rows), e[at.N] * k * rows)
@@ -102,6 +117,8 @@ def linears(address, job, norm, source, k, stride, first, last):
         separately(address, weight, source, k, stride, first, last)
         return
     take_input(address, weight, source, k, stride, first, last)
+    plain, plain_stride = (source, stride) if weight == 0 else (state[at.PLAIN], padded(k))
+    through_rank(address, plain, plain_stride, first, last)
     items = count // 2 if job == at.GATE_UP else count  # an item covers a tile of both
     run(address, job, items, stretch(state, items, state[at.ROWS]), count * at.TILE * k * state[at.ROWS])
 

@@ -53,7 +53,7 @@ def weight_traffic(weights: DecoderWeights, tokens: int) -> dict[str, int]:
 
     def of(*names: str) -> int:
         linears = [weights.layer_linear(layer, name) for layer in layers for name in names]
-        return sum(x.weight.nbytes + (0 if x.bias is None else x.bias.nbytes) for x in linears)
+        return sum(sum(v.nbytes for v in (x.weight, x.bias, x.adapter) if v is not None) for x in linears)
 
     own = [linear.norm for linear in weights.linears.values() if linear.norm is not None]
     return {

@@ -19,10 +19,11 @@ _PART = {
     at.GATE_UP: "gate_up", at.GATED: "gate_up", at.DOWN: "down", at.FINAL_NORM: "norm", at.HEAD: "head",
 }  # fmt: skip
 _PART.update(
-    (at.SINGLE + at.MARK_WHICH * which, part)
+    (job + at.MARK_WHICH * which, part)
+    for job in (at.SINGLE, at.DOWN_RANK)
     for which, part in enumerate(("qkv", "qkv", "qkv", "o", "gate_up", "gate_up", "down"))
 )
-_JOBS = 22  # of a layer at most: where each linear has a norm of its own
+_JOBS = 29  # of a layer at most: where each linear has a norm of its own, and an adapter
 _OUTSIDE = 3  # the entry, the last norm, the head
 
 

@@ -19,6 +19,7 @@ from bitnet_mlx.bench.launches_mlx import launches
 from bitnet_mlx.bench.layer_launches_mlx import kernel_launches, stock_launches
 from bitnet_mlx.bench.profiled.engine import cache_traffic
 from bitnet_mlx.models.layers_mlx import attend, side_by_side
+from bitnet_mlx.nn.lora import LoRALinear
 from bitnet_mlx.nn.norm import RMSNorm
 from bitnet_mlx.nn.site import PackedSite
 from bitnet_mlx.profile.spans import Recorder
@@ -154,15 +155,17 @@ class TimedMlx:
 
 
 def _bytes(module: Any) -> int:
-    """Of a module's own arrays, without those of modules inside it."""
-    return sum(value.nbytes for value in module.values() if isinstance(value, mx.array))
+    """Of a module's own arrays, without those of modules inside it, but for the linear beside an adapter."""
+    own = sum(value.nbytes for value in module.values() if isinstance(value, mx.array))
+    return own + (_bytes(module.linear) if isinstance(module, LoRALinear) else 0)
 
 
 def _count(model: Any) -> int:
-    """Launches of one more token: a layer's times the layers, the embedding's and the head's."""
-    first = model.layers[0]
-    scale = getattr(first.self_attn.q_proj, "scale", None)
-    bits = getattr(first.self_attn.q_proj, "activation_bits", 16)
+    """Launches of one more token: a layer's times the layers, the embedding's and the head's, and the adapters' products
+    and sums."""
+    first = model.layers[0].self_attn.q_proj
+    first = first.linear if isinstance(first, LoRALinear) else first
+    scale, bits = getattr(first, "scale", None), getattr(first, "activation_bits", 16)
     kind = "tensor" if scale is None else SCALES[scale.ndim]
     hidden = mx.zeros((1, 1, model.config.hidden_size), model.model.dtype)
     ends = len(launches(lambda x: model.head(x[:, -1]), hidden))
@@ -171,4 +174,6 @@ def _count(model: Any) -> int:
         layer = stock_launches(model.config, kind, bits)
     else:
         layer = kernel_launches(model.config, kind, bits, platform="cuda" if model.name == "cuda" else "metal")
-    return len(layer) * len(model.layers) + ends + rows
+    beside = [m for m in model.modules() if isinstance(m, LoRALinear)]
+    more = sum(len(launches(m.beside, mx.zeros((1, 1, m.lora_a.shape[0])))) + 1 for m in beside)
+    return len(layer) * len(model.layers) + ends + rows + more

@@ -19,7 +19,7 @@ LEVELS = (
     ("models",),
     ("checkpoint", "tokenizer"),
     ("generation", "api"),
-    ("quality", "train", "bench", "serve"),
+    ("quality", "calibration", "train", "bench", "serve"),
     ("doctor", "cli"),
     ("__main__",),
 )
