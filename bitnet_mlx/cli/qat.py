@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["constant", "linear", "exponential", "layers"],
         help="how layers become ternary: at once, evenly, exponentially, or one by one (default linear)",
     )
+    text = "add norms before o_proj and down_proj, as BitNet has them; they grow in with the blend"
+    add("--sub-norms", action="store_true", help=text)
     text = "of activations and products (default: the model's own); masters and optimiser are float32"
     add("--dtype", choices=["bfloat16", "float32"], help=text)
     add_numbers(add, _NUMBERS)

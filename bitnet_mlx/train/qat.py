@@ -66,5 +66,5 @@ def qat(options: QatOptions, report: Report) -> dict[str, Any]:
     if place.last:
         record.update(first_loss=place.first["loss"], loss=place.last["loss"])
     with writing(options.output / "model.safetensors"):
-        write_masters(work.folder, work.weights, place.state[PARAMETERS], options.output)
+        write_masters(work.folder, work.weights, place.state[PARAMETERS], options.output, options.sub_norms)
     return {**record, "steps": place.done, **work.measured("after", 1.0), "device": str(mx.default_device())}

@@ -20,12 +20,13 @@ class QatOptions(SteOptions):
 
     kl_weight: the share of the teacher's KL in the loss; the rest is cross entropy. blend_fraction: of the steps, after
     which all layers are ternary. dtype: of activations and products; None is the model's own.
+    sub_norms: add norms before o_proj and down_proj.
     """
 
     COMMAND: ClassVar[str] = "qat"
     POSITIVE: ClassVar[Sequence[str]] = ("seq_length",)
     COURSE: ClassVar[Sequence[str]] = (
-        "model", "teacher", "seq_length", "blend", "blend_fraction", "kl_weight", "temperature",
+        "model", "teacher", "seq_length", "blend", "blend_fraction", "kl_weight", "temperature", "sub_norms",
     )  # fmt: skip
 
     data: tuple[Path, ...]
@@ -40,6 +41,7 @@ class QatOptions(SteOptions):
     kl_weight: float = 0.5
     temperature: float = 1.0
     dtype: str | None = None
+    sub_norms: bool = False
     save_every: int = 200
 
     def __post_init__(self) -> None:

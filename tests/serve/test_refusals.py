@@ -41,36 +41,13 @@ def refused(response: httpx.Response) -> tuple[int, str | None, str | None]:
     return response.status_code, error["param"], error["code"]
 
 
-UNSUPPORTED = {
-    "tools": [{"type": "function", "function": {"name": "f"}}],
-    "tool_choice": "auto",
-    "response_format": {"type": "json_object"},
-    "reasoning_effort": "low",
-    "modalities": ["audio"],
-    "store": True,
-    "parallel_tool_calls": True,
-    "service_tier": "flex",
-    "functions": [{"name": "f"}],
-    "prediction": {"type": "content", "content": "x"},
-    "min_tokens": 3,
-}
-
-
-@pytest.mark.parametrize("field", UNSUPPORTED)
-def test_what_is_not_honoured_is_named(server: Running, field: str) -> None:
-    for path, body in ((CHAT, TALK), (COMPLETIONS, GOOD)):
-        response = httpx.post(server.url + path, json={**body, field: UNSUPPORTED[field]})
-        assert refused(response) == (400, field, "unsupported_parameter")
-        assert field in response.json()["error"]["message"]
-
-
 @pytest.mark.parametrize(
     ("field", "value", "param"),
     [
         ("temperature", 2.1, None), ("temperature", -0.1, None), ("temperature", "1", None), ("temperature", True, None),
         ("top_p", 0, None), ("top_p", 1.1, None), ("top_k", -1, None), ("top_k", 1.5, None), ("min_p", 2, None),
         ("repetition_penalty", 0, None), ("presence_penalty", 2.1, None), ("frequency_penalty", -3, None),
-        ("max_tokens", 0, None), ("max_tokens", 10**30, None), ("max_tokens", "5", None), ("max_tokens", 1.0, None),
+        ("max_tokens", 10**30, None), ("max_tokens", "5", None), ("max_tokens", 1.0, None),
         ("n", 0, None), ("n", 17, None), ("seed", 2**63, None), ("seed", 1.5, None), ("stop", "", None), ("stop", 3, None),
         ("stop", ["a"] * 17, None), ("stop", ["a", 1], None), ("stream", "yes", None), ("stream", 1, None),
         ("logit_bias", {"5000": 1}, None), ("logit_bias", {"x": 1}, None), ("logit_bias", {"-1": 1}, None),
@@ -89,7 +66,7 @@ def test_values_outside_what_is_allowed(server: Running, field: str, value: Any,
     ("changes", "param", "code"),
     [
         ({"messages": []}, "messages", "invalid_value"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "invalid_value"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role", "invalid_value"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "missing_required_parameter"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", "invalid_value"),
         ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages[0].name", "unsupported_parameter"),
@@ -133,7 +110,8 @@ def test_unknown_models_and_routes(server: Running) -> None:
     assert refused(other) == (404, "model", "model_not_found")
     assert refused(httpx.get(server.url + "/v1/nothing"))[0] == 404
     assert refused(httpx.get(server.url + COMPLETIONS))[0] == 405
-    assert refused(httpx.post(server.url + "/v1/embeddings", json={}))[0] == 404
+    body = {"model": "test/model", "input": "x"}
+    assert refused(httpx.post(server.url + "/v1/embeddings", json=body)) == (400, "model", "no_embeddings")
 
 
 @pytest.mark.parametrize(
