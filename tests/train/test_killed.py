@@ -79,30 +79,39 @@ def test_a_full_disk_loses_nothing_before_the_last_checkpoint(
     assert log(folder / name) == log(go("train", folder, f"{name}-whole", silent))
 
 
-def ring(folder: Path, how: str) -> list[subprocess.Popen[str]]:
+def ring(folder: Path, what: str, how: str, ranks: int = 2) -> list[subprocess.Popen[str]]:
+    """The first ranks of a ring of two, each a process."""
     sockets = [socket.socket() for _ in range(2)]
     for s in sockets:
         s.bind(("127.0.0.1", 0))
-    hosts = folder / f"hosts-{how}.json"
+    hosts = folder / f"hosts-{what}-{how}.json"
     hosts.write_text(json.dumps([["{}:{}".format(*s.getsockname())] for s in sockets]))
     for s in sockets:
         s.close()
-    return [start("ranks", folder, how, MLX_RANK=str(rank), MLX_HOSTFILE=str(hosts)) for rank in range(2)]
+    return [start(what, folder, how, MLX_RANK=str(rank), MLX_HOSTFILE=str(hosts)) for rank in range(ranks)]
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
-def test_two_ranks_are_two_batches_a_step_and_a_lost_one_ends_the_other(how: str, folder: Path, whole: Any) -> None:
-    first, second = ring(folder, how)
+def test_two_ranks_are_two_batches_a_step_and_a_dead_one_ends_the_other(folder: Path, whole: Any) -> None:
+    first, second = ring(folder, "ranks", "SIGKILL")
     out, error = first.communicate(timeout=240)
-    second.kill()
     second.communicate()
-    if how == "SIGSTOP":
-        assert first.returncode == 1 and "rank 0 waited 2 s for another rank" in error, error
-        return
-    assert first.returncode == 0, error
+    assert first.returncode == 0 and second.returncode == -9, error
     assert "rank 0 of 2 lost another rank" in json.loads(out.splitlines()[-1])["lost"]
     for command, optimizer in zip(COMMANDS, ENDS, strict=True):
         output, expected = folder / f"ring-{command}-0", whole(command, optimizer)
         assert log(output) == log(expected)
         assert (output / WROTE[command]).read_bytes() == (expected / WROTE[command]).read_bytes()
         assert not (folder / f"ring-{command}-1").exists()  # rank 0 alone writes
+    # What two began, one ends.
+    go("train", folder, "lost-SIGKILL-0", silent, resume=True, grad_accumulation_steps=2)
+    assert log(folder / "lost-SIGKILL-0") == log(whole("train", "adamw"))
+
+
+def test_a_silent_rank_and_one_that_never_comes_are_not_waited_for(folder: Path) -> None:
+    first, second = ring(folder, "ranks", "SIGSTOP")
+    [alone] = ring(folder, "alone", "", 1)
+    for process, waited, codes in ((alone, "2 s", (-15,)), (first, "5 s", (1,))):
+        _, error = process.communicate(timeout=240)
+        assert process.returncode in codes and f"rank 0 waited {waited} for another rank" in error, error
+    second.kill()
+    second.communicate()

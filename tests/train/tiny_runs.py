@@ -20,6 +20,7 @@ from bitnet_mlx.models.decoder_mlx import MlxModel
 from bitnet_mlx.tokenizer import load_tokenizer
 from bitnet_mlx.train import checkpoint
 from bitnet_mlx.train import run as loop
+from bitnet_mlx.train.group import join
 from bitnet_mlx.train.loop import train
 from bitnet_mlx.train.lora import lora
 from bitnet_mlx.train.lora_options import LoraOptions
@@ -127,7 +128,7 @@ def killed(folder: Path) -> dict[str, str]:
 
 def ranks(folder: Path, how: str) -> dict[str, str]:
     """As one rank: every command, each with another optimiser; then a run in which rank 1 ends or stops."""
-    rank = int(os.environ["MLX_RANK"])
+    rank = join(120.0).rank
     for command, optimizer in zip(COMMANDS, ENDS, strict=True):
         if how == "SIGKILL":
             go(command, folder, f"ring-{command}-{rank}", lambda entry: None, optimizer=optimizer)
@@ -139,7 +140,7 @@ def ranks(folder: Path, how: str) -> dict[str, str]:
     rate = loop.learning_rate  # asked at each step, on every rank
     loop.learning_rate = lambda step, *rest: (lose(step), rate(step, *rest))[1]
     try:
-        go("train", folder, f"lost-{how}-{rank}", lambda entry: None, rank_timeout=2.0)
+        go("train", folder, f"lost-{how}-{rank}", lambda entry: None, rank_timeout=5.0)
     except TrainError as error:
         return {"lost": str(error)}
     return {}
@@ -147,4 +148,7 @@ def ranks(folder: Path, how: str) -> dict[str, str]:
 
 if __name__ == "__main__":
     what, place, *more = sys.argv[1:]
-    print(json.dumps(killed(Path(place)) if what == "killed" else ranks(Path(place), *more)))
+    if what == "alone":
+        join(2.0)
+    else:
+        print(json.dumps(killed(Path(place)) if what == "killed" else ranks(Path(place), *more)))
