@@ -4,7 +4,8 @@
 PYTHONPATH=. python benchmarks/bench_train.py --preset 100m --record benchmarks/results/train.jsonl
 
 train float, train ternary: the steps of `bitnet-mlx train --float` and `train`. train taught: with a float teacher of the same
-shape. qat float, qat ternary: the steps of `qat` with every layer's blend at 0 and at 1, no teacher. Random token ids.
+shape. qat ternary: a step of `qat`, every layer's blend at 1, no teacher. qat float: the same graph, no quantisers. Random
+token ids.
 flops are 6 a weight of linears and head and 6 L D a layer of attention (causal) for a token; utilisation is their share
 of what a bfloat16 product of 8,192 x 8,192 x 8,192 reaches in the same run.
 """
@@ -31,7 +32,9 @@ from bitnet_mlx.train import loop, optimizer, qat
 from bitnet_mlx.train.data import Windows
 from bitnet_mlx.train.export import write_hf
 from bitnet_mlx.train.group import Group
+from bitnet_mlx.train.losses import Losses, Signal
 from bitnet_mlx.train.masters import make_student, set_blend, trained
+from bitnet_mlx.train.model import TrainDecoder
 from bitnet_mlx.train.options import TrainOptions
 from bitnet_mlx.train.prepare import Dataset
 from bitnet_mlx.train.qat_options import QatOptions
@@ -57,8 +60,7 @@ NAMES = ("train float", "train ternary", "train taught", "qat float", "qat terna
 class Trainee:
     """One contender: its task, and where its run is."""
 
-    def __init__(self, task: Task, parameters: optimizer.Tensors, blend: float | None = None) -> None:
-        self._task, self._blend = task, blend
+    def __init__(self, task: Task, parameters: optimizer.Tensors) -> None:
         self._update, self._alive, self._step = Update(task, Group()), mx.array(True), 0
         self._state = optimizer.init(task.options.optimizer, parameters)
         mx.eval(self._state)
@@ -67,8 +69,6 @@ class Trainee:
         """Seconds a step, the host one step ahead of the device as in a run."""
         begun, before = time.perf_counter(), None
         for _ in range(count):
-            if self._blend is not None:
-                set_blend(self._task.model, [self._blend] * len(self._task.model.layers))
             rates = optimizer.rates(self._step, 1e-4, 0.1)
             self._state, self._alive, values = self._update(self._state, self._alive, self._step, rates)
             mx.async_eval(self._state, self._alive, values)
@@ -88,30 +88,39 @@ def plain(options: TrainOptions, ids: np.ndarray) -> Trainee:
     return Trainee(loop.make_task(options, dataset, windows, model), parameters)
 
 
-def blended(options: TrainOptions, folder: Path, ids: np.ndarray, blend: float) -> Trainee:
-    """A step of `qat` from the float model in a folder."""
+def from_float(options: TrainOptions, folder: Path, ids: np.ndarray, quantise: bool) -> Trainee:
+    """A step of `qat` from the float model in a folder; or of the same model without quantisers."""
     asked = QatOptions(
         model=str(folder), data=(), output=folder, batch_size=options.batch_size, seq_length=options.seq_length, kl_weight=0.0,
         dtype=options.dtype, blend="constant",
     )  # fmt: skip
     weights = read_weights(folder)
     student = make_student(weights, options.dtype)
-    work = Run(asked, folder, weights, student, Teacher(student, asked), ids.astype(np.int32), [])
-    return Trainee(qat.make_job(work, Group()).task, trained(student), blend)
+    teacher = Teacher(lambda: student, asked, ([], None), None)
+    task = qat.make_job(Run(asked, folder, weights, student, teacher, ids.astype(np.int32), []), Group()).task
+    if not quantise:
+        objective = Losses(student, asked)
+
+        def loss(batch: mx.array, signal: Signal, *_: mx.array) -> optimizer.Tensors:
+            set_blend(student, [0.0] * len(student.layers))
+            return objective(batch, signal)
+
+        task = replace(task, loss=loss)
+    return Trainee(task, trained(student))
 
 
 def contenders(options: TrainOptions, folder: Path, ids: np.ndarray) -> dict[str, Callable[[], Trainee]]:
     """How to make each; a float model of the options' shape is put into `folder`, with a tokenizer's vocabulary."""
     vocab = {str(i): i for i in range(options.vocab_size)}
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab}, "added_tokens": []}), "utf-8")
-    model = loop.TrainDecoder(options.model_config(options.vocab_size), quantise=False)
+    model = TrainDecoder(options.model_config(options.vocab_size), None)
     write_hf(folder, model.config, dict(tree_flatten(model.parameters())), quantise=False)  # type: ignore[arg-type]
     return {
         "train float": lambda: plain(replace(options, quantise=False), ids),
         "train ternary": lambda: plain(options, ids),
         "train taught": lambda: plain(replace(options, teacher=folder), ids),
-        "qat float": lambda: blended(options, folder, ids, 0.0),
-        "qat ternary": lambda: blended(options, folder, ids, 1.0),
+        "qat float": lambda: from_float(options, folder, ids, False),
+        "qat ternary": lambda: from_float(options, folder, ids, True),
     }
 
 
