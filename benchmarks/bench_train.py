@@ -4,8 +4,7 @@
 PYTHONPATH=. python benchmarks/bench_train.py --preset 100m --record benchmarks/results/train.jsonl
 
 train float, train ternary: the steps of `bitnet-mlx train --float` and `train`. train taught: with a float teacher of the same
-shape. qat ternary: a step of `qat`, every layer's blend at 1, no teacher. qat float: the same graph, no quantisers. Random
-token ids.
+shape. qat float, qat ternary: the steps of `qat` with every layer's blend at 0 and at 1, no teacher. Random token ids.
 flops are 6 a weight of linears and head and 6 L D a layer of attention (causal) for a token; utilisation is their share
 of what a bfloat16 product of 8,192 x 8,192 x 8,192 reaches in the same run.
 """
@@ -32,9 +31,7 @@ from bitnet_mlx.train import loop, optimizer, qat
 from bitnet_mlx.train.data import Windows
 from bitnet_mlx.train.export import write_hf
 from bitnet_mlx.train.group import Group
-from bitnet_mlx.train.losses import Losses, Signal
 from bitnet_mlx.train.masters import make_student, set_blend, trained
-from bitnet_mlx.train.model import TrainDecoder
 from bitnet_mlx.train.options import TrainOptions
 from bitnet_mlx.train.prepare import Dataset
 from bitnet_mlx.train.qat_options import QatOptions
@@ -88,8 +85,8 @@ def plain(options: TrainOptions, ids: np.ndarray) -> Trainee:
     return Trainee(loop.make_task(options, dataset, windows, model), parameters)
 
 
-def from_float(options: TrainOptions, folder: Path, ids: np.ndarray, quantise: bool) -> Trainee:
-    """A step of `qat` from the float model in a folder; or of the same model without quantisers."""
+def blended(options: TrainOptions, folder: Path, ids: np.ndarray, blend: float) -> Trainee:
+    """A step of `qat` from the float model in a folder."""
     asked = QatOptions(
         model=str(folder), data=(), output=folder, batch_size=options.batch_size, seq_length=options.seq_length, kl_weight=0.0,
         dtype=options.dtype, blend="constant",
@@ -98,14 +95,10 @@ def from_float(options: TrainOptions, folder: Path, ids: np.ndarray, quantise: b
     student = make_student(weights, options.dtype)
     teacher = Teacher(lambda: student, asked, ([], None), None)
     task = qat.make_job(Run(asked, folder, weights, student, teacher, ids.astype(np.int32), []), Group()).task
-    if not quantise:
-        objective = Losses(student, asked)
-
-        def loss(batch: mx.array, signal: Signal, *_: mx.array) -> optimizer.Tensors:
-            set_blend(student, [0.0] * len(student.layers))
-            return objective(batch, signal)
-
-        task = replace(task, loss=loss)
+    set_blend(student.layers, [blend] * len(student.layers))
+    if blend == 0:  # without the quantisers; otherwise the blend is an input of the step
+        loss = task.loss
+        task = replace(task, loss=lambda batch, signal, *_: loss(batch, signal))
     return Trainee(task, trained(student))
 
 
@@ -113,14 +106,14 @@ def contenders(options: TrainOptions, folder: Path, ids: np.ndarray) -> dict[str
     """How to make each; a float model of the options' shape is put into `folder`, with a tokenizer's vocabulary."""
     vocab = {str(i): i for i in range(options.vocab_size)}
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab}, "added_tokens": []}), "utf-8")
-    model = TrainDecoder(options.model_config(options.vocab_size), None)
+    model = loop.TrainDecoder(options.model_config(options.vocab_size), None)
     write_hf(folder, model.config, dict(tree_flatten(model.parameters())), quantise=False)  # type: ignore[arg-type]
     return {
         "train float": lambda: plain(replace(options, quantise=False), ids),
         "train ternary": lambda: plain(options, ids),
         "train taught": lambda: plain(replace(options, teacher=folder), ids),
-        "qat float": lambda: from_float(options, folder, ids, False),
-        "qat ternary": lambda: from_float(options, folder, ids, True),
+        "qat float": lambda: blended(options, folder, ids, 0.0),
+        "qat ternary": lambda: blended(options, folder, ids, 1.0),
     }
 
 
