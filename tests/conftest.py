@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+from tests.support import tally
 
 _LOCAL = ("127.", "::1", "localhost")
 
@@ -29,6 +30,18 @@ def stay_on_this_machine() -> Iterator[None]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How much of the session ran on the emulated grid."""
-    emulator = sys.modules.get("tests.emulator")
-    if emulator is not None and (line := emulator.summary()):
+    if line := tally.here.line():
         terminalreporter.write_line(line)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of pytest-xdist tells what it emulated."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["emulator"] = tally.here.record()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """What a worker told is added up where the session's end is printed."""
+    if told := getattr(node, "workeroutput", {}).get("emulator"):
+        tally.here.add(told)

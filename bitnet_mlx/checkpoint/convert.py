@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -83,6 +83,8 @@ def convert(
     ternarize: bool = False,
     i2s_layout: str | None = None,
     precision: str | None = None,
+    keep: Collection[str] = (),
+    floats: bool = False,
     prepare: Callable[[DecoderWeights, dict[str, float]], DecoderWeights] | None = None,
     check: Callable[[Path], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -91,15 +93,15 @@ def convert(
 
     hf_path: a folder, a GGUF file, or owner/name on the Hugging Face hub. mlx_path: where the result is to be; it appears
     when it is whole and has been compared. format: words2 (this package's own, used in place), trits5 (its own, 1.6 bits
-    a weight), hf (Hugging Face's packed layout, for transformers), hf-float (the same weights as plain floats), gguf-tq1_0, gguf-tq2_0 (a .gguf file with its
-    tokenizer) or mlx-2bit (for stock mlx-lm; llama and qwen3 families).
+    a weight), hf (Hugging Face's packed layout, for transformers), hf-float (plain floats), gguf-tq1_0, gguf-tq2_0 (a .gguf
+    file with its tokenizer) or mlx-2bit (for stock mlx-lm; llama and qwen3 families).
     head_bits: of embedding and head: 16 as they are, else 8, 6 or 4; None makes floats 8 where the format can hold that.
     dtype: of what stays floats; None keeps the checkpoint's. force: replace a model at mlx_path. i2s_layout: of a
     GGUF file's I2_S tensors, where it should not be found from them. precision: "memory", "balanced" or "accuracy"
     (models/precision.py) sets head_bits and dtype where they are not given; bits of the KV cache are chosen at load.
-    prepare: makes the weights that are written of those that are read, and may put each linear's relative error into the
-    dict that it is given. check: looks at what was written before it appears, and raises where it should not.
-    progress: called with weights done and weights in all.
+    keep: full names of linears that stay floats where others are ternarised. floats: read all of them as floats. prepare:
+    makes the weights that are written, and puts relative errors into its dict. check: looks at what was written before it
+    appears, and raises where it should not. progress: called with weights done and weights in all.
 
     Raises ConfigError for options and places that are not allowed, MemoryLimitError where the disk lacks room,
     UnsupportedModelError or FormatError for checkpoints that are not read, are damaged, or do not fit the format.
@@ -112,11 +114,11 @@ def convert(
     path = resolve(hf_path, revision)
     with Workplace(mlx_path, force, (path,)) as place, described(path) as texts:
         errors: dict[str, float] = {}
-        weights = open_weights(path, errors=errors, activations=activations, ternarize=ternarize, i2s_layout=i2s_layout)
-        if prepare is not None:
-            weights = prepare(weights, errors)
+        reading = {"activations": activations, "ternarize": ternarize, "i2s_layout": i2s_layout, "floats": floats}
+        weights = open_weights(path, errors=errors, keep=() if prepare else keep, **reading)
+        weights = weights if prepare is None else prepare(weights, errors)
         target = make_target(weights, texts, format, head_bits, dtype, Path(mlx_path).name)
-        place.check_room(room(weights, format, head_bits))
+        place.check_room(room(weights, format, head_bits, len(keep)))
         written = _write(weights, target, place, texts, progress)
         size = (place.path / target.file).stat().st_size
         if check is not None:
@@ -124,21 +126,11 @@ def convert(
         made = place.publish(target.file if target.whole else None)
     written.add("relative_error", errors)
     return Conversion(
-        path=str(made),
-        source=str(path),
-        format=format,
-        tensors=written.tensors,
-        ternary_parameters=written.ternary_parameters,
-        parameters=written.parameters,
-        bits_per_weight=8 * written.ternary_bytes / max(written.ternary_parameters, 1),
-        bytes_in=detect(path).nbytes,
-        bytes_out=size,
-        seconds=time.perf_counter() - start,
-        peak_memory_bytes=peak_memory(),
-        verified=True,
-        notices=target.notices,
-        layers=written.layers,
-    )
+        path=str(made), source=str(path), format=format, tensors=written.tensors, parameters=written.parameters,
+        ternary_parameters=written.ternary_parameters, bits_per_weight=written.bits_per_weight,
+        bytes_in=detect(path).nbytes, bytes_out=size, seconds=time.perf_counter() - start,
+        peak_memory_bytes=peak_memory(), verified=True, notices=target.notices, layers=written.layers,
+    )  # fmt: skip
 
 
 def _check_format(format: str, mlx_path: str | Path) -> None:  # noqa: A002
@@ -174,13 +166,14 @@ def make_target(
     return NativeTarget(weights, config, format, head_bits, dtype)
 
 
-def room(weights: DecoderWeights, format: str, head_bits: int | None) -> int:  # noqa: A002
-    """Bytes of disk that the result needs, a little above the truth."""
+def room(weights: DecoderWeights, format: str, head_bits: int | None, kept: int = 0) -> int:  # noqa: A002
+    """Bytes of disk that the result needs, a little above the truth. kept: how many linears stay floats."""
     c = weights.config
     ternary = c.num_hidden_layers * sum(n * k for n, k in c.linear_shapes().values())
     table = c.vocab_size * c.hidden_size * (1 if weights.lm_head is weights.embed_tokens else 2)
     bits, head = _BITS[format]
-    return int(ternary * (bits / 8 + 0.002) + table * (max(head_bits or head, 8) / 8 + 0.07)) + _SPARE
+    floats = 4 * kept * max(n * k for n, k in c.linear_shapes().values())
+    return floats + int(ternary * (bits / 8 + 0.002) + table * (max(head_bits or head, 8) / 8 + 0.07)) + _SPARE
 
 
 def _write(

@@ -46,7 +46,9 @@ class FloatTarget(HfTarget):
         if linear.bias is not None:
             found.append(common.floats(f"{module}.bias", linear.bias, self._floats))
         held = DenseRows(common.cast(w.rows(slice(None)), self._floats), self._floats)
-        return found, Linear(held, None if linear.bias is None else common.uncast(common.cast(linear.bias, self._floats)))
+        return found, Linear(
+            held, None if linear.bias is None else common.uncast(common.cast(linear.bias, self._floats))
+        )
 
     def table(self, module: str, rows: Matrix) -> Iterator[Pending]:
         yield common.dense_rows(f"{module}.weight", rows, self._floats)

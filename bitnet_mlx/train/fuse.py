@@ -119,7 +119,9 @@ def judge(losses: dict[str, Loss], quality: dict[str, dict[str, float | int]] | 
         fused, base, what = sums.lost, 1.0 if sums.delta else 0.0, "difference of the weights, in adapters"
     told = f"{what}: {fused:.4g} for the fused model, {base:.4g} for the base"
     if fused > base * (1 + 1e-6):
-        raise TrainError(f"[fuse] the fused model is further from base and adapter than the base is; {told}. {_INSTEAD}")
+        raise TrainError(
+            f"[fuse] the fused model is further from base and adapter than the base is; {told}. {_INSTEAD}"
+        )
     if fused <= _MOST * base:
         return []
     text = f"fusing loses {fused / base:.1%} of the adapter; {told}. {_INSTEAD}"

@@ -59,7 +59,9 @@ class FuseOptions:
         if self.method == "gptq" and self.calibration_data is None:
             raise ConfigError("[fuse] gptq fits weights to what a text makes of them; give --calibration-data FILE")
         if self.chosen != "gptq" and self.calibration_data is not None:
-            raise ConfigError(f"[fuse] {self.method} fits to no text; leave out --calibration-data, or give --method gptq")
+            raise ConfigError(
+                f"[fuse] {self.method} fits to no text; leave out --calibration-data, or give --method gptq"
+            )
         for name, least in (("length", 0), ("limit", 1), ("calibration_samples", 1)):
             value = getattr(self, name)
             if value is not None and value < least:

@@ -11,7 +11,7 @@ import numpy as np
 
 from bitnet_mlx.backends.low_rank import LowRank, Rows, blocks
 from bitnet_mlx.calibration.layerwise import gptq_linears
-from bitnet_mlx.calibration.least_squares import fit, tensor
+from bitnet_mlx.calibration.least_squares import Fitted, fit, tensor
 from bitnet_mlx.checkpoint.read import OnDemand
 from bitnet_mlx.formats.dense import DenseRows
 from bitnet_mlx.models.weights import DecoderWeights, Linear
@@ -82,7 +82,7 @@ def fused_weights(
         elif name in made:
             found = made[name].weight  # type: ignore[assignment]
         elif method == "absmean":
-            found = tensor(ternarize(whole), own.activation_bits)
+            found = tensor(_absmean(whole), own.activation_bits)
         else:
             found = tensor(fit(whole, scales or SCALES[own.scale.ndim]), own.activation_bits)
         losses[name] = _loss(own, whole, found)
@@ -106,10 +106,15 @@ def _each(weights: DecoderWeights, parts: Mapping[str, LowRank], make: Callable[
     return replace(weights, linears=found)
 
 
+def _absmean(whole: np.ndarray) -> Fitted:
+    t, m = ternarize(whole)
+    return t, np.asarray(m)
+
+
 def _loss(base: Rows, whole: np.ndarray, made: TernaryTensor | DenseRows) -> Loss:
     again = None
     if isinstance(base, TernaryTensor):
-        again = tensor(ternarize(whole))
+        again = tensor(_absmean(whole))
     sums = np.zeros(4)
     for rows in blocks(base):
         w, sum_ = base.rows(rows).astype(np.float64), whole[rows].astype(np.float64)

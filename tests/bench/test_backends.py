@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitnet_mlx.bench.comparison.measure import DECIDE, compare, lines, measure
+from bitnet_mlx.bench.comparison.measure import DECIDE, compare, lines
 from bitnet_mlx.cli.main import main
 from bitnet_mlx.formats.words2 import pack, unpack
 from bitnet_mlx.models.weights import Linear
+from bitnet_mlx.profile.html import Record
 from tests.bench import subjects
 from tests.bench.subjects import ENGINES, OPTIONS
 
@@ -100,23 +101,15 @@ def test_a_code_turned_over_is_found() -> None:
     assert found["verdict"] == "cpu differs" and not found["engines"]["cpu"]["same_bits"]
 
 
-def test_the_record_and_its_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bitnet_mlx.bench.comparison import footprint
-
-    monkeypatch.setattr(footprint, "_one_token", lambda name: None)  # a process an engine; the command's test has one
-    record = measure(replace(OPTIONS, layers=1, repeats=1, tokens=2))
+def test_the_command_its_record_and_its_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--layers", "1", "--prompt", "4", "--tokens", "2", "--repeats", "1", "--json"]
+    assert main(["bench", "backends", *flags]) == 0
+    record = Record(json.loads(capsys.readouterr().out.splitlines()[-1]))
     assert set(record["names"]) >= set(ENGINES)
     assert record["throughput"]["engines"]["cpu"]["of_ceiling"] > 0
     text = "\n".join(lines(record))
     assert all(f"{name}: " in text for name in DECIDE) and "of copy" in text
     assert "decode" in record._repr_html_()
-    json.dumps(record)
-
-
-def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--layers", "1", "--prompt", "4", "--tokens", "2", "--repeats", "1", "--json"]
-    assert main(["bench", "backends", *flags]) == 0
-    record = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert record["bench"] == "backends" and record["equality"]["engines"]["cpu"]["same_bits"]
     assert record["initialisation"]["engines"]["cpu"]["process_s"] > 0
     assert {"machine", "system", "packages", "commit", "command", "date"} < set(record)

@@ -22,9 +22,9 @@ from tests.emulator import compiler, grid, trace
 from tests.emulator.grid import FaultError
 from tests.emulator.instrument import RefusedError
 from tests.emulator.text import signature, with_entry
+from tests.support.tally import here
 
 __all__ = ["FaultError", "RefusedError", "emulate", "runner", "to_mlx", "to_numpy"]
-_tests: set[str] = set()  # those that called emulate
 Edit = Callable[[str], str] | tuple[str, str]
 
 
@@ -37,22 +37,13 @@ def emulate(
     """
     if reason := compiler.why_not():
         pytest.skip(reason)
-    _tests.add(os.environ.get("PYTEST_CURRENT_TEST", "").rsplit(" (", 1)[0])
+    here.tests.add(os.environ.get("PYTEST_CURRENT_TEST", "").rsplit(" (", 1)[0])
     text = edited(trace.generated_text(launch), edit)
     library = compiler.kernel(with_entry(text, grid.POSITIONS), tuple(flags))
     inputs = {name: np.asarray(x) for name, x in zip(launch.source.inputs, launch.inputs, strict=True)}
     outputs = dict(zip(launch.source.outputs, launch.outputs, strict=True))
     buffers = grid.Buffers(inputs, outputs)
     return grid.run(library, signature(text)[1], buffers, launch.grid, launch.threadgroup, seed, tuple(flags))
-
-
-def summary() -> str:
-    """One line for the end of a test session; empty where nothing was emulated."""
-    if not _tests:
-        return ""
-    return (
-        f"Metal emulator: {len(_tests)} tests ran {grid.runs} grids of {compiler.used} kernels, by {compiler.version()}"
-    )
 
 
 def edited(text: str, edit: Edit | None) -> str:

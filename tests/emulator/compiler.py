@@ -21,6 +21,7 @@ from tests.emulator import instrument
 from tests.emulator.instrument import RefusedError
 from tests.emulator.text import check_metal, rewritten
 from tests.emulator.trace import mlx_headers
+from tests.support.tally import here
 
 _HERE = Path(__file__).parent
 _RUNTIME = ("grid.cpp", "memory.cpp", "collectives.cpp", "floats.cpp", "signals.cpp")
@@ -37,7 +38,6 @@ _CHECKS = (
 ).split()
 _TO_BFLOAT = re.compile(r"implicit conversion .* to '[^']*(?:__bf16|bfloat)[^']*'")
 FLAGS = ("fast_math", "split_fma", "contract", "flush_half", "flush_float")
-used = 0  # kernels loaded by this process
 
 
 @functools.lru_cache(maxsize=1)
@@ -54,11 +54,6 @@ def _version(command: tuple[str, ...]) -> int:
     done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
     match = re.search(r"clang version (\d+)", done.stdout)
     return int(match[1]) if match and "Apple" not in done.stdout else 0
-
-
-def version() -> str:
-    """What `used` kernels were compiled by: clang 19, say."""
-    return f"clang {_version(compiler() or ('false',))}"
 
 
 def why_not() -> str:
@@ -153,13 +148,13 @@ def kernel(text: str, flags: tuple[str, ...]) -> ctypes.CDLL:
 
 @functools.lru_cache(maxsize=512)
 def _kernel(text: str, flags: tuple[str, ...]) -> ctypes.CDLL:
-    global used
     runtime()
     key = hashlib.sha256("\0".join([_base(), text, *flags]).encode()).hexdigest()[:32]
     path = _folder() / f"kernel-{key}.so"
     if not path.exists():
         _made(path, lambda out: _build(text, flags, out))
-    used += 1
+    here.kernels.add(path.name)
+    here.by = here.by or f"clang {_version(compiler() or ('false',))}"
     return ctypes.CDLL(str(path))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from tests.emulator import compiler
 from tests.emulator.text import Parameter
+from tests.support.tally import here
 
 # Where place_threads (runtime/grid.cpp) puts what Metal calls by these names.
 POSITIONS = {
@@ -37,7 +38,6 @@ _INPUT, _OUTPUT = 0, 1
 _CELL_BYTES = 24
 LIMIT_SECONDS = 120  # of processor time for one grid: a loop that does not end is reported
 _lock = threading.Lock()  # the runtime has one grid
-runs = 0  # grids run by this process
 
 
 class FaultError(AssertionError):
@@ -119,7 +119,6 @@ def run(
     flags: tuple[str, ...] = (),
 ) -> list[np.ndarray]:
     """The outputs. Raises FaultError, with what the runtime found."""
-    global runs
     assert np.prod(threadgroup) <= 1024, f"a threadgroup of {threadgroup}: Metal takes 1024 threads"
     assert min(grid) > 0 and min(threadgroup) > 0, f"an empty grid {grid} or threadgroup {threadgroup}"
     shape = tuple(min(g, t) for g, t in zip(grid, threadgroup, strict=True))
@@ -139,7 +138,7 @@ def run(
             message,
             ctypes.c_size_t(len(message)),
         )
-        runs += 1
+        here.runs += 1
     if failed:
         raise FaultError(message.value.decode())
     return buffers.results()
