@@ -141,7 +141,9 @@ def test_bfloat16_computes_over_float32_masters(tmp_path: Path) -> None:
     masters = written["model.layers.0.mlp.up_proj.weight"]  # type: ignore[index,call-overload]
     assert masters.dtype == mx.float32 and not mx.array_equal(masters, masters.astype(mx.bfloat16).astype(mx.float32))
     with pytest.raises(ConfigError, match="dtype is 'float32', but"):
-        qat(options(tmp_path, "bfloat16", iters=2, eval_data=(), dtype="float32", blend="constant", resume=True), silent)
+        qat(
+            options(tmp_path, "bfloat16", iters=2, eval_data=(), dtype="float32", blend="constant", resume=True), silent
+        )
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
