@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet_mlx.generation.sampling import SamplingConfig
+from bitnet_mlx.generation.speculation import Speculation
 from bitnet_mlx.generation.stream import check_context
 from bitnet_mlx.models.decoder import Decoder
 from bitnet_mlx.serve.app import Options, make_app
@@ -39,12 +40,14 @@ def open_service(
     decoder: Decoder, tokenizer: Tokenizer, model: str | None, options: Options | None = None, *, max_tokens: int = 1024,
     max_kv_size: int | None = None, running: int = 16, waiting: int = 64, kv_bytes: int | None = None,
     prefix_bytes: int | None = None, seconds: float = math.inf, pooling: str | None = None,
+    prompt_lookup: bool = False, num_draft_tokens: int | None = None,
 ) -> Service:  # fmt: skip
     """model: what it was loaded from; a folder is served under its own name, the model in the package as "embedded".
     pooling: of embeddings, "mean", "last" or "none"; None takes what the model's files say.
 
-    kv_bytes, prefix_bytes: as kv_budget takes them. seconds: from a text's arrival to its end. Raises ConfigError where
-    kv_bytes has no room for a single position, or generation_config.json holds what is not allowed.
+    prompt_lookup, num_draft_tokens: guesses for a text that is written alone, as Speculation.by_lookup takes them; what they
+    cost is measured now. kv_bytes, prefix_bytes: as kv_budget takes them. seconds: from a text's arrival to its end. Raises
+    ConfigError where kv_bytes has no room for a single position, or generation_config.json holds what is not allowed.
     """
     context = check_context(decoder, max_kv_size)
     SamplingConfig.from_generation_config(tokenizer.generation_config)
@@ -53,5 +56,10 @@ def open_service(
     path = Path(model) if model else None
     name = "embedded" if path is None else path.resolve().name if path.exists() else str(model)
     found = find_pooling(tokenizer.name_or_path, pooling)
+    speculation = Speculation.by_lookup(decoder, num_draft_tokens) if prompt_lookup else None
+    if speculation is not None:
+        speculation.tell = False
+        speculation.prepare()
+    engine = Engine(decoder, tokenizer, limits, speculation)
     served = Model(name, decoder, tokenizer, context, max_tokens, int(time.time()), found)
-    return Service(name, context, limits, make_app(served, Engine(decoder, tokenizer, limits), options))
+    return Service(name, context, limits, make_app(served, engine, options))

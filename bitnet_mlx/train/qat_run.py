@@ -19,6 +19,7 @@ from bitnet_mlx.quality.score import Score, score
 from bitnet_mlx.quality.texts import Text, read_text
 from bitnet_mlx.tokenizer import Tokenizer, load_tokenizer
 from bitnet_mlx.train.corpus import find_files, read_corpus
+from bitnet_mlx.train.data import Windows
 from bitnet_mlx.train.masters import make_student, set_blend
 from bitnet_mlx.train.qat_options import QatOptions
 from bitnet_mlx.train.sub_norms import settle, with_sub_norms
@@ -37,6 +38,15 @@ class Run:
     teacher: Teacher
     ids: np.ndarray
     texts: list[Text]
+
+    @property
+    def windows(self) -> Windows:
+        """Which of `ids` belong to a batch. Raises ConfigError where there are fewer than one window's."""
+        return Windows(len(self.ids), self.options.seq_length, self.options.batch_size, self.options.seed)
+
+    def batch(self, index: int) -> np.ndarray:
+        """int32 [B, L + 1]: batch `index` of the run."""
+        return self.ids[self.windows.starts(index)[:, None] + np.arange(self.options.seq_length + 1)]
 
     def course(self, ranks: int) -> dict[str, Any]:
         """What must be equal for a run to go on exactly."""
@@ -71,7 +81,7 @@ def prepare(options: QatOptions) -> Run:
     texts = [read_text(path, tokenizer) for path in options.eval_data]
     ids = _ids(tokenizer, options)
     shown = [Text("--data", np.unique(ids).tolist(), 0), *texts]
-    teacher = read_teacher(options, weights, tokenizer, shown)
+    teacher = read_teacher(options, folder, weights, tokenizer, shown)
     if options.sub_norms:
         settle(student, _first(ids, options))
     return Run(options, folder, own, student, teacher, ids, texts)
