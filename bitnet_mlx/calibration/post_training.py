@@ -79,7 +79,8 @@ def convert_ternary(
     if options.method != "absmean":
         prepare = partial(_prepare, options.method, record["scales"], keep, texts, progress)
     done = convert(
-        source, mlx_path, ternarize=prepare is None, keep=keep, prepare=prepare, progress=progress, **more
+        source, mlx_path, ternarize=prepare is None, keep=keep, floats=prepare is not None, prepare=prepare,
+        progress=progress, **more,
     )  # fmt: skip
     if held is not None:
         record["held_out"] = measured(source, done.path, held)
