@@ -15,8 +15,8 @@ import numpy as np
 from bitnet_mlx.errors import BackendError, ConfigError
 from bitnet_mlx.tokenizer import Tokenizer
 
-# Between JSON's tokens: enough for any usual indentation, too little for a model that writes nothing but blanks.
-_BLANKS = r"[\x20\x0A\x0D\x09]{0,40}"
+# Between JSON's tokens: a space, or a new line and its indentation. More is what a model writes that is at a loss.
+_BLANKS = r"( |\r?\n[ \t]{0,40})?"
 _MARK = "\x02"  # a character that no token joins with what follows it
 
 
@@ -100,7 +100,8 @@ class Grammars:
         if matcher.is_error():
             lines = [line.strip() for line in matcher.get_error().splitlines() if line.strip()]
             said = next((line for line in reversed(lines) if line.startswith("error:")), lines[0])
-            raise ConfigError(f"[grammar] {what} cannot be enforced: {said.removeprefix('error: ')}; change it")
+            said = said.removeprefix("error: ").rpartition("failed to compile JSON schema: ")[2]
+            raise ConfigError(f"[grammar] {what} cannot be enforced: {said}; change it")
         return Grammar(matcher, self._size)
 
 

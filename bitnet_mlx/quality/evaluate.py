@@ -14,7 +14,9 @@ from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.quality.linears import compare_linears, sensitivity
 from bitnet_mlx.quality.observed import weights_of
 from bitnet_mlx.quality.score import Progress, Score, score
+from bitnet_mlx.quality.tasks import TaskOptions, check_installed, run_tasks
 from bitnet_mlx.quality.texts import check_same, read_text
+from bitnet_mlx.tokenizer import Tokenizer
 
 LENGTH = 512
 
@@ -23,8 +25,9 @@ LENGTH = 512
 class EvaluateOptions:
     """data: text files, each scored by itself. length 0 means 512, or the context where it is shorter; stride 0 half of it.
 
-    layers: weights of every linear (against the teacher's, if there is one). sensitivity: the loss without each layer's
-    quantisation. load: the model's other keyword arguments of bitnet_mlx.load.
+    tasks: of lm-eval, beside texts or instead of them. layers: weights of every linear (against the teacher's, if there is
+    one). sensitivity: the loss without each layer's quantisation. load: the model's other keyword arguments of
+    bitnet_mlx.load.
     """
 
     data: tuple[Path, ...]
@@ -36,12 +39,17 @@ class EvaluateOptions:
     limit: int | None = None
     layers: bool = False
     sensitivity: bool = False
+    tasks: TaskOptions | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("length", 0), ("stride", 0), ("limit", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"[evaluate] --{name} is {value}; {max(least, 1)} or more is allowed")
+        if not self.data and (self.tasks is None or self.teacher or self.layers):
+            raise ConfigError("[evaluate] there is nothing to measure on; give --data FILE, or --tasks alone")
+        if self.tasks is not None:
+            check_installed()
         if self.sensitivity and self.teacher is None:
             raise ConfigError("[evaluate] --sensitivity puts a teacher's layers in the model's place; give --teacher")
         for name in ("adapter_path", "kv_bits", "precision"):
@@ -57,6 +65,15 @@ def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> dict
     Raises ConfigError or FormatError, and whatever loading raises.
     """
     model, tokenizer = load(options.model, **options.load)
+    record: dict[str, Any] = {"model": options.model or "embedded", "backend": model.name, "teacher": options.teacher}
+    if options.data:
+        record |= _texts(options, model, tokenizer, progress)
+    if options.tasks is not None:
+        record["tasks"] = run_tasks(model, tokenizer, options.tasks, progress)
+    return record
+
+
+def _texts(options: EvaluateOptions, model: Decoder, tokenizer: Tokenizer, progress: Progress | None) -> dict[str, Any]:
     texts = [read_text(path, tokenizer, options.limit) for path in options.data]
     teacher = None
     if options.teacher is not None:
@@ -71,8 +88,7 @@ def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> dict
 
     total = measure(model, teacher, progress)
     record: dict[str, Any] = {
-        "model": options.model or "embedded", "backend": model.name, "teacher": options.teacher, "length": length,
-        "stride": stride, **total.record(), "files": [text.name for text in texts],
+        "length": length, "stride": stride, **total.record(), "files": [text.name for text in texts],
     }  # fmt: skip
     if options.layers or options.sensitivity:
         record.update(_by_layer(options, model.name, measure, total))

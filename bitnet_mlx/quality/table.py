@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from bitnet_mlx.quality import tasks
+
 _LINES = (
     ("perplexity", "perplexity", ".4f"), ("bits_per_byte", "bits a byte", ".4f"),
     ("nats_per_token", "nats a token", ".4f"), ("teacher_perplexity", "teacher's perplexity", ".4f"),
@@ -21,16 +23,19 @@ _COLUMNS = (
 def table(record: dict[str, Any]) -> str:
     """Lines of `evaluate`'s record, for a terminal."""
     against = f" against {record['teacher']}" if record["teacher"] else ""
-    lines = [
-        f"{record['model']} on {record['backend']}{against}: {record['tokens']} tokens, {record['bytes']} bytes, "
-        f"windows of {record['length']} moved by {record['stride']}"
-    ]
+    lines = [f"{record['model']} on {record['backend']}{against}"]
+    if "tokens" in record:
+        lines[0] += (
+            f": {record['tokens']} tokens, {record['bytes']} bytes, windows of {record['length']} moved by {record['stride']}"
+        )
     lines += [f"  {text:<34} {record[name]:{form}}" for name, text, form in _LINES if name in record]
     if "linears" in record:
         lines += ["", *_linears(record["linears"])]
     if "sensitivity" in record:
         lines += ["", "  what the loss falls by when this layer alone is the teacher's, nats a token"]
         lines += [f"  layer {entry['layer']:<4} {entry['nats_per_token']:+.4f}" for entry in record["sensitivity"]]
+    if "tasks" in record:
+        lines += ["", *tasks.table(record["tasks"])]
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.generation.sampling import SamplingConfig
+from bitnet_mlx.generation.speculation import Speculation
 from bitnet_mlx.generation.stream import check_context
 from bitnet_mlx.models.decoder import Decoder
 from bitnet_mlx.serve.app import Options, make_app
@@ -56,8 +57,10 @@ def open_service(
 
     def load(name: str) -> Served:
         decoder, tokenizer = listed[name]()
-        # What one that comes later may take is what is left, whatever was said of the first.
-        return serve_model(decoder, tokenizer, name, **{**settings, "kv_bytes": None, "prefix_bytes": None})
+        longest, asked = decoder.config.max_position_embeddings, settings.get("max_kv_size")
+        # What was said of the first model's memory and context does not bind another: it takes what is left.
+        changed = {"kv_bytes": None, "prefix_bytes": None, "max_kv_size": asked if asked and asked <= longest else None}
+        return serve_model(decoder, tokenizer, name, **{**settings, **changed})
 
     fleet = Fleet(main, listed, load)
     return Service(main.model.name, main.model.context, main.engine.limits, make_app(fleet, options))
@@ -72,21 +75,26 @@ def model_name(model: str | None) -> str:
 def serve_model(
     decoder: Decoder, tokenizer: Tokenizer, name: str, *, max_tokens: int = 1024, max_kv_size: int | None = None,
     running: int = 16, waiting: int = 64, kv_bytes: int | None = None, prefix_bytes: int | None = None,
-    seconds: float = math.inf, pooling: str | None = None,
+    seconds: float = math.inf, pooling: str | None = None, prompt_lookup: bool = False, num_draft_tokens: int | None = None,
 ) -> Served:  # fmt: skip
     """A model with its engine, not yet started. pooling: of embeddings, "mean", "last" or "none"; None takes what the model's
     files say.
 
-    kv_bytes, prefix_bytes: as kv_budget takes them. seconds: from a text's arrival to its end. Raises ConfigError where
-    kv_bytes has no room for a single position, or generation_config.json holds what is not allowed.
+    prompt_lookup, num_draft_tokens: guesses for a text that is written alone, as Speculation.by_lookup takes them; what they
+    cost is measured now. kv_bytes, prefix_bytes: as kv_budget takes them. seconds: from a text's arrival to its end. Raises
+    ConfigError where kv_bytes has no room for a single position, or generation_config.json holds what is not allowed.
     """
     context = check_context(decoder, max_kv_size)
     SamplingConfig.from_generation_config(tokenizer.generation_config)
     kv_bytes, prefix_bytes = kv_budget(decoder, context, running, kv_bytes, prefix_bytes)
     limits = Limits(running=running, waiting=waiting, kv_bytes=kv_bytes, prefix_bytes=prefix_bytes, seconds=seconds)
     found = find_pooling(tokenizer.name_or_path, pooling)
+    speculation = Speculation.by_lookup(decoder, num_draft_tokens) if prompt_lookup else None
+    if speculation is not None:
+        speculation.tell = False
+        speculation.prepare()
     model = Model(name, decoder, tokenizer, context, max_tokens, int(time.time()), found)
-    return Served(model, Engine(decoder, tokenizer, limits))
+    return Served(model, Engine(decoder, tokenizer, limits, speculation))
 
 
 def loaders(models: Sequence[str], backend: str, **options: Any) -> dict[str, Loader]:
