@@ -32,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="zeros of every linear; MSE, SQNR and cosine against the teacher's weights",
     )
+    add(
+        "--outputs",
+        action="store_true",
+        help="MSE, SQNR and cosine of every linear's and layer's outputs to the teacher's",
+    )
     add("--sensitivity", action="store_true", help="rank layers by the loss that the teacher's weights would take away")
     tasks = parser.add_argument_group("tasks of lm-eval (pip install 'bitnet-mlx[eval]')").add_argument
     tasks("--tasks", metavar="NAME,NAME", help="run these; without --data nothing else")
@@ -46,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from bitnet_mlx.quality.table import table
     from bitnet_mlx.quality.tasks import TaskOptions
 
-    names = ("model", "teacher", "length", "stride", "limit", "layers", "sensitivity")
+    names = ("model", "teacher", "length", "stride", "limit", "layers", "sensitivity", "outputs")
     given = {name: getattr(args, name) for name in names}
     if args.tasks is not None:
         given["tasks"] = TaskOptions(

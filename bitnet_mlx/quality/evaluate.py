@@ -12,13 +12,15 @@ from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.models.decoder import Decoder
 from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.quality.linears import compare_linears, sensitivity
-from bitnet_mlx.quality.observed import weights_of
+from bitnet_mlx.quality.observed import observable, samples, weights_of
+from bitnet_mlx.quality.outputs import Side, compare_outputs
 from bitnet_mlx.quality.score import Progress, Score, score
 from bitnet_mlx.quality.tasks import TaskOptions, check_installed, run_tasks
 from bitnet_mlx.quality.texts import check_same, read_text
 from bitnet_mlx.tokenizer import Tokenizer
 
 LENGTH = 512
+_STRETCHES = 4  # of each text, for activations
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class EvaluateOptions:
     """data: text files, each scored by itself. length 0 means 512, or the context where it is shorter; stride 0 half of it.
 
     tasks: of lm-eval, beside texts or instead of them. layers: weights of every linear (against the teacher's, if there is
-    one). sensitivity: the loss without each layer's quantisation. load: the model's other keyword arguments of
-    bitnet_mlx.load.
+    one). outputs: activations of every linear and layer against the teacher's. sensitivity: the loss without each layer's
+    quantisation. load: the model's other keyword arguments of bitnet_mlx.load.
     """
 
     data: tuple[Path, ...]
@@ -39,6 +41,7 @@ class EvaluateOptions:
     limit: int | None = None
     layers: bool = False
     sensitivity: bool = False
+    outputs: bool = False
     tasks: TaskOptions | None = None
 
     def __post_init__(self) -> None:
@@ -50,12 +53,15 @@ class EvaluateOptions:
             raise ConfigError("[evaluate] there is nothing to measure on; give --data FILE, or --tasks alone")
         if self.tasks is not None:
             check_installed()
-        if self.sensitivity and self.teacher is None:
-            raise ConfigError("[evaluate] --sensitivity puts a teacher's layers in the model's place; give --teacher")
+        inside = [name for name in ("sensitivity", "outputs") if getattr(self, name)]
+        if inside and self.teacher is None:
+            raise ConfigError(
+                f"[evaluate] --{inside[0]} compares a model with its teacher, layer by layer; give --teacher"
+            )
         for name in ("adapter_path", "kv_bits", "precision"):
-            if self.sensitivity and self.load.get(name):
+            if inside and self.load.get(name):
                 raise ConfigError(
-                    f"[evaluate] --sensitivity looks at a model as it is; leave out --{name.replace('_', '-')}"
+                    f"[evaluate] --{inside[0]} looks at a model as it is; leave out --{name.replace('_', '-')}"
                 )
 
 
@@ -92,6 +98,8 @@ def _texts(options: EvaluateOptions, model: Decoder, tokenizer: Tokenizer, progr
     }  # fmt: skip
     if options.layers or options.sensitivity:
         record.update(_by_layer(options, model.name, measure, total))
+    if options.outputs:
+        record["outputs"] = _outputs(options, model.name, [list(text.ids) for text in texts], length, progress)
     return record
 
 
@@ -108,6 +116,20 @@ def _sum(scores: list[Score]) -> Score:
     for one in scores[1:]:
         total = total + one
     return total
+
+
+def _outputs(
+    options: EvaluateOptions, backend: str, texts: list[list[int]], length: int, progress: Progress | None
+) -> dict[str, Any]:
+    """On the backend itself where it can be looked into; on numpy, with the same bits, where it is cpu."""
+    dtype = options.load.get("dtype")
+
+    def side(weights: DecoderWeights) -> Side:
+        return Side(observable(make_decoder("numpy" if backend == "cpu" else backend, weights, dtype)), weights)
+
+    own, reference = weights_of(options.model, options.load), weights_of(options.teacher, {})
+    stretches = [part for ids in texts for part in samples(ids, _STRETCHES, length)]
+    return compare_outputs(side(own), side(reference), stretches, progress)
 
 
 def _by_layer(

@@ -273,8 +273,7 @@ class _Service:
                 yield json.dumps(event.body())
                 return
             left -= event.finish_reason is not None
-            chunk = answer.chunk(work.index, event)
-            if chunk:
+            for chunk in answer.chunks(work.index, event):
                 yield json.dumps({**chunk, **no_counts})
         if usage:
             answer.cached_tokens = cached(works)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from bitnet_mlx.errors import ConfigError
@@ -87,9 +88,9 @@ def trained(model: MlxModel) -> Tensors:
     return {f"{at}.{leaf}": array for (at, _, leaf), array in parts if at in kinds and leaf in ("weight", "log_scale")}
 
 
-def set_blend(model: MlxModel, blends: Sequence[Blend]) -> None:
-    """One blend a layer."""
-    for layer, blend in zip(model.layers, blends, strict=True):
+def set_blend(layers: Sequence[nn.Module], blends: Sequence[Blend]) -> None:
+    """One blend a layer of a student."""
+    for layer, blend in zip(layers, blends, strict=True):
         for _, module in layer.named_modules():
             if isinstance(module, MasterLinear | SubNorm):
                 module.blend = blend

@@ -238,6 +238,13 @@ def test_chat_with_a_base_model(given: Given, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out
 
 
+def test_an_interrupted_pipe_ends(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
+    decoder, _ = given(stdin=b"hello\nhello\n", template=tiny.CHAT)
+    decoder.interrupt_at = 4
+    assert main(["chat", "--max-tokens", "9"]) == 130
+    assert len(decoder.fed) == 4 and "Traceback" not in capsys.readouterr().err
+
+
 def test_chat_refuses_a_line_that_is_not_utf8(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
     given(stdin=b"hello\n\xe9\n", template=tiny.CHAT)
     assert main(["chat", "--max-tokens", "3"]) == 2

@@ -87,6 +87,17 @@ def test_texts_and_ids_and_many_at_a_time(server: Running) -> None:
         assert writing.result(60).choices[0].text == alone.choices[0].text
 
 
+def test_a_text_longer_than_a_step(tmp_path: Path) -> None:
+    """The mean goes over all of its parts."""
+    decoder, tokenizer = model(tmp_path, max_position_embeddings=400)
+    fast = CpuDecoder(decoder.weights)
+    ids = np.random.default_rng(1).integers(4, 400, 300).tolist()
+    with serving(fast, tokenizer, pooling="mean") as server, server.client() as client:
+        got = client.embeddings.create(model="test/model", input=ids).data[0].embedding
+    mean = fast.hidden([ids], [fast.make_cache()])[0].mean(axis=0, dtype=np.float64)
+    np.testing.assert_allclose(got, mean / np.linalg.norm(mean), atol=TOLERANCE)
+
+
 @pytest.mark.parametrize(
     ("changes", "status", "param"),
     [

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import httpx
 import numpy as np
 import openai
 import pytest
+from pydantic import BaseModel, Field
 
 from bitnet_mlx.generation import SamplingConfig, stream_generate
 from bitnet_mlx.generation.grammar import Grammars
@@ -82,6 +83,25 @@ def test_every_choice_obeys_streamed_or_not(client: openai.OpenAI) -> None:
     free = {**options, "response_format": {"type": "text"}, "max_tokens": 20}
     plain = client.chat.completions.create(**free).choices[0].message.content
     assert plain not in texts
+
+
+class Ship(BaseModel):
+    ship: Literal["tug", "brig"]
+    crew: list[Annotated[int, Field(ge=0, le=9)]] = Field(max_length=2)
+    home: Port | None
+
+
+class Port(BaseModel):
+    deep: bool
+
+
+def test_the_clients_own_helper(client: openai.OpenAI) -> None:
+    """It sends the schema of a pydantic class, and reads the answer as one."""
+    got = client.chat.completions.parse(
+        model="test/model", messages=MESSAGES, response_format=Ship, temperature=1.5, seed=6, max_tokens=150
+    )
+    ship = got.choices[0].message.parsed
+    assert isinstance(ship, Ship) and got.choices[0].finish_reason == "stop"
 
 
 def test_an_object_an_expression_and_a_stop(server: Running, client: openai.OpenAI) -> None:

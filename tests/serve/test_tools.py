@@ -98,6 +98,17 @@ def test_calls_that_must_be_made(client: openai.OpenAI, choice: Any, parallel: b
     assert summed(client.chat.completions.create(**options, stream=True)) == ("", calls, [reply.finish_reason])
 
 
+def test_the_clients_own_stream_helper(client: openai.OpenAI) -> None:
+    """It puts the chunks together and reads the arguments of a strict function by its schema."""
+    options = asked(tools=STRICT, tool_choice="required", parallel_tool_calls=False)
+    with client.chat.completions.stream(**options) as stream:
+        events = [event.type for event in stream]
+        reply = stream.get_final_completion().choices[0]
+    (call,) = reply.message.tool_calls or []
+    assert "tool_calls.function.arguments.done" in events and reply.finish_reason == "tool_calls"
+    assert call.function.name == "sail" and call.function.parsed_arguments["place"] in ("sea", "port")  # type: ignore[index]
+
+
 def test_auto_is_free_and_strict_calls_are_right(server: Running, client: openai.OpenAI) -> None:
     """The mark is made likely; a strict function's call must then come out well, and one call is the last."""
     mark = {**BLANKS, "421": 8.0}

@@ -79,7 +79,7 @@ def test_blend_0_is_the_float_model_and_1_the_ternary_one(family: str, tmp_path:
     student = make_student(weights)
     assert len(trained(student)) == 2 * (7 + len(weights.config.norm_sizes())) + 1
     for blend, parent in ((0.0, weights), (1.0, read_weights(tmp_path / "ternary"))):
-        set_blend(student, [blend, blend])
+        set_blend(student.layers, [blend, blend])
         expected, found = np.array(MlxModel(parent)(ids)), np.array(student(ids))
         off = np.abs(found - expected).max(axis=-1) / expected.std()
         assert np.median(off) < 1e-4 and off.max() < 0.5  # an int8 code may flip at a position
