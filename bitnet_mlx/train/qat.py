@@ -82,4 +82,4 @@ def qat(options: QatOptions, report: Report) -> dict[str, Any]:
     with writing(options.output / "model.safetensors"):
         write_masters(work.folder, work.weights, place.state[PARAMETERS], options.output, options.sub_norms)
     record.update(steps=place.done, **work.measured("after", 1.0), device=str(mx.default_device()))
-    return {**record, **work.teacher.record(options.seq_length)}
+    return {**record, **work.teacher.record()}

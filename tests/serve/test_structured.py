@@ -155,6 +155,11 @@ def test_the_library_writes_the_same(server: Running, client: openai.OpenAI) -> 
         ({"type": "integer", "minimum": 3, "maximum": 1}, "Unsatisfiable"),
         ({"$ref": "http://127.0.0.1:1/schema"}, "127.0.0.1:1"),
         ({"not": {}, "x-guidance": {"lenient": True}}, "not"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, "NoExtension"),
+        (
+            {"anyOf": [{"const": i} for i in range(201)]},
+            "has 201 alternatives",
+        ),
     ],
 )
 def test_schemas_that_cannot_be_enforced(server: Running, schema: dict[str, Any], said: str) -> None:

@@ -130,6 +130,15 @@ def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path: Path) -> None:
         qat(options(tmp_path, "part", iters=40, eval_data=(), blend="constant", resume=True), silent)
 
 
+def test_layers_computed_twice_give_the_same_bits(tmp_path: Path) -> None:
+    found = []
+    for twice in (False, True):
+        more: dict[str, Any] = dict(eval_data=(), hidden_weight=1.0, attention_weight=1.0, optimizer="muon")
+        record = qat(options(tmp_path, f"out{twice}", iters=3, grad_checkpoint=twice, **more), silent)
+        found.append((record["first_loss"], record["loss"]))
+    assert found[0] == found[1]
+
+
 def test_bfloat16_computes_over_float32_masters(tmp_path: Path) -> None:
     """The loss is near to float32's and not its, and the masters are no bfloat16 numbers."""
     found = []
