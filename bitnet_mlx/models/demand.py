@@ -191,24 +191,26 @@ def _kv_mlx(config: DecoderConfig, bits: int, recent: bool) -> _Bytes:
 
 
 def _activations_mlx(config: DecoderConfig, kv: _Bytes, scores: bool, widened: bool) -> _Bytes:
-    """What a prompt's passes need beside the filled caches, at the pass that needs most.
+    """What a prompt's passes need beside the filled caches, at the pass that needs most, in the last sequence of a batch.
 
-    Floats a row: 8 F + 5 H around the feed-forward; 9 q + 13 kv (5 kv in the first pass, which copies no cache) around
-    attention, and, where its scores are written out (the CPU device), one for each position of each head and the mask.
+    Floats a row: 8 F + 4 H around the feed-forward; around attention 9 q + 5 kv in the first pass and 9 q + 8 kv behind
+    others, and, where its scores are written out (the CPU device), one for each position of each head and the mask. Where
+    the caches grow, one layer's old array stands beside the feed-forward, and old and new beside attention.
     """
     c = config
     queries, values = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    feed_forward = 8 * c.intermediate_size + 5 * c.hidden_size
+    feed_forward = 8 * c.intermediate_size + 4 * c.hidden_size
 
     def count(context: int, batch: int) -> int:
         most = 0
-        for end in (*range(PIECE, context, PIECE), context):
-            rows = end % PIECE or PIECE
-            attention = 9 * queries + (13 if end > PIECE else 5) * values
-            attention += (c.num_attention_heads + 1) * end if scores else 0
+        for start, end in passes(context):
+            attention = 9 * queries + (8 if start else 5) * values + ((c.num_attention_heads + 1) * end if scores else 0)
             wide = 4 * 2 * values * end if widened else 0  # one layer of a small cache, in floats again
-            held = kv(capacity(end, context), 1) - kv(context, 1)
-            most = max(most, held + 4 * rows * max(feed_forward, attention) + wide)
+            before, room = capacity(start, context) if start else 0, capacity(end, context)
+            old, new = (kv(n, 1) // c.num_hidden_layers if before < room and start else 0 for n in (before, room))
+            held = kv(room, batch) - kv(context, batch)
+            rows = 4 * (end - start)
+            most = max(most, held + wide + max(rows * feed_forward + old, rows * attention + new))
         return most + _rotary(c, context, 1024) + 4 * batch * c.vocab_size
 
     return count
