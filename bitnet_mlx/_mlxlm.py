@@ -5,8 +5,10 @@ so it is imported when something of it is called for, and the limit is left alon
 from __future__ import annotations
 
 import importlib
+import inspect
 import threading
-from types import ModuleType
+from collections.abc import Mapping
+from types import ModuleType, SimpleNamespace
 
 from bitnet_mlx.errors import BackendError
 
@@ -27,6 +29,19 @@ def module(name: str) -> ModuleType:
             return _import(name)
         finally:
             resource.setrlimit = original
+
+
+def tool_parser(chat_template: str, vocabulary: Mapping[str, int]) -> ModuleType | None:
+    """The parser that mlx-lm takes for a model's tool calls, None where it has none.
+
+    It has `parse_tool_call(text, tools)`, `tool_call_start` and `tool_call_end`. Raises BackendError without mlx-lm.
+    """
+    infer = module("tokenizer_utils")._infer_tool_parser
+    if list(inspect.signature(infer).parameters) == ["chat_template"]:  # mlx-lm 0.31
+        name = infer(chat_template)
+    else:
+        name = infer(SimpleNamespace(chat_template=chat_template, get_vocab=lambda: vocabulary))
+    return None if name is None else module(f"tool_parsers.{name}")
 
 
 def _import(name: str) -> ModuleType:

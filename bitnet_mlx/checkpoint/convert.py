@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -81,6 +81,8 @@ def convert(
     ternarize: bool = False,
     i2s_layout: str | None = None,
     precision: str | None = None,
+    keep: Collection[str] = (),
+    prepare: Callable[[DecoderWeights, dict[str, float]], DecoderWeights] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Conversion:
     """Convert a checkpoint.
@@ -93,6 +95,8 @@ def convert(
     dtype: of what stays floats; None keeps the checkpoint's. force: replace a model at mlx_path. i2s_layout: of a
     GGUF file's I2_S tensors, where it should not be found from them. precision: "memory", "balanced" or "accuracy"
     (models/precision.py) sets head_bits and dtype where they are not given; bits of the KV cache are chosen at load.
+    keep: full names of linears that stay floats where others are ternarised. prepare: makes the weights that are written,
+    of the float ones that are read, and puts each linear's relative error into the dict that it is given.
     progress: called with weights done and weights in all.
 
     Raises ConfigError for options and places that are not allowed, MemoryLimitError where the disk lacks room,
@@ -106,29 +110,25 @@ def convert(
     path = resolve(hf_path, revision)
     with Workplace(mlx_path, force, (path,)) as place, described(path) as texts:
         errors: dict[str, float] = {}
-        weights = open_weights(path, errors=errors, activations=activations, ternarize=ternarize, i2s_layout=i2s_layout)
+        weights = open_weights(
+            path, errors=errors, activations=activations, ternarize=ternarize, i2s_layout=i2s_layout,
+            keep=() if prepare else keep, floats=prepare is not None,
+        )  # fmt: skip
+        if prepare is not None:
+            weights = prepare(weights, errors)
         target = make_target(weights, texts, format, head_bits, dtype, Path(mlx_path).name)
-        place.check_room(room(weights, format, head_bits))
+        place.check_room(room(weights, format, head_bits, len(keep)))
         written = _write(weights, target, place, texts, progress)
         size = (place.path / target.file).stat().st_size
         made = place.publish(target.file if target.whole else None)
     written.add("relative_error", errors)
     return Conversion(
-        path=str(made),
-        source=str(path),
-        format=format,
-        tensors=written.tensors,
-        ternary_parameters=written.ternary_parameters,
-        parameters=written.parameters,
-        bits_per_weight=8 * written.ternary_bytes / max(written.ternary_parameters, 1),
-        bytes_in=detect(path).nbytes,
-        bytes_out=size,
-        seconds=time.perf_counter() - start,
-        peak_memory_bytes=peak_memory(),
-        verified=True,
-        notices=target.notices,
-        layers=written.layers,
-    )
+        path=str(made), source=str(path), format=format, tensors=written.tensors,
+        ternary_parameters=written.ternary_parameters, parameters=written.parameters,
+        bits_per_weight=8 * written.ternary_bytes / max(written.ternary_parameters, 1), bytes_in=detect(path).nbytes,
+        bytes_out=size, seconds=time.perf_counter() - start, peak_memory_bytes=peak_memory(), verified=True,
+        notices=target.notices, layers=written.layers,
+    )  # fmt: skip
 
 
 def _check_format(format: str, mlx_path: str | Path) -> None:  # noqa: A002
@@ -162,13 +162,14 @@ def make_target(
     return NativeTarget(weights, config, format, head_bits, dtype)
 
 
-def room(weights: DecoderWeights, format: str, head_bits: int | None) -> int:  # noqa: A002
-    """Bytes of disk that the result needs, a little above the truth."""
+def room(weights: DecoderWeights, format: str, head_bits: int | None, kept: int = 0) -> int:  # noqa: A002
+    """Bytes of disk that the result needs, a little above the truth. kept: how many linears stay floats."""
     c = weights.config
     ternary = c.num_hidden_layers * sum(n * k for n, k in c.linear_shapes().values())
     table = c.vocab_size * c.hidden_size * (1 if weights.lm_head is weights.embed_tokens else 2)
     bits, head = _BITS[format]
-    return int(ternary * (bits / 8 + 0.002) + table * (max(head_bits or head, 8) / 8 + 0.07)) + _SPARE
+    floats = 4 * kept * max(n * k for n, k in c.linear_shapes().values())
+    return floats + int(ternary * (bits / 8 + 0.002) + table * (max(head_bits or head, 8) / 8 + 0.07)) + _SPARE
 
 
 def _write(

@@ -16,6 +16,8 @@ from bitnet_mlx.errors import ConfigError, FormatError
 
 log = logging.getLogger(__name__)
 
+# Of folders those of sentence-transformers' modules alone: 1_Pooling/config.json.
+IGNORED = ("[!1]*/*", "1[!_]*/*")
 ALLOWED = ("*.json", "model*.safetensors", "tokenizer.model", "*.jinja", "*.txt")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _GGUF = re.compile(rf"({_NAME.pattern})/([\w.-][\w. /-]*\.gguf)")
@@ -113,7 +115,7 @@ def _snapshot(name: str, revision: str | None, progress: bool, patterns: tuple[s
             name,
             revision=revision,
             allow_patterns=list(patterns),
-            ignore_patterns=["*/*"] if patterns is ALLOWED else None,
+            ignore_patterns=list(IGNORED) if patterns is ALLOWED else None,
             **options,
         )
     except errors.HFValidationError as error:

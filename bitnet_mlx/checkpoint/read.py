@@ -7,8 +7,9 @@ blocks and their pages given back, so reading takes the result's memory and litt
 from __future__ import annotations
 
 import logging
+import re
 from collections import UserDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from bitnet_mlx.checkpoint.folder import TensorTable, checkpoint_folder, read_co
 from bitnet_mlx.checkpoint.gguf_file import is_gguf
 from bitnet_mlx.checkpoint.layout import Layout, plan
 from bitnet_mlx.checkpoint.read_gguf import GgufModel, read_gguf
+from bitnet_mlx.checkpoint.settle import HEAD
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.formats.dense import DenseRows, GroupedRows
 from bitnet_mlx.models.hf_config import ModelConfig, parse_config
@@ -65,13 +67,20 @@ def open_weights(
     activations: int | None = None,
     ternarize: bool = False,
     i2s_layout: str | None = None,
+    keep: Collection[str] = (),
+    floats: bool = False,
 ) -> DecoderWeights:
     """As read_weights, but each linear is read when it is asked for, and each time anew: for one pass over a model that
     need not fit in memory.
 
-    errors: takes the relative error of each linear that is ternarised when read, by module name.
+    errors: takes the relative error of each linear that is ternarised when read, by module name. keep: linears that stay
+    floats where others are ternarised. floats: leave all of them floats, master weights too.
     """
     _check_options(None, activations, ternarize, folder)
+    if (keep or floats) and is_gguf(folder):
+        raise ConfigError(
+            f"[checkpoint] {folder} is a GGUF file; linears are made ternary, or kept, from folders alone"
+        )
     if is_gguf(folder):
         model, linears = GgufModel(folder, i2s_layout, activations), OnDemand()
         linears.data.update({module: partial(model.linear, *where) for module, where in model.modules().items()})
@@ -81,6 +90,10 @@ def open_weights(
     if i2s_layout is not None:
         raise ConfigError(f"[checkpoint] i2s_layout was given, and {folder} is no GGUF file; leave it out")
     reader = _open(folder, None, activations, None, ternarize)
+    if keep:
+        reader.model = _keeping(reader.model, keep)
+    if floats:
+        reader.model = _as_floats(reader.model)
     reader.errors, reader.table.one_pass = errors, True
     return reader.read(OnDemand())
 
@@ -121,6 +134,29 @@ def _masters(model: ModelConfig) -> ModelConfig:
     if storage not in ("dense", "packed", "online"):
         raise ConfigError(f"[checkpoint] ternarize was given and the weights are stored as {storage}, not as floats")
     return replace(model, quantization=replace(model.quantization, storage="online", divide=False), notices=())
+
+
+def _keeping(model: ModelConfig, keep: Collection[str]) -> ModelConfig:
+    """The same with these linears left as the floats that they are. Raises ConfigError where they are no floats."""
+    quantization = model.quantization
+    if quantization.storage != "online" or model.linear_norm is not None:
+        kind = "are ternary already" if quantization.storage != "dense" else "stay floats anyway"
+        reason = kind if model.linear_norm is None else "norm their own inputs, which float ones do not here"
+        raise ConfigError(
+            f"[checkpoint] layers can be kept where float weights are made ternary; this model's linears {reason}"
+        )
+    before = (HEAD,) if quantization.modules_to_not_convert is None else quantization.modules_to_not_convert
+    kept = (*before, *map(re.escape, keep))
+    return replace(model, quantization=replace(quantization, modules_to_not_convert=kept))
+
+
+def _as_floats(model: ModelConfig) -> ModelConfig:
+    """The same with no linear ternarised. Raises ConfigError where they are no floats."""
+    storage = model.quantization.storage
+    if storage not in ("dense", "online") or model.linear_norm is not None:
+        reason = f"are stored as {storage}" if model.linear_norm is None else "norm their own inputs"
+        raise ConfigError(f"[checkpoint] ternary weights are fitted to floats; this model's linears {reason}")
+    return replace(model, quantization=replace(model.quantization, storage="dense"))
 
 
 def _with_activations(model: ModelConfig, bits: int) -> ModelConfig:

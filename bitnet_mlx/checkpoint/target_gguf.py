@@ -105,6 +105,11 @@ class GgufTarget:
         if isinstance(w, TernaryTensor):
             tensor, held = self._ternary(GgufModel.tensor(int(layer), name), w, order)
             tensors, linear = [tensor], Linear(held, bias)
+        elif self.weights.config.model_type == "bitnet":
+            raise FormatError(
+                f"[convert] {module} is float, and float linears of this family's GGUF files are read as master weights. "
+                "Give --format words2"
+            )
         else:
             dtype = self._dtype or (w.dtype if isinstance(w, DenseRows) else "float32")
             linear = common.recast(linear, dtype)

@@ -86,7 +86,9 @@ class HfTarget(common.FolderTarget):
 
     def config(self, kept: list[str], activation_bits: int) -> dict[str, Any]:  # noqa: ARG002
         config = common.base_config(self.source, self.weights, self.dtype or self._own)
-        if self.weights.config.sub_norms:  # 1bitLLM calls itself llama, which has none
+        if (
+            self.weights.config.sub_norms and not self.weights.config.qk_norms
+        ):  # 1bitLLM calls itself llama, which has none
             config |= {"model_type": "bitnet", "architectures": ["BitNetForCausalLM"]}
             config |= {name: getattr(self.weights.config, name) for name in ("hidden_act", "rms_norm_eps")}
         config["quantization_config"] = {

@@ -1,4 +1,4 @@
-"""bitnet-mlx chat: a conversation, one message a line."""
+"""bitnet-mlx chat: a conversation."""
 
 from __future__ import annotations
 
@@ -6,20 +6,25 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
-from bitnet_mlx.cli import options
-from bitnet_mlx.errors import BitnetError, ConfigError
+from bitnet_mlx.cli import chat_commands, options, speculation
+from bitnet_mlx.cli.chat_answer import answer
+from bitnet_mlx.cli.chat_input import Reader
+from bitnet_mlx.errors import BitnetError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = f"{chat_commands.LEAVING} /help, typed in the conversation, tells its commands."
     options.add_model_arguments(parser)
     options.add_generation_arguments(parser)
+    options.add_prompt_cache_argument(parser)
+    speculation.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     options.check(args)
+    speculation.check(args)
     from bitnet_mlx import load
     from bitnet_mlx.generation import ChatSession
 
@@ -27,58 +32,41 @@ def run(args: argparse.Namespace) -> int:
     model, tokenizer = load(args.model, **options.load_arguments(args))
     load_s = time.perf_counter() - start
     session = ChatSession(
-        model,
-        tokenizer,
-        args.system_prompt,
-        sampling=options.sampling_config(args, tokenizer),
-        max_tokens=args.max_tokens,
-        stop=args.stop,
-        max_kv_size=args.max_kv_size,
-        raw=args.ignore_chat_template,
-    )
-    turns = _converse(session, args)
+        model, tokenizer, args.system_prompt, sampling=options.sampling_config(args, tokenizer),
+        max_tokens=args.max_tokens, stop=args.stop, max_kv_size=args.max_kv_size, raw=args.ignore_chat_template,
+        speculation=speculation.make(args, model, tokenizer),
+    )  # fmt: skip
+    name = args.model or "embedded"
+    if args.prompt_cache_file:
+        session.load(args.prompt_cache_file, name)
+    turns = _converse(session, args, name, model.name)
     if args.json:
-        print(json.dumps({"turns": turns, "load_s": load_s, "backend": model.name, "model": args.model or "embedded"}))
+        print(json.dumps({"turns": turns, "load_s": load_s, "backend": model.name, "model": name}))
     return 0
 
 
-def _converse(session: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Answer line after line. Before a person, a turn that fails is reported and the conversation goes on."""
-    from bitnet_mlx.generation import Completion
-
-    turns = []
-    progress = options.prefill_progress(args.verbose)
-    for message in _messages():
-        if message == "/reset":
-            session.reset()
-            continue
+def _converse(session: Any, args: argparse.Namespace, name: str, backend: str) -> list[dict[str, Any]]:
+    """Answer message after message. Before a person, one that fails is reported and the conversation goes on."""
+    turns: list[dict[str, Any]] = []
+    reader = Reader()
+    interrupted = False  # since the last message
+    while True:
         try:
-            stream = session.reply(message, progress)
-            turns.append(Completion.of(stream if args.json else options.shown(stream)).record())
-        except BitnetError as error:
-            if args.debug or not sys.stdin.isatty():
+            message = reader.read()
+            if message is None or (message.command and not chat_commands.obey(message.text, session, name)):
+                return turns
+            if not message.command:
+                interrupted = not answer(session, message.text, args, backend, turns, reader.person)
+                continue
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+            if not reader.person or interrupted:
+                return turns
+            print(f"({chat_commands.LEAVING})", file=sys.stderr)
+            interrupted = True
+            continue
+        except (BitnetError, OSError) as error:
+            if args.debug or not reader.person:
                 raise
             print(error, file=sys.stderr)
-        except KeyboardInterrupt:  # ends this answer; what was said stays in the history
-            print(file=sys.stderr)
-        if not args.json:
-            options.show("\n")
-    return turns
-
-
-def _messages() -> Iterator[str]:
-    """Lines of stdin that are not blank, up to its end or /exit. Raises ConfigError when one is not UTF-8."""
-    for number in range(1, sys.maxsize):
-        if sys.stdin.isatty():
-            print("> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.buffer.readline()
-        try:
-            text = line.decode("utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise ConfigError(
-                f"[chat] line {number} of stdin is not UTF-8 ({error.reason} at byte {error.start}); convert it first"
-            ) from error
-        if not line or text == "/exit":
-            return
-        if text:
-            yield text
+        interrupted = False

@@ -6,6 +6,7 @@ import argparse
 import json
 
 from bitnet_mlx.api import ACTIVATIONS, DTYPES, HEAD_BITS, I2S_LAYOUTS
+from bitnet_mlx.cli import ternarizing
 from bitnet_mlx.cli.progress import Bar
 from bitnet_mlx.models.precision import PRESETS
 
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--force", action="store_true", help="replace the model at DST")
     add("--activations", type=int, choices=ACTIVATIONS, help="bits of the layers' inputs (default: the model's own)")
-    add("--ternarize", action="store_true", help="take float layers for BitNet's master weights")
+    ternarizing.add_arguments(parser)
     add("--revision", help="branch, tag or commit on the hub")
     add("--i2s-layout", choices=I2S_LAYOUTS, help="byte layout of I2_S tensors (default: found from the weights)")
 
@@ -48,14 +49,24 @@ def run(args: argparse.Namespace) -> int:
     from bitnet_mlx.checkpoint.convert import convert
     from bitnet_mlx.checkpoint.convert_report import details, summary
 
-    names = ("format", "head_bits", "dtype", "force", "activations", "ternarize", "revision", "i2s_layout", "precision")
+    names = ("format", "head_bits", "dtype", "force", "activations", "revision", "i2s_layout", "precision")
     options = {name: getattr(args, name) for name in names}
+    fitting, cost = ternarizing.wanted(args), None
     with Bar("converting") as bar:
-        done = convert(args.hf_path, args.mlx_path, progress=bar.update, **options)
+        if fitting is None:
+            done = convert(args.hf_path, args.mlx_path, ternarize=args.ternarize, progress=bar.update, **options)
+        else:
+            from bitnet_mlx.calibration.post_training import convert_ternary
+
+            done, cost = convert_ternary(args.hf_path, args.mlx_path, fitting, bar.update, **options)
     if args.json:
-        print(json.dumps(done.record()))
+        print(json.dumps(done.record() | ({} if cost is None else {"ternarize": cost})))
         return 0
     if args.verbose:
         print("\n".join(details(done)))
     print("\n".join(summary(done)))
+    if cost is not None:
+        from bitnet_mlx.calibration.post_training import summary as told
+
+        print("\n".join(told(cost)))
     return 0

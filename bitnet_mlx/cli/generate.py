@@ -6,10 +6,9 @@ import argparse
 import json
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bitnet_mlx.cli import options, profiling, speculation
-from bitnet_mlx.errors import ConfigError
 
 if TYPE_CHECKING:
     from bitnet_mlx.generation import Completion
@@ -19,23 +18,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", required=True, metavar="TEXT|-", help="the prompt; - reads it from stdin")
     options.add_model_arguments(parser)
     options.add_generation_arguments(parser)
+    options.add_prompt_cache_argument(parser)
     speculation.add_arguments(parser)
     profiling.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    prompt = _prompt(args.prompt)
+    prompt = options.prompt_text("generate", args.prompt)
     options.check(args)
     speculation.check(args)
     profiling.check(args)
     from bitnet_mlx import load
-    from bitnet_mlx.generation import Completion, prompt_ids, stream_generate
+    from bitnet_mlx.generation import Completion, stream_generate
 
     start = time.perf_counter()
     model, tokenizer = load(args.model, **options.load_arguments(args))
     load_s = time.perf_counter() - start
     sampling = options.sampling_config(args, tokenizer)
-    ids = prompt_ids(tokenizer, prompt, args.system_prompt, args.ignore_chat_template)
+    ids, cache = _start(args, model, tokenizer, prompt)
     stream = stream_generate(
         model,
         tokenizer,
@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
         sampling=sampling,
         stop=args.stop,
         max_kv_size=args.max_kv_size,
+        cache=cache,
         speculation=speculation.make(args, model, tokenizer),
         progress=options.prefill_progress(args.verbose),
     )
@@ -64,19 +65,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _prompt(text: str) -> str:
-    """The prompt; "-" reads stdin. Raises ConfigError when it is not UTF-8."""
-    try:
-        if text == "-":
-            return sys.stdin.buffer.read().decode("utf-8")
-        text.encode("utf-8")  # bytes that are not UTF-8 reach argv as lone surrogates
-        return text
-    except (UnicodeDecodeError, UnicodeEncodeError) as error:
-        where = "stdin" if text == "-" else "--prompt"
-        raise ConfigError(
-            f"[generate] {where} is not UTF-8 ({error.reason} at position {error.start}); UTF-8 text is needed: "
-            "convert it first, for example with iconv -f latin1 -t utf-8"
-        ) from error
+def _start(args: argparse.Namespace, model: Any, tokenizer: Any, prompt: str) -> tuple[list[int], Any]:
+    """The prompt's ids, and the cache that holds the first of them where a file has them."""
+    from bitnet_mlx.generation import prompt_ids
+    from bitnet_mlx.generation.prompt_cache import keep_shared, load_prompt
+
+    if not args.prompt_cache_file:
+        return prompt_ids(tokenizer, prompt, args.system_prompt, args.ignore_chat_template), None
+    saved = load_prompt(args.prompt_cache_file, model, args.model or "embedded", args.max_kv_size)
+    saved.said.check(args.system_prompt, args.ignore_chat_template)
+    ids = saved.next_ids(tokenizer, prompt)
+    keep_shared(saved.cache, saved.ids, ids)
+    return ids, saved.cache
 
 
 def statistics(completion: Completion, load_s: float, backend: str) -> str:

@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--mask-prompt", action="store_true", help="learn answers and completions alone")
     add("--long-samples", choices=["truncate", "drop"], help="what to do with longer samples (default truncate)")
+    text = "several short samples a row, none of which sees another; --batch-size counts rows"
+    add("--pack", action="store_true", help=text)
     add("--resume-adapter-file", type=Path, metavar="FILE", help="start from this adapters.safetensors")
     add_numbers(add, _NUMBERS)
     add("--backend", choices=["auto", "metal", "cuda", "mlx"], default="auto", help="what computes (default: auto)")

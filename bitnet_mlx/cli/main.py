@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from importlib import import_module
+from types import ModuleType
 
 from bitnet_mlx import __version__
 from bitnet_mlx.errors import BitnetError, KernelWarning
@@ -18,6 +19,7 @@ _FORMAT = warnings.formatwarning
 COMMANDS = {
     "generate": "print a model's continuation of a prompt",
     "chat": "talk with a model",
+    "cache-prompt": "compute a prompt once, into a file that generate and chat go on from",
     "serve": "answer OpenAI's API over HTTP",
     "convert": "turn a checkpoint of any format that is read into another, and compare",
     "inspect": "tell what a checkpoint is, without loading it whole",
@@ -50,6 +52,10 @@ def _usage() -> str:
     )
 
 
+def _module(command: str) -> ModuleType:
+    return import_module(f"bitnet_mlx.cli.{command.replace('-', '_')}")
+
+
 def build_parser(command: str) -> argparse.ArgumentParser:
     """The parser of one command, with the options that all commands share."""
     parser = argparse.ArgumentParser(prog=f"bitnet-mlx {command}", description=COMMANDS[command])
@@ -58,7 +64,7 @@ def build_parser(command: str) -> argparse.ArgumentParser:
         "--verbose", action="store_true", help="tell more on stderr, such as the backend chosen and why"
     )
     parser.add_argument("--debug", action="store_true", help="show a traceback when something fails")
-    import_module(f"bitnet_mlx.cli.{command}").add_arguments(parser)
+    _module(command).add_arguments(parser)
     return parser
 
 
@@ -98,7 +104,7 @@ def run_command(command: str, arguments: list[str]) -> int:
     try:
         args = build_parser(command).parse_args(arguments)
         _show_notices(args.verbose)
-        return import_module(f"bitnet_mlx.cli.{command}").run(args)
+        return _module(command).run(args)
     except BitnetError as error:
         return _fail(error, debug, error.exit_code)
     except KeyboardInterrupt:

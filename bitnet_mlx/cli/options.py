@@ -80,8 +80,21 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
     )
     group.add_argument("--max-kv-size", type=int, metavar="N", help="limit the context to N tokens")
+    add_template_arguments(group)
+
+
+def add_template_arguments(group: Any) -> None:
+    """How a text becomes a model's turn."""
     group.add_argument("--ignore-chat-template", action="store_true", help="give the text to the model as it stands")
     group.add_argument("--system-prompt", metavar="TEXT", help="instructions that come before the conversation")
+
+
+def add_prompt_cache_argument(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """The file of a computed prompt."""
+    parser.add_argument(
+        "--prompt-cache-file", metavar="FILE", required=required,
+        help="a file that cache-prompt, or /save in chat, writes: what it holds comes before the prompt, computed already",
+    )  # fmt: skip
 
 
 def check(args: argparse.Namespace) -> None:
@@ -90,11 +103,16 @@ def check(args: argparse.Namespace) -> None:
 
     if args.max_tokens < 1:
         raise ConfigError(f"[generate] --max-tokens is {args.max_tokens}; it must be at least 1")
+    check_template(args)
+    SamplingConfig().replaced(**_sampling_flags(args))
+
+
+def check_template(args: argparse.Namespace) -> None:
+    """Raises ConfigError for a system prompt that no template would take."""
     if args.ignore_chat_template and args.system_prompt is not None:
         raise ConfigError(
             "[generate] --system-prompt needs the template that --ignore-chat-template leaves out; give one of them"
         )
-    SamplingConfig().replaced(**_sampling_flags(args))
 
 
 def load_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -114,6 +132,21 @@ def sampling_config(args: argparse.Namespace, tokenizer: Tokenizer) -> SamplingC
 def _sampling_flags(args: argparse.Namespace) -> dict[str, Any]:
     names = ("temp", "top_p", "top_k", "min_p", "repetition_penalty", "repetition_context_size", "seed")
     return {name: getattr(args, name) for name in names}
+
+
+def prompt_text(command: str, text: str) -> str:
+    """A prompt; "-" reads stdin. Raises ConfigError when it is not UTF-8."""
+    try:
+        if text == "-":
+            return sys.stdin.buffer.read().decode("utf-8")
+        text.encode("utf-8")  # bytes that are not UTF-8 reach argv as lone surrogates
+        return text
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        where = "stdin" if text == "-" else "--prompt"
+        raise ConfigError(
+            f"[{command}] {where} is not UTF-8 ({error.reason} at position {error.start}); UTF-8 text is needed: "
+            "convert it first, for example with iconv -f latin1 -t utf-8"
+        ) from error
 
 
 def show(text: str) -> None:

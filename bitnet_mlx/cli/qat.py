@@ -14,6 +14,15 @@ _NUMBERS = (
     ("--blend-fraction", float, "F", "of the steps, after which all layers are ternary (default 0.5)"),
     ("--kl-weight", float, "K", "share of the teacher's KL in the loss, 0 to 1 (default 0.5)"),
     ("--temperature", float, "T", "of both distributions in the KL (default 1)"),
+    (
+        "--hidden-weight",
+        float,
+        "W",
+        "of the distance of hidden states behind each layer, added to the loss (default 0)",
+    ),
+    ("--attention-weight", float, "W", "of the distance of one layer's attention relations, added too (default 0)"),
+    ("--attention-layer", int, "N", "that layer, counted from 1 (default: the last)"),
+    ("--teacher-top-k", int, "K", "most likely tokens that --teacher-cache keeps of each position (default 64)"),
 )
 
 
@@ -26,10 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--teacher", metavar="DIR|REPO|GGUF", help="a model of the same vocabulary (default: the float model itself)")
     add("--eval-data", nargs="+", type=Path, metavar="FILE", help="text files, measured before and after")
     add(
+        "--hidden-loss",
+        choices=["cosine", "mse"],
+        help="of --hidden-weight: 1 - cosine, or relative MSE (default cosine)",
+    )
+    text = "keep what the teacher says here, and let it go while training; a later run of the same data reads it"
+    add("--teacher-cache", type=Path, metavar="DIR", help=text)
+    add(
         "--blend",
         choices=["constant", "linear", "exponential", "layers"],
         help="how layers become ternary: at once, evenly, exponentially, or one by one (default linear)",
     )
+    text = "add norms before o_proj and down_proj, as BitNet has them; they grow in with the blend"
+    add("--sub-norms", action="store_true", help=text)
     text = "of activations and products (default: the model's own); masters and optimiser are float32"
     add("--dtype", choices=["bfloat16", "float32"], help=text)
     add_numbers(add, _NUMBERS)
@@ -59,4 +77,9 @@ def run(args: argparse.Namespace) -> int:
         if name in record:
             found = record[name]
             print(f"  {title:<20} perplexity {found['perplexity']:.4f}, KL {found['kl']:.4f} from the teacher")
+    if "teacher_cache" in record:
+        kept = record["teacher_cache"]
+        print(
+            f"  teacher's cache: {kept['bytes']:,} bytes, {kept['written']} of {kept['windows']} windows new: {kept['folder']}"
+        )
     return 0

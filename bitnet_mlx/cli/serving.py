@@ -27,6 +27,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-kv-bytes", metavar="SIZE", help="keys and values of all texts, such as 2GB (default: the memory plan's)")
     add("--prompt-cache-bytes", metavar="SIZE", help="beginnings of prompts that are kept; 0: none (default: likewise)")
     add("--request-timeout", type=float, default=600, metavar="S", help="seconds an answer may take (default: 600)")
+    add("--pooling", choices=("mean", "last", "none"), help="embeddings of a text (default: as the model's files say)")
     add("--cors", action="append", default=[], metavar="ORIGIN", help="let this web origin ask; may be repeated")
     add("--allow-host", action="append", default=[], metavar="NAME", help="on this machine alone: one more name of it")
     add("--drain", type=float, default=30, metavar="S", help="seconds that answers have after SIGTERM (default: 30)")
@@ -44,7 +45,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "max_tokens": args.max_tokens, "max_kv_size": args.max_kv_size, "running": args.max_batch,
         "waiting": args.max_queue, "seconds": args.request_timeout, "kv_bytes": _bytes(args, "max_kv_bytes"),
-        "prefix_bytes": _bytes(args, "prompt_cache_bytes"),
+        "prefix_bytes": _bytes(args, "prompt_cache_bytes"), "pooling": args.pooling,
     }  # fmt: skip
 
 

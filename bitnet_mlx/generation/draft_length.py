@@ -81,8 +81,10 @@ class DraftLength:
         right, of = self._right.get(kind, _PRIOR)
         length = self._best(right / of, most)
         self._refused = 0 if length else self._refused + 1
-        if self._refused and not self._best(1.0, MOST):
-            self._end("a step of several rows takes as long here as as many steps")
+        if self._refused and (self._free or len(self._each) >= _LIVE) and not self._best(1.0, MOST):
+            self._end(
+                "even right guesses save no time here: a step that checks them takes as long as the steps it saves"
+            )
         elif self._refused >= _REFUSED and not self._free:
             self._end(f"with {right / of:.0%} of the guesses right no number of them pays on this machine")
         return length
@@ -149,4 +151,5 @@ class DraftLength:
         if self._free or not self._each:
             return 0.0
         assert self._times is not None
-        return median(self._each) / (median(self._plain) if self._plain else self._times.one)
+        each = median(self._each) if len(self._each) >= _LIVE else min(self._each)
+        return each / (median(self._plain) if self._plain else self._times.one)

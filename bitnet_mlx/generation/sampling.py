@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from bitnet_mlx.errors import BackendError, ConfigError
+from bitnet_mlx.generation.grammar import Constraint
 
 _MARGINS = (4.0, 10.0, 20.0)  # how far below the best log probability the filters look before they sort everything
 _COLD = 1e-6  # a temperature below this counts as 0
@@ -106,10 +107,12 @@ def _number(config: SamplingConfig, name: str, allowed: str, test: Any) -> None:
 
 
 class Sampler:
-    """One request's sampler; its random generator (PCG64) advances with every draw, which are one a token."""
+    """One request's sampler; its random generator (PCG64, one draw a token) and its constraint advance with every pick."""
 
-    def __init__(self, config: SamplingConfig) -> None:
+    def __init__(self, config: SamplingConfig, constraint: Constraint | None = None) -> None:
+        """constraint: what the text must be; tokens that it forbids are never picked."""
         self.config = config
+        self._constraint = constraint
         self._random = np.random.Generator(np.random.PCG64(config.seed))
         self._coming: deque[float] = deque()  # draws that were looked at before their turn
         self._bias: tuple[np.ndarray, np.ndarray] | None = None
@@ -153,11 +156,24 @@ class Sampler:
             )
         return x
 
-    def pick(self, scores: np.ndarray, ahead: int | None = None) -> int:
-        """Choose by the temperature and the filters. Raises BackendError when a score is NaN or +inf.
+    @property
+    def complete(self) -> bool:
+        """Whether the constraint lets nothing but the text's end follow."""
+        return self._constraint is not None and self._constraint.complete
 
-        ahead: choose as the pick after `ahead` others will, were these its scores; its draw is looked at and stays.
+    def pick(self, scores: np.ndarray, ahead: int | None = None) -> int:
+        """Choose by the constraint, the temperature and the filters. Raises BackendError when a score is NaN or +inf.
+
+        ahead: choose as the pick after `ahead` others will, were these its scores; its draw is looked at and stays, and no
+        constraint is known yet.
         """
+        if self._constraint is None or ahead is not None:
+            return self._choose(scores, ahead)
+        token = self._choose(self._constraint.masked(scores), ahead)
+        self._constraint.accept(token)
+        return token
+
+    def _choose(self, scores: np.ndarray, ahead: int | None) -> int:
         best = int(scores.argmax())  # a NaN counts as the largest
         if not math.isfinite(scores[best]):
             raise BackendError(

@@ -197,7 +197,7 @@ def _run(
                 first, ttft, peak = now, now - start, peak_memory_bytes()
             else:
                 generation_tps = (count - 1) / max(now - first, 1e-9)
-            text, finish = token_text(token, count == plan.limit, plan.stop_ids, detokenizer, stops)
+            text, finish = token_text(token, count == plan.limit, plan.stop_ids, detokenizer, stops, sampler.complete)
             if finish:
                 peak, report = peak_memory_bytes(), steps.finish()
             yield GenerationResponse(
@@ -229,15 +229,16 @@ def _watched(
 
 
 def token_text(
-    token: int, last: bool, stop_ids: frozenset[int], detokenizer: Detokenizer, stops: StopStrings
-) -> tuple[str, str | None]:
-    """(text to show, finish reason or None) of one token; last: no token may follow it."""
+    token: int, last: bool, stop_ids: frozenset[int], detokenizer: Detokenizer, stops: StopStrings,
+    complete: bool = False,
+) -> tuple[str, str | None]:  # fmt: skip
+    """(text to show, finish reason or None) of one token; last: no token may follow it, complete: nor need one."""
     ended = token in stop_ids
     text, met = stops.feed("" if ended else detokenizer.add(token))
     if met:
         return text, "stop"
-    if not ended and not last:
+    if not ended and not last and not complete:
         return text, None
     rest, met = stops.feed(detokenizer.finalize())
     text += rest if met else rest + stops.flush()
-    return text, "stop" if ended or met else "length"
+    return text, "stop" if ended or met or complete else "length"

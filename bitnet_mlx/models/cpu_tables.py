@@ -166,10 +166,16 @@ class Buffers:
 
     def _scratch(self) -> tuple[dict[int, int], int]:
         """Offsets of a thread's own areas, and their bytes together."""
-        tile = at.TILE * 8 * 4
-        plain = self._rows * at.TILE * 4 if self._rank else 0
-        scores = self._config.groups * self._positions * 4
-        return {at.TILE_AT: 0, at.PLAIN_TILE_AT: tile, at.SCORES_AT: tile + plain}, _lines(tile + plain + scores)
+        areas = {
+            at.TILE_AT: at.TILE * 8 * 4,
+            at.LANES_AT: at.HEAD_ROWS * 8 * LANES * 4,
+            at.PLAIN_TILE_AT: self._rows * at.TILE * 4 if self._rank else 0,
+            at.SCORES_AT: self._config.groups * self._positions * 4,
+        }
+        offsets, size = {}, 0
+        for slot, area in areas.items():
+            offsets[slot], size = size, size + _lines(area)
+        return offsets, size
 
 
 def lanes(rank: int) -> int:

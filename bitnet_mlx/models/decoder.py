@@ -35,3 +35,7 @@ class Decoder(Protocol):
         Returns float32 logits for each sequence: [vocab] after its last token, or [length, vocab] after every token.
         """
         ...
+
+    def hidden(self, tokens: Sequence[Sequence[int]], caches: Sequence[Any]) -> list[np.ndarray]:
+        """As step, but what the head would be given instead of its logits: float32 [length, hidden], normed."""
+        ...

@@ -13,6 +13,7 @@ import numpy as np
 
 from bitnet_mlx.backends.cpu_jit import compiled, threads
 from bitnet_mlx.backends.cpu_jit import layout as at
+from bitnet_mlx.backends.numpy_ref import rms_norm
 from bitnet_mlx.errors import BackendError
 from bitnet_mlx.models.cache import KVCache
 from bitnet_mlx.models.config import inverse_frequencies
@@ -72,6 +73,19 @@ class CpuDecoder:
         Raises BackendError for a sequence without tokens, a token outside the vocabulary, a cache given twice, or in a
         process forked under OpenMP; MemoryLimitError past a cache's limit. The caches then hold what they held.
         """
+        y, ends = self._feed(tokens, caches, logits)
+        return list(y) if logits == "last" else np.split(y, ends[:-1])
+
+    def hidden(self, tokens: Sequence[Sequence[int]], caches: Sequence[KVCache]) -> list[np.ndarray]:
+        """As Decoder.hidden; raises what step raises."""
+        x, ends = self._feed(tokens, caches, "hidden")
+        normed = rms_norm(x, self.weights.norms["model.norm"], self.config.rms_norm_eps)
+        return np.split(normed, ends[:-1])
+
+    def _feed(
+        self, tokens: Sequence[Sequence[int]], caches: Sequence[KVCache], want: Literal["last", "all", "hidden"]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(rows of all sequences, where each sequence ends among them): logits, or for "hidden" what comes before the norm."""
         self._check(tokens, caches)
         ids = np.concatenate([np.asarray(part, np.int64) for part in tokens])
         lengths = np.array([len(part) for part in tokens])
@@ -82,11 +96,12 @@ class CpuDecoder:
             sequences = np.repeat(np.arange(len(caches)), lengths)
             ends = np.cumsum(lengths)
             positions = np.arange(len(ids)) + np.repeat(starts - (ends - lengths), lengths)
-            chosen = np.arange(len(ids)) if logits == "all" else ends - 1
-            y = self._rows(ids, sequences, positions, chosen, caches, count)
+            chosen = {"last": ends - 1, "all": np.arange(len(ids)), "hidden": ends[:0]}[want]
+            states = np.empty((len(ids), self.config.hidden_size), np.float32) if want == "hidden" else None
+            y = self._rows(ids, sequences, positions, chosen, caches, count, states)
             for cache, length in zip(caches, lengths, strict=True):
                 cache.offset += int(length)
-        return list(y) if logits == "last" else np.split(y, ends[:-1])
+        return y if states is None else states, ends
 
     def _check(self, tokens: Sequence[Sequence[int]], caches: Sequence[KVCache]) -> None:
         vocabulary = self.config.vocab_size
@@ -106,9 +121,9 @@ class CpuDecoder:
 
     def _rows(
         self, ids: np.ndarray, sequences: np.ndarray, positions: np.ndarray, chosen: np.ndarray,
-        caches: Sequence[KVCache], count: int,
+        caches: Sequence[KVCache], count: int, states: np.ndarray | None,
     ) -> np.ndarray:  # fmt: skip
-        """Run all rows, a chunk at a time: logits float32 [chosen, vocab]."""
+        """Run all rows, a chunk at a time: logits float32 [chosen, vocab]. states: where the last layer's output goes."""
         state, hidden = self._state, self.config.hidden_size
         self._reach(int(positions.max()) + 1)
         y = np.empty((len(chosen), self.weights.lm_head.shape[0]), np.float32)
@@ -129,6 +144,8 @@ class CpuDecoder:
             state[at.CHOSEN], state[at.CHOSEN_ROWS] = address(here), len(here)
             state[at.LOGITS] = address(y[done:]) if len(here) else 0
             self._compiled(address(state))
+            if states is not None:
+                states[part] = x[:, :hidden]
             done += len(here)
         return y
 

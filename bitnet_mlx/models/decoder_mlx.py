@@ -174,12 +174,18 @@ class MlxModel(nn.Module):
         found = np.split(np.array(y), np.cumsum([len(rows) for rows in wanted])[:-1])
         return found if logits == "all" else [rows[0] if len(rows) else rows for rows in found]
 
+    def hidden(self, tokens: Sequence[Sequence[int]], caches: Sequence[SequenceCache]) -> list[np.ndarray]:
+        """See models/decoder.py."""
+        return [self._sequence(ids, cache, "hidden") for ids, cache in zip(tokens, caches, strict=True)]
+
     def _sequence(self, ids: Sequence[int], cache: SequenceCache, logits: str) -> np.ndarray:
         pieces = []
         for at in range(0, len(ids), _PREFILL):
             piece = mx.array(np.asarray(ids[at : at + _PREFILL], np.int32))[None]
             x = self.model(piece, cache, None, early=True)
-            if logits == "all":
+            if logits == "hidden":
+                pieces.append(self.model.norm(x[0].astype(mx.float32)))
+            elif logits == "all":
                 pieces.append(self.head(x)[0].astype(mx.float32))
             elif at + _PREFILL >= len(ids):
                 pieces.append(self.head(x[:, -1])[0].astype(mx.float32))

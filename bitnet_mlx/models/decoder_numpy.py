@@ -41,7 +41,16 @@ class NumpyDecoder:
     ) -> list[np.ndarray]:
         return [self._sequence(ids, cache, logits) for ids, cache in zip(tokens, caches, strict=True)]
 
+    def hidden(self, tokens: Sequence[Sequence[int]], caches: Sequence[KVCache]) -> list[np.ndarray]:
+        return [self._states(ids, cache) for ids, cache in zip(tokens, caches, strict=True)]
+
     def _sequence(self, ids: Sequence[int], cache: KVCache, logits: str) -> np.ndarray:
+        hidden = self._states(ids, cache, last=logits == "last")
+        y = ref.dense_linear(hidden, self.weights.lm_head)
+        return y[0] if logits == "last" else y
+
+    def _states(self, ids: Sequence[int], cache: KVCache, last: bool = False) -> np.ndarray:
+        """The normed rows [length, hidden] that the head is given, or the last one alone."""
         cache.reserve(len(ids))
         x = self.weights.embed_tokens.rows(np.asarray(ids, np.int64))
         rotation = cos_sin(self._inverse, self._rope_factor, cache.offset, len(ids))
@@ -51,11 +60,7 @@ class NumpyDecoder:
             x = x + self._feed_forward(layer, x)
             self._tell(f"model.layers.{layer}", before, x)
         cache.offset += len(ids)
-        if logits == "last":
-            x = x[-1:]
-        hidden = ref.rms_norm(x, self.weights.norms["model.norm"], self.config.rms_norm_eps)
-        y = ref.dense_linear(hidden, self.weights.lm_head)
-        return y[0] if logits == "last" else y
+        return ref.rms_norm(x[-1:] if last else x, self.weights.norms["model.norm"], self.config.rms_norm_eps)
 
     def _linears(self, layer: int, names: Sequence[str], x: np.ndarray, norm: np.ndarray | None) -> list[np.ndarray]:
         """Several linears on the same input, which is normed first where `norm` is given and quantised once."""

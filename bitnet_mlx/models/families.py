@@ -39,6 +39,8 @@ FAMILIES: dict[str, Family] = {
     "bitnet": Family("relu2", 1e-5, 500000.0, sub_norms=True, bos_token_id=128000, eos_token_id=128001),
     "llama": Family("silu", 1e-6, 10000.0, mlp_bias=True, bos_token_id=1, eos_token_id=2),
     "qwen3": Family("silu", 1e-6, 10000.0, qk_norms=True, head_dim=128, context=32768),
+    # A qwen3 to which `qat --sub-norms` gave norms that transformers' qwen3 does not know.
+    "bitnet_qwen3": Family("silu", 1e-6, 10000.0, sub_norms=True, qk_norms=True, head_dim=128, context=32768),
     "olmo": Family("silu", 1e-5, 10000.0, masters=True, free_norms=True),  # OLMo-Bitnet's own keys: models/olmo.py
 }
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from bitnet_mlx.backends.mlx_import import mx
 from bitnet_mlx.models.config import DecoderConfig, inverse_frequencies
-from bitnet_mlx.models.ragged_mlx import Ragged
 from bitnet_mlx.models.rope import cos_sin
 
 _STEP = 1024  # positions of a growth
@@ -27,9 +26,10 @@ class Rotary:
 
     def at(self, cache: Any, length: int) -> tuple[mx.array, mx.array]:
         """Rows for `length` positions behind those that a layer's cache (or None) holds: [1 or B, length, D / 2]."""
-        if isinstance(cache, Ragged):
-            self._reach(int(cache.positions.max()) + 1)
-            where = mx.array(cache.positions)[None]
+        positions = getattr(cache, "positions", None)  # int32 [L] or [B, L], where a pass holds several sequences
+        if positions is not None:
+            self._reach(int(positions.max()) + 1)
+            where = mx.array(positions.reshape(-1, length))
             return self._cos[where], self._sin[where]
         offset = 0 if cache is None else cache.offset
         if isinstance(offset, int):

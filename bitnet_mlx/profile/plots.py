@@ -182,6 +182,39 @@ def owners(figure: Any, record: Mapping[str, Any]) -> None:
     figure.legend(lines + more, labels + names_too, fontsize=8, loc="outside lower center", ncols=6)
 
 
+def training(figure: Any, record: Mapping[str, Any]) -> None:
+    """A training run's log: losses by step, each with its running mean; the gradients' norm and the learning rate."""
+    log = record["log"]
+    axes = _axes(figure, 121, "Losses", "step", "nats a token")
+    names = [name for name in ("loss", "cross_entropy", "kl", "valid_loss") if any(name in entry for entry in log)]
+    for i, name in enumerate(names):
+        found = [(entry["step"], entry[name]) for entry in log if name in entry]
+        at, values = [step for step, _ in found], [value for _, value in found]
+        if name == "valid_loss" or len(values) < 20:
+            axes.plot(at, values, color=COLOURS[i], marker=MARKS[i], markersize=4, label=name.replace("_", " "))
+            continue
+        axes.plot(at, values, color=COLOURS[i], alpha=0.3, linewidth=0.8)
+        axes.plot(at, _running(values, max(2, len(values) // 20)), color=COLOURS[i], label=name.replace("_", " "))
+    axes.legend(fontsize=8)
+    norms = _axes(figure, 122, "Gradients and learning rate", "step", "gradients' norm")
+    steps = [entry["step"] for entry in log]
+    [line] = norms.plot(steps, [entry["grad_norm"] for entry in log], color=COLOURS[4], linewidth=1, label="norm")
+    norms.set_ylim(bottom=0)
+    rates = norms.twinx()
+    rates.spines["right"].set_visible(True)
+    rates.set_ylabel("learning rate")
+    [other] = rates.plot(
+        steps, [entry["learning_rate"] for entry in log], color=COLOURS[5], linestyle="--", label="rate"
+    )
+    rates.set_ylim(bottom=0)
+    norms.legend(handles=[line, other], fontsize=8, loc="upper right")
+
+
+def _running(values: list[float], count: int) -> list[float]:
+    """Mean of each value and up to `count - 1` before it."""
+    return [sum(part) / len(part) for part in (values[max(0, i + 1 - count) : i + 1] for i in range(len(values)))]
+
+
 def calibration(figure: Any, record: Mapping[str, Any]) -> None:
     """Ranges of the inputs of linears by layer, and how the values of the widest one spread, with its clips."""
     axes = _axes(figure, 121, "Inputs of linears: largest |x|, rms (dotted)", "layer", "|x|")
@@ -215,5 +248,5 @@ def calibration(figure: Any, record: Mapping[str, Any]) -> None:
 
 DRAWERS: dict[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "profile": roofline, "scaling": scaling, "memory": timeline, "tracker": owners,
-    "calibration": calibration,
+    "calibration": calibration, "train": training, "qat": training, "lora": training,
 }  # fmt: skip

@@ -32,9 +32,13 @@ def read_text(path: Path, tokenizer: Tokenizer, limit: int | None = None) -> Tex
     if len(ids) < 2:
         raise ConfigError(f"[evaluate] {path} has {len(ids)} tokens; at least 2 are needed")
     if limit is not None and len(ids) > limit + 1:
-        ids = ids[: limit + 1]
-        return Text(str(path), ids, sum(_bytes(tokenizer, i) for i in ids[1:]))
+        return part(str(path), ids[: limit + 1], tokenizer)
     return Text(str(path), ids, len(text.encode()) - _bytes(tokenizer, ids[0]))
+
+
+def part(name: str, ids: Sequence[int], tokenizer: Tokenizer) -> Text:
+    """Some tokens of a text."""
+    return Text(name, ids, sum(_bytes(tokenizer, i) for i in ids[1:]))
 
 
 def check_same(tokenizer: Tokenizer, teacher: Tokenizer, text: Text) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from bitnet_mlx import __version__
-from bitnet_mlx.serve.work import Piece
+from bitnet_mlx.serve.calls import CallReader, Said
+from bitnet_mlx.serve.work import Echo, Piece
 from bitnet_mlx.tokenizer import Tokenizer
 
 
@@ -18,28 +19,54 @@ class Choice:
     """What has come of one text."""
 
     pieces: list[Piece] = field(default_factory=list)
+    echo: Echo | None = None
+    finish_reason: str | None = None
 
-    def add(self, piece: Piece) -> None:
-        self.pieces.append(piece)
+    def add(self, event: Piece | Echo) -> None:
+        if isinstance(event, Echo):
+            self.echo = event
+        else:
+            self.pieces.append(event)
+        self.finish_reason = event.finish_reason
 
     @property
     def text(self) -> str:
-        return "".join(piece.text for piece in self.pieces)
+        return (self.echo.text if self.echo else "") + "".join(piece.text for piece in self.pieces)
 
     @property
-    def finish_reason(self) -> str | None:
-        return self.pieces[-1].finish_reason if self.pieces else None
+    def told(self) -> list[Piece]:
+        return [*(self.echo.pieces if self.echo else ()), *self.pieces]
+
+    @property
+    def rate(self) -> float:
+        """Mean log probability of its tokens, by which best_of chooses."""
+        values = [piece.logprob for piece in self.pieces if piece.logprob is not None]
+        return sum(values) / len(values) if values else float("-inf")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an answer is to hold. chat: messages, else plain texts. calls: makes the reader of each text's tool calls.
+
+    named: a function that had to be called was, which ends a text as "stop".
+    """
+
+    chat: bool
+    logprobs: bool = False
+    calls: Callable[[], CallReader] | None = None
+    named: bool = False
 
 
 class Answer:
-    """One request's answer. chat: messages, else plain texts. prompts: token count of each prompt, counted once."""
+    """One request's answer. prompts: token count of each prompt, counted once."""
 
-    def __init__(self, chat: bool, model: str, tokenizer: Tokenizer, prompts: Sequence[int], logprobs: bool) -> None:
-        self.id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
-        self._chat, self._model, self._tokenizer = chat, model, tokenizer
-        self._prompt_tokens, self._logprobs = sum(prompts), logprobs
+    def __init__(self, kind: Kind, model: str, tokenizer: Tokenizer, prompts: Sequence[int]) -> None:
+        self.id = f"{'chatcmpl' if kind.chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self._kind, self._model, self._tokenizer = kind, model, tokenizer
+        self._prompt_tokens = sum(prompts)
         self._created = int(time.time())
         self._offsets: dict[int, int] = {}
+        self._readers: dict[int, CallReader] = {}
         self.completion_tokens = 0
         self.cached_tokens = 0  # of the prompts', known once they have been read
 
@@ -47,41 +74,66 @@ class Answer:
         """The answer that is no stream."""
         made = []
         for index, choice in enumerate(choices):
-            self.completion_tokens += len(choice.pieces)
+            logprobs = self._tell(index, choice.told)
             content: dict[str, Any] = {"text": choice.text}
-            if self._chat:
-                content = {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
-            logprobs = self._tell(index, choice.pieces)
-            made.append({"index": index, **content, "logprobs": logprobs, "finish_reason": choice.finish_reason})
-        kind = "chat.completion" if self._chat else "text_completion"
+            finish = choice.finish_reason
+            if self._kind.chat:
+                said, finish = self._said(index, choice.text, finish)
+                message: dict[str, Any] = {"role": "assistant", "content": said.content, "refusal": None}
+                if said.calls:
+                    calls = [{k: v for k, v in call.items() if k != "index"} for call in said.calls]
+                    message |= {"content": said.content or None, "tool_calls": calls}
+                content = {"message": message}
+            made.append({"index": index, **content, "logprobs": logprobs, "finish_reason": finish})
+        kind = "chat.completion" if self._kind.chat else "text_completion"
         return {**self._head(kind), "choices": made, "usage": self.usage()}
 
     def opening(self, index: int) -> dict[str, Any] | None:
         """The chunk that names the role; plain texts have none."""
-        return self._chunk(index, {"role": "assistant", "content": ""}, None, None) if self._chat else None
+        return self._chunk(index, {"role": "assistant", "content": ""}, None, None) if self._kind.chat else None
 
-    def chunk(self, index: int, piece: Piece) -> dict[str, Any] | None:
-        """One token's chunk; None where it has nothing to tell."""
-        self.completion_tokens += 1
-        logprobs = self._tell(index, [piece])
-        if not piece.text and not piece.finish_reason and not self._logprobs:
+    def chunk(self, index: int, event: Piece | Echo) -> dict[str, Any] | None:
+        """One token's chunk, or the prompt's; None where it has nothing to tell."""
+        self.count(event)
+        logprobs = self._tell(index, event.pieces if isinstance(event, Echo) else [event])
+        if not self._kind.chat:
+            if not event.text and not event.finish_reason and not self._kind.logprobs:
+                return None
+            return self._chunk(index, event.text, logprobs, event.finish_reason)
+        said, finish = self._said(index, event.text, event.finish_reason)
+        if not said.content and not said.calls and not finish and not self._kind.logprobs:
             return None
-        delta = {"content": piece.text} if piece.text or not piece.finish_reason else {}
-        return self._chunk(index, delta if self._chat else piece.text, logprobs, piece.finish_reason)
+        delta: dict[str, Any] = {"content": said.content} if said.content or not (finish or said.calls) else {}
+        if said.calls:
+            delta["tool_calls"] = said.calls
+        return self._chunk(index, delta, logprobs, finish)
+
+    def count(self, event: Piece | Echo) -> None:
+        """Usage goes by the tokens that were made, whether they are told or not."""
+        self.completion_tokens += isinstance(event, Piece)
 
     def counts(self) -> dict[str, Any]:
         """The last chunk of a stream whose client asked for counts."""
-        return {
-            **self._head("chat.completion.chunk" if self._chat else "text_completion"),
-            "choices": [],
-            "usage": self.usage(),
-        }
+        kind = "chat.completion.chunk" if self._kind.chat else "text_completion"
+        return {**self._head(kind), "choices": [], "usage": self.usage()}
 
     def usage(self) -> dict[str, Any]:
         """Tokens of the prompts and of the texts, their end tokens counted."""
         total = self._prompt_tokens + self.completion_tokens
         counts = {"prompt_tokens": self._prompt_tokens, "completion_tokens": self.completion_tokens}
         return {**counts, "total_tokens": total, "prompt_tokens_details": {"cached_tokens": self.cached_tokens}}
+
+    def _said(self, index: int, text: str, finish: str | None) -> tuple[Said, str | None]:
+        """What a stretch of a message says and calls, and how the message ends, both the same in a stream and whole."""
+        if self._kind.calls is None:
+            return Said(text), finish
+        if index not in self._readers:
+            self._readers[index] = self._kind.calls()
+        reader = self._readers[index]
+        said = reader.feed(text, last=finish is not None)
+        if finish == "stop" and reader.calls and not self._kind.named:
+            finish = "tool_calls"
+        return said, finish
 
     def _head(self, kind: str) -> dict[str, Any]:
         version = f"bitnet-mlx-{__version__}"
@@ -90,16 +142,16 @@ class Answer:
         }  # fmt: skip
 
     def _chunk(self, index: int, content: Any, logprobs: Any, finish: str | None) -> dict[str, Any]:
-        head = self._head("chat.completion.chunk" if self._chat else "text_completion")
-        name = "delta" if self._chat else "text"
+        head = self._head("chat.completion.chunk" if self._kind.chat else "text_completion")
+        name = "delta" if self._kind.chat else "text"
         return {**head, "choices": [{"index": index, name: content, "logprobs": logprobs, "finish_reason": finish}]}
 
     def _tell(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any] | None:
         """Log probabilities of tokens that have a text."""
-        if not self._logprobs:
+        if not self._kind.logprobs:
             return None
-        told = [piece for piece in pieces if piece.logprob is not None]
-        if self._chat:
+        told = [piece for piece in pieces if not piece.ended]
+        if self._kind.chat:
             return {"content": [self._content(piece) for piece in told], "refusal": None}
         return self._columns(index, told)
 
@@ -118,13 +170,14 @@ class Answer:
         for piece in pieces:
             one = self._content(piece)
             offsets.append(self._offsets.get(index, 0))
-            self._offsets[index] = offsets[-1] + len(one["token"])
+            shown = bool(piece.text) or piece.token not in self._tokenizer.special_ids
+            self._offsets[index] = offsets[-1] + (len(one["token"]) if shown else 0)
             tokens.append(one["token"])
             values.append(one["logprob"])
             top: dict[str, float] = {}
             for other in [*one["top_logprobs"], one]:
                 top.setdefault(other["token"], other["logprob"])
-            tops.append(top)
+            tops.append(top if piece.logprob is not None else None)
         return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
 
     def _bytes(self, token: int) -> bytes:

@@ -22,12 +22,14 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from bitnet_mlx.serve.answers import Answer, Choice
+from bitnet_mlx.serve.embedding import Embeddings
 from bitnet_mlx.serve.engine import Engine
 from bitnet_mlx.serve.failures import ApiError
-from bitnet_mlx.serve.jobs import Model
+from bitnet_mlx.serve.fields import parse
+from bitnet_mlx.serve.jobs import Job, Model
 from bitnet_mlx.serve.metrics import Metrics
-from bitnet_mlx.serve.schema import Body, ChatBody, CompletionBody, parse
-from bitnet_mlx.serve.work import Piece, Task, Work
+from bitnet_mlx.serve.schema import Body, ChatBody, CompletionBody, EmbeddingBody
+from bitnet_mlx.serve.work import Event, Task, Work
 
 log = logging.getLogger(__name__)
 _OPEN = ("/", "/health")  # told to anyone, key or not
@@ -35,7 +37,7 @@ _POLICY = (
     "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-Events = asyncio.Queue  # of (Work, Piece | ApiError)
+Events = asyncio.Queue  # of (Work, Event | ApiError)
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def make_app(model: Model, engine: Engine, options: Options | None = None) -> St
             Route("/v1/models/{name:path}", service.guarded(service.one_model)),
             Route("/v1/completions", service.guarded(service.completions), methods=["POST"]),
             Route("/v1/chat/completions", service.guarded(service.chat), methods=["POST"]),
+            Route("/v1/embeddings", service.guarded(service.embeddings), methods=["POST"]),
         ],
         lifespan=life,
         middleware=[cors] if service.options.origins else [],
@@ -175,26 +178,34 @@ class _Service:
     async def chat(self, request: Request) -> Response:
         return await self._complete(request, ChatBody)
 
+    async def embeddings(self, request: Request) -> Response:
+        """The inputs go to the engine a batch at a time, so that many of them do not fill everybody's queue."""
+        data = await self._read(request)
+        asked = await asyncio.to_thread(lambda: Embeddings(self.model, parse(EmbeddingBody, data)))
+        size = self.engine.limits.running
+        for at in range(0, len(asked.tasks), size):
+            works, events = self._submit(asked.tasks[at : at + size])
+            await self._collect(request, works, events, lambda work, event, at=at: asked.add(at + work.index, event))
+        return JSONResponse(asked.answer())
+
     async def _complete(self, request: Request, kind: type[Body]) -> Response:
         data = await self._read(request)
-        # A long prompt takes its time to split: not on the thread that everybody's events pass.
-        body, tasks = await asyncio.to_thread(self._prepare, kind, data)
+        # A long prompt takes its time to split, and a schema to compile: not on the thread that everybody's events pass.
+        job = await asyncio.to_thread(lambda: self.model.job(parse(kind, data)))
+        works, events = self._submit(job.tasks)
+        if job.body.stream:
+            lines = self._stream(works, events, job.answer, job.body.include_usage)
+            return _EventStream(lines, lambda: self.engine.cancel(works))
+        return await self._whole(request, works, events, job)
+
+    def _submit(self, tasks: Sequence[Task]) -> tuple[list[Work], Events]:
+        """The work of the tasks, and the queue that its events come through."""
         loop, events = asyncio.get_running_loop(), Events()
 
-        def listen(work: Work, event: Piece | ApiError) -> None:
+        def listen(work: Work, event: Event | ApiError) -> None:
             loop.call_soon_threadsafe(events.put_nowait, (work, event))
 
-        works = self.engine.submit(tasks, listen)
-        prompts = [len(task.ids) for task in tasks[:: body.n]]
-        answer = Answer(kind is ChatBody, self.model.name, self.model.tokenizer, prompts, tasks[0].top is not None)
-        if body.stream:
-            lines = self._stream(works, events, answer, body.include_usage)
-            return _EventStream(lines, lambda: self.engine.cancel(works))
-        return await self._whole(request, works, events, answer)
-
-    def _prepare(self, kind: type[Body], data: bytes) -> tuple[Body, list[Task]]:
-        body = parse(kind, data)
-        return body, self.model.tasks(body)
+        return self.engine.submit(tasks, listen), events
 
     async def _read(self, request: Request) -> bytes:
         """The body: JSON by its header (so that a browser asks before a foreign page may send it), not too long, in time."""
@@ -223,8 +234,21 @@ class _Service:
                 408, f"The body was not there after {self.options.body_seconds:g} s", code="timeout"
             ) from error
 
-    async def _whole(self, request: Request, works: list[Work], events: Events, answer: Answer) -> Response:
+    async def _whole(self, request: Request, works: list[Work], events: Events, job: Job) -> Response:
         choices = [Choice() for _ in works]
+
+        def add(work: Work, event: Any) -> None:
+            choices[work.index].add(event)
+            job.answer.count(event)
+
+        await self._collect(request, works, events, add)
+        job.answer.cached_tokens = cached(works)
+        return JSONResponse(job.answer.whole(job.best(choices)))
+
+    async def _collect(
+        self, request: Request, works: list[Work], events: Events, add: Callable[[Work, Any], None]
+    ) -> None:
+        """Hand all events on until the last text has ended, or the client has gone."""
 
         async def collect() -> None:
             left = len(works)
@@ -232,15 +256,13 @@ class _Service:
                 work, event = await events.get()
                 if isinstance(event, ApiError):
                     raise event
-                choices[work.index].add(event)
+                add(work, event)
                 left -= event.finish_reason is not None
 
         try:
             await _unless_gone(collect(), request.receive)
         finally:
             self.engine.cancel(works)
-        answer.cached_tokens = cached(works)
-        return JSONResponse(answer.whole(choices))
 
     async def _stream(self, works: list[Work], events: Events, answer: Answer, usage: bool) -> AsyncIterator[str]:
         """Lines of data; an error that comes after the head of the answer has been sent is one of them."""

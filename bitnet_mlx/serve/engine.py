@@ -26,7 +26,7 @@ from bitnet_mlx.models.demand import kv_of
 from bitnet_mlx.serve.failures import ApiError
 from bitnet_mlx.serve.prefixes import BLOCK, Prefixes
 from bitnet_mlx.serve.schedule import Queue, share
-from bitnet_mlx.serve.work import Listener, Task, Work
+from bitnet_mlx.serve.work import WANTS, Listener, Piece, Task, Work
 from bitnet_mlx.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class Engine:
             raise ApiError(
                 400, f"{len(tasks)} texts were asked for at once; at most {limits.waiting} are allowed", param="n"
             )
-        works = [Work(task, index, self.tokenizer, self._stop_ids, listener) for index, task in enumerate(tasks)]
+        works = [task.begin(index, self.tokenizer, self._stop_ids, listener) for index, task in enumerate(tasks)]
         with self._change:
             if self._stopping:
                 raise ApiError(503, "The server is shutting down", code="shutting_down")
@@ -213,14 +213,15 @@ class Engine:
         for work in list(self._running):
             if not work.generated:
                 self._guarded(work, lambda work=work: self._prepare(work))
-        outputs = self._compute(share(self._running, self.limits.step_tokens, bool(self.limits.prefix_bytes)))
+        parts = share(self._running, self.limits.step_tokens, bool(self.limits.prefix_bytes))
+        outputs = [out for want in WANTS for out in self._compute([part for part in parts if part[0].want == want])]
         fed = 0
-        for work, tokens, logits in outputs:
+        for work, tokens, rows in outputs:
             if not work.generated:
                 fed += len(tokens)
             self._guarded(work, lambda work=work: self._keep(work))
-            if work.cache is not None and not work.waiting:
-                self._guarded(work, lambda work=work, logits=logits: self._advance(work, logits))
+            if work.cache is not None:
+                self._guarded(work, lambda work=work, rows=rows: self._advance(work, rows))
         with self._change:
             counts = self._counts
             self._count(steps=1, prompt_tokens=fed)
@@ -230,7 +231,7 @@ class Engine:
         """Make the cache, and take over what is kept of the prompt's beginning."""
         if work.cache is None:
             work.cache = self.decoder.make_cache(work.task.positions)
-        if self.limits.prefix_bytes:
+        if self.limits.prefix_bytes and work.shares:
             gained = self._prefixes.restore(work.task.ids, work.cache)
             work.cached += gained
             with self._change:
@@ -244,12 +245,14 @@ class Engine:
             work.kept = blocks
 
     def _compute(self, parts: Sequence[tuple[Work, list[int]]]) -> list[tuple[Work, list[int], np.ndarray]]:
-        """Feed all parts in one step. Where that fails each goes alone, so that only the one at fault fails."""
+        """Feed parts that want the same in one step. Where that fails each goes alone, so that only the one at fault fails."""
         if not parts:
             return []
         offsets = [work.cache.offset for work, _ in parts]
         try:
-            rows = self.decoder.step([tokens for _, tokens in parts], [work.cache for work, _ in parts])
+            want = parts[0][0].want
+            given = [tokens for _, tokens in parts], [work.cache for work, _ in parts]
+            rows = self.decoder.hidden(*given) if want == "hidden" else self.decoder.step(*given, want)
             return [(work, tokens, row) for (work, tokens), row in zip(parts, rows, strict=True)]
         except Exception as error:  # a decoder may fail in any way
             if len(parts) == 1:
@@ -260,15 +263,15 @@ class Engine:
                 work.cache.trim(offset)
         return [output for part in parts for output in self._compute([part])]
 
-    def _advance(self, work: Work, logits: np.ndarray) -> None:
-        piece = work.choose(logits)
-        if work.generated == 1:
-            work.first_token = time.monotonic()
-        with self._change:
-            self._count(generated_tokens=1)
-            if piece.finish_reason:
-                self._leave(work, finished=1)
-        work.tell(piece)
+    def _advance(self, work: Work, rows: np.ndarray) -> None:
+        for event in work.take(rows):
+            if work.generated == 1:
+                work.first_token = time.monotonic()
+            with self._change:
+                self._count(generated_tokens=isinstance(event, Piece))
+                if event.finish_reason:
+                    self._leave(work, finished=1)
+            work.tell(event)
 
     def _guarded(self, work: Work, action: Callable[[], None]) -> None:
         """One text's own trouble is nobody else's."""

@@ -1,15 +1,22 @@
-"""A parsed body becomes tasks for the engine: prompts as ids, limits checked, sampling settled."""
+"""A parsed body becomes tasks for the engine: prompts as ids, limits checked, sampling and grammar settled."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 from bitnet_mlx.errors import ConfigError
+from bitnet_mlx.generation.grammar import Grammar, Grammars
 from bitnet_mlx.generation.sampling import SamplingConfig
 from bitnet_mlx.models.decoder import Decoder
+from bitnet_mlx.serve.answers import Answer, Choice, Kind
+from bitnet_mlx.serve.calls import CallReader
 from bitnet_mlx.serve.failures import ApiError
+from bitnet_mlx.serve.pooling import Pooling
 from bitnet_mlx.serve.schema import Body, ChatBody, CompletionBody
+from bitnet_mlx.serve.tools import ToolFormat, call_grammar, tool_format
 from bitnet_mlx.serve.work import Task
 from bitnet_mlx.tokenizer import Tokenizer
 
@@ -17,8 +24,28 @@ _COMPLETION_TOKENS = 16  # what OpenAI's /v1/completions gives to one who names 
 
 
 @dataclass(frozen=True)
+class Job:
+    """A request that is ready: its texts, `body.texts` of each prompt in the order of their indices, and its answer."""
+
+    body: Body
+    tasks: list[Task]
+    answer: Answer
+
+    def best(self, choices: Sequence[Choice]) -> list[Choice]:
+        """Those of the texts that are returned: of each prompt's the `n` best, the best first."""
+        made, n = self.body.texts, self.body.n
+        if made == n:
+            return list(choices)
+        groups = (choices[at : at + made] for at in range(0, len(choices), made))
+        return [choice for group in groups for choice in sorted(group, key=lambda c: -c.rate)[:n]]
+
+
+@dataclass(frozen=True)
 class Model:
-    """What is served. context: positions of one text. max_tokens: of a reply to a chat that names no number."""
+    """What is served. context: positions of one text. max_tokens: of a reply to a chat that names no number.
+
+    pooling: None for a model without embeddings.
+    """
 
     name: str
     decoder: Decoder
@@ -26,49 +53,56 @@ class Model:
     context: int
     max_tokens: int
     created: int  # seconds since 1970
+    pooling: Pooling | None = None
 
-    def tasks(self, body: Body) -> list[Task]:
-        """The texts that a body asks for, `n` for each prompt, in the order of their indices. Raises ApiError."""
-        if body.model != self.name:
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Made when a request first needs a grammar. Raises ConfigError where llguidance is missing."""
+        stop_ids = self.tokenizer.eos_token_ids | frozenset(self.decoder.config.eos_token_ids)
+        return Grammars(self.tokenizer, self.decoder.config.vocab_size, stop_ids)
+
+    @cached_property
+    def tool_format(self) -> ToolFormat:
+        """How this model writes tool calls. Raises ApiError where it has no way."""
+        return tool_format(self.tokenizer)
+
+    def job(self, body: Body) -> Job:
+        """What a body asks for. Raises ApiError."""
+        self.check_name(body.model)
+        chat = body if isinstance(body, ChatBody) else None
+        form = self.tool_format if chat and chat.offered else None
+        first = Task((), 0, self._sampling(body), body.stop, body.top, self._grammar(body, form))
+        if isinstance(body, CompletionBody):
+            rated = body.top is None and body.texts > body.n  # best_of goes by log probabilities
+            first = replace(first, echo=body.echo, top=0 if rated else body.top)
+        elif form:
+            first = replace(first, shown=form.shown)
+        tasks, prompts = [], self._prompts(body)
+        for ids, field in prompts:
+            self.check_ids(ids, field)
+            limit = min(self._limit(body), self.context - len(ids) + 1)
+            for _ in range(body.texts):
+                # Texts of one request must not be equal because it has a seed.
+                seed = None if body.seed is None else (body.seed + len(tasks)) % (1 << 64)
+                tasks.append(replace(first, ids=ids, max_tokens=limit, sampling=first.sampling.replaced(seed=seed)))
+        kind = Kind(chat is not None, body.top is not None)
+        if chat and form:
+            tools = [tool.table() for tool in chat.offered]
+            kind = replace(kind, calls=lambda: CallReader(form, tools), named=chat.tool_choice.kind == "named")
+        return Job(body, tasks, Answer(kind, self.name, self.tokenizer, [len(ids) for ids, _ in prompts]))
+
+    def check_name(self, name: str) -> None:
+        """Raises ApiError 404 for another model's."""
+        if name != self.name:
             raise ApiError(
                 404,
-                f"The model {body.model[:200]!r} is not served here; {self.name!r} is",
+                f"The model {name[:200]!r} is not served here; {self.name!r} is",
                 param="model",
                 code="model_not_found",
             )
-        sampling = self._sampling(body)
-        tasks = []
-        for ids, field in self._prompts(body):
-            self._check_ids(ids, field)
-            limit = min(self._limit(body), self.context - len(ids) + 1)
-            for _ in range(body.n):
-                # Texts of one request must not be equal because it has a seed.
-                seed = None if body.seed is None else (body.seed + len(tasks)) % (1 << 64)
-                tasks.append(Task(ids, limit, sampling.replaced(seed=seed), body.stop, body.top))  # type: ignore[attr-defined]
-        return tasks
 
-    def _prompts(self, body: Body) -> list[tuple[Sequence[int], str]]:
-        """(ids, the field that they come from) of each prompt."""
-        if isinstance(body, ChatBody):
-            if self.tokenizer.chat_template is None:
-                raise ApiError(
-                    400, f"{self.name} is a base model without a chat template: it continues a text; use /v1/completions",
-                    param="messages", code="no_chat_template",
-                )  # fmt: skip
-            messages = [{"role": m.role, "content": m.content} for m in body.messages]
-            try:
-                return [(self.tokenizer.apply_chat_template(messages), "messages")]
-            except ConfigError as error:
-                raise ApiError(400, str(error), param="messages", code="invalid_value") from error
-        assert isinstance(body, CompletionBody)
-        return [(self.tokenizer.encode(p) if isinstance(p, str) else p, "prompt") for p in body.prompt]
-
-    def _limit(self, body: Body) -> int:
-        if isinstance(body, ChatBody):
-            return body.max_completion_tokens or body.max_tokens or self.max_tokens
-        return body.max_tokens or _COMPLETION_TOKENS
-
-    def _check_ids(self, ids: Sequence[int], field: str) -> None:
+    def check_ids(self, ids: Sequence[int], field: str) -> None:
+        """Raises ApiError 400 for what the model cannot be fed."""
         if not ids:
             raise ApiError(
                 400,
@@ -88,6 +122,52 @@ class Model:
                 400, f"{field} holds the token {wrong}; this model has the ids 0 to {vocabulary - 1}", param=field,
                 code="invalid_value",
             )  # fmt: skip
+
+    def _prompts(self, body: Body) -> list[tuple[Sequence[int], str]]:
+        """(ids, the field that they come from) of each prompt."""
+        if isinstance(body, ChatBody):
+            return [(self._conversation(body), "messages")]
+        assert isinstance(body, CompletionBody)
+        return [(self.tokenizer.encode(p) if isinstance(p, str) else p, "prompt") for p in body.prompt]
+
+    def _conversation(self, body: ChatBody) -> list[int]:
+        if self.tokenizer.chat_template is None:
+            raise ApiError(
+                400, f"{self.name} is a base model without a chat template: it continues a text; use /v1/completions",
+                param="messages", code="no_chat_template",
+            )  # fmt: skip
+        for at, message in enumerate(body.messages):
+            if message.about_tools and self.tokenizer.tools_template is None:
+                field = f"messages[{at}].{message.about_tools}"
+                raise ApiError(
+                    400, f"{field}: this model's chat template has no place for tools and their results", param=field,
+                    code="invalid_value",
+                )  # fmt: skip
+        extra: dict[str, Any] = {"tools": [tool.table() for tool in body.offered]} if body.offered else {}
+        try:
+            return self.tokenizer.apply_chat_template([m.table() for m in body.messages], **extra)
+        except ConfigError as error:
+            raise ApiError(400, str(error), param="messages", code="invalid_value") from error
+
+    def _grammar(self, body: Body, form: ToolFormat | None) -> Grammar | None:
+        """What each text must be. Raises ApiError 400 naming the field whose wish cannot be enforced."""
+        source = None
+        if form and isinstance(body, ChatBody):
+            source = call_grammar(form, body.tools, body.tool_choice, body.parallel_tool_calls, body.schema_table)
+        field = "tools" if source else "response_format" if body.schema_table is not None else "structured_outputs"
+        try:
+            if source:
+                return self.grammars.lark(source)
+            if body.schema_table is not None:
+                return self.grammars.json_schema(body.schema_table)
+            return self.grammars.regex(body.structured_outputs.regex) if body.structured_outputs else None
+        except ConfigError as error:
+            raise ApiError(400, f"{field}: {error}", param=field, code="invalid_value") from error
+
+    def _limit(self, body: Body) -> int:
+        if isinstance(body, ChatBody):
+            return body.max_completion_tokens or body.max_tokens or self.max_tokens
+        return _COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
 
     def _sampling(self, body: Body) -> SamplingConfig:
         bias: dict[int, float] = {}

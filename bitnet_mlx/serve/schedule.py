@@ -57,7 +57,7 @@ def share(works: Sequence[Work], step_tokens: int, sharing: bool = False) -> lis
     parts = [(work, work.history[-1:]) for work in works if work.waiting == 1]
     prompts = [work for work in works if work.waiting > 1]
     if sharing:
-        prompts = leaders(prompts)
+        prompts = [*leaders([work for work in prompts if work.shares]), *(work for work in prompts if not work.shares)]
     prompts.sort(key=lambda work: work.waiting)
     room = max(step_tokens - len(parts), _LEAST_PROMPT)
     for place, work in enumerate(prompts):

@@ -1,4 +1,4 @@
-"""What a request may hold: OpenAI's fields that are honoured, and top_k, min_p and repetition_penalty.
+"""What a request may hold: OpenAI's fields that are honoured, and top_k, min_p, repetition_penalty and structured_outputs.
 
 A field that is not known, or asks for what is not done here, is an error that names it. Null, and values that ask for
 nothing, are accepted in place of any field, because clients send them.
@@ -6,46 +6,22 @@ nothing, are accepted in place of any field, because clients send them.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError, from_json
+from pydantic import BeforeValidator, Field, model_validator
 
-from bitnet_mlx.serve.failures import ApiError
+from bitnet_mlx.serve.conversation import MAX_TOOLS, Message, Tool, ToolChoice, read_tool_choice
+from bitnet_mlx.serve.fields import Strict, fault
 
 MAX_CHOICES = 16
 MAX_STOPS = 16
-# Fields that are not honoured, with the values that ask for nothing.
-_NOTHING: dict[str, tuple[Any, ...]] = {
-    "best_of": (1,), "echo": (False,), "suffix": ("",), "store": (False,), "tools": ([],), "functions": ([],),
-    "tool_choice": ("none",), "function_call": ("none",), "response_format": ({"type": "text"},), "modalities": (["text"],),
-    "metadata": ({},), "service_tier": ("auto", "default"), "tool_calls": ([],), "annotations": ([],),
-}  # fmt: skip
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_what_asks_for_nothing(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        known = cls.model_fields
-
-        def idle(name: Any, value: Any) -> bool:
-            nothing = [v for v in _NOTHING.get(name, ()) if v == value and type(v) is type(value)]
-            return value is None or (name not in known and bool(nothing))
-
-        return {name: value for name, value in values.items() if not idle(name, value)}
+MAX_INPUTS = 2048
 
 
 def _stops(value: Any) -> Any:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(t, str) and t for t in texts) or len(texts) > MAX_STOPS:
-        raise PydanticCustomError(
-            "stop", "a text or a list of at most {most} texts is allowed, none of them empty", {"most": MAX_STOPS}
-        )
+        raise fault("", "a text or a list of at most {most} texts is allowed, none of them empty", most=MAX_STOPS)
     return texts
 
 
@@ -58,7 +34,7 @@ def _prompts(value: Any) -> Any:
         or not value
         or not all(isinstance(p, str) or (isinstance(p, list) and all(map(_is_id, p))) for p in value)
     ):
-        raise PydanticCustomError("prompt", "a text, a list of token ids, or a list of either is allowed")
+        raise fault("", "a text, a list of token ids, or a list of either is allowed")
     return value
 
 
@@ -66,41 +42,48 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _content(value: Any) -> Any:
-    """A text, or parts that are texts."""
-    if isinstance(value, list) and value:
-        parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in value]
-        if all(isinstance(p, str) for p in parts):
-            return "".join(p for p in parts if isinstance(p, str))
-    if not isinstance(value, str):
-        raise PydanticCustomError(
-            "content", "a text, or parts of the type text are allowed: this server takes text alone"
-        )
-    return value
-
-
-def _role(value: Any) -> Any:
-    if value not in ("system", "developer", "user", "assistant"):
-        raise PydanticCustomError(
-            "role", "system, developer, user or assistant is allowed (tools are not supported here)"
-        )
-    return "system" if value == "developer" else value
-
-
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """include_usage: one more chunk at the end, with the counts."""
 
     include_usage: bool = False
 
 
-class Message(_Strict):
-    """One message of a conversation."""
+class JsonSchema(Strict):
+    """The schema that an answer must obey. It is enforced whatever `strict` says."""
 
-    role: Annotated[str, BeforeValidator(_role)]
-    content: Annotated[str, BeforeValidator(_content)]
+    name: str
+    description: str | None = None
+    strict: bool = False
+    schema_: dict[str, Any] = Field({"type": "object"}, alias="schema")
 
 
-class Body(_Strict):
+class ResponseFormat(Strict):
+    """text: anything. json_object: any JSON object. json_schema: what the schema allows."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _go_together(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise fault("json_schema", "json_schema goes with the type json_schema, which needs it")
+        return self
+
+    @property
+    def schema_table(self) -> dict[str, Any] | None:
+        """The JSON schema to enforce, None for none."""
+        if self.json_schema is not None:
+            return self.json_schema.schema_
+        return {"type": "object"} if self.type == "json_object" else None
+
+
+class StructuredOutputs(Strict):
+    """regex: what the whole answer must match."""
+
+    regex: str
+
+
+class Body(Strict):
     """What both kinds of completion take. None: the model's default (generation_config.json), else greedy."""
 
     model: str
@@ -118,12 +101,19 @@ class Body(_Strict):
     stop: Annotated[list[str], BeforeValidator(_stops)] = Field(default_factory=list)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    user: str | None = None  # who asks: it changes nothing
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    # Who asks, and which of their requests are alike: nothing that they change shows in an answer.
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
 
     @model_validator(mode="after")
-    def _options_of_a_stream(self) -> Body:
+    def _fields_agree(self) -> Body:
         if self.stream_options is not None and not self.stream:
-            raise PydanticCustomError("stream_options", "stream_options is allowed only with stream: true")
+            raise fault("stream_options", "stream_options is allowed only with stream: true")
+        if self.structured_outputs is not None and self.schema_table is not None:
+            raise fault("structured_outputs", "structured_outputs and response_format are both given; give one of them")
         return self
 
     @property
@@ -131,16 +121,49 @@ class Body(_Strict):
         """Whether a stream ends with a chunk of counts."""
         return self.stream_options is not None and self.stream_options.include_usage
 
+    @property
+    def schema_table(self) -> dict[str, Any] | None:
+        """The JSON schema that the text must obey, None for none."""
+        return self.response_format.schema_table if self.response_format else None
+
+    @property
+    def texts(self) -> int:
+        """How many texts are made of each prompt."""
+        return self.n
+
+    @property
+    def top(self) -> int | None:
+        """How many alternatives each token is told with; None for no log probabilities at all."""
+        return None
+
 
 class CompletionBody(Body):
     """POST /v1/completions."""
 
     prompt: Annotated[list[Any], BeforeValidator(_prompts)]
+    max_tokens: int | None = Field(None, ge=0, le=2**31)
     logprobs: int | None = Field(None, ge=0, le=20)
+    echo: bool = False
+    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
+
+    @model_validator(mode="after")
+    def _go_together(self) -> CompletionBody:
+        if self.max_tokens == 0 and not self.echo:
+            raise fault("max_tokens", "0 is allowed only with echo: true")
+        if self.texts < self.n:
+            raise fault("best_of", "best_of is less than n: as many texts as are returned must be made")
+        if self.stream and self.texts > self.n:
+            raise fault("best_of", "best_of is more than n: such texts cannot be streamed")
+        return self
+
+    @property
+    def texts(self) -> int:
+        """As Body.texts; the best of them are returned."""
+        return self.n if self.best_of is None else self.best_of
 
     @property
     def top(self) -> int | None:
-        """How many alternatives each token is told with; None for no log probabilities at all."""
+        """As Body.top."""
         return self.logprobs
 
 
@@ -151,48 +174,55 @@ class ChatBody(Body):
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[Tool] = Field(default_factory=list, max_length=MAX_TOOLS)
+    tool_choice: Annotated[Any, BeforeValidator(read_tool_choice)] = ToolChoice("auto")
+    parallel_tool_calls: bool = True
 
     @model_validator(mode="after")
     def _go_together(self) -> ChatBody:
         if self.top_logprobs is not None and not self.logprobs:
-            raise PydanticCustomError("top_logprobs", "top_logprobs is allowed only with logprobs: true")
+            raise fault("top_logprobs", "top_logprobs is allowed only with logprobs: true")
         if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
-            raise PydanticCustomError("max_tokens", "max_tokens and max_completion_tokens differ; give one of them")
+            raise fault("max_tokens", "max_tokens and max_completion_tokens differ; give one of them")
+        self._check_tools()
         return self
+
+    def _check_tools(self) -> None:
+        names = [tool.function.name for tool in self.tools]
+        if len(set(names)) < len(names):
+            raise fault("tools", "two of the functions have one name")
+        given = self.model_fields_set
+        if not names and "tool_choice" in given and self.tool_choice.kind != "none":
+            raise fault("tool_choice", "tool_choice is allowed only with tools")
+        if not names and "parallel_tool_calls" in given:
+            raise fault("parallel_tool_calls", "parallel_tool_calls is allowed only with tools")
+        if self.offered and self.structured_outputs is not None:
+            raise fault("structured_outputs", "structured_outputs is allowed only without tools")
+        if self.tool_choice.kind == "named" and self.tool_choice.name not in names:
+            raise fault("tool_choice", "tool_choice names a function that is not among the tools")
+
+    @property
+    def offered(self) -> list[Tool]:
+        """The tools that the model may call."""
+        return [] if self.tool_choice.kind == "none" else self.tools
 
     @property
     def top(self) -> int | None:
-        """As CompletionBody.top."""
+        """As Body.top."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-AnyBody = TypeVar("AnyBody", bound=Body)
+class EmbeddingBody(Strict):
+    """POST /v1/embeddings. dimensions: the first so many of each vector, normalised again where the model's are."""
 
+    model: str
+    input: Annotated[list[Any], BeforeValidator(_prompts)]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1, le=2**31)
+    user: str | None = None
 
-def parse(kind: type[AnyBody], data: bytes) -> AnyBody:
-    """A request's bytes as a typed body. Raises ApiError 400 that names the field."""
-    try:
-        values = from_json(data, allow_inf_nan=False)
-    except ValueError as error:
-        raise ApiError(400, f"The body is not valid JSON: {error}", code="invalid_json") from error
-    if not isinstance(values, dict):
-        raise ApiError(400, f"The body is a JSON {type(values).__name__}; an object is expected", code="invalid_json")
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise _refusal(error) from error
-
-
-def _refusal(error: ValidationError) -> ApiError:
-    first = error.errors(include_url=False, include_input=False)[0]
-    names = [part for part in first["loc"] if part not in ("[key]",)]
-    own = first["type"] if first["type"] in Body.model_fields or first["type"] in ChatBody.model_fields else None
-    param = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in names).lstrip(".") or own
-    if first["type"] == "extra_forbidden":
-        return ApiError(
-            400, f"{param} is not supported by this server: leave it out", param=param, code="unsupported_parameter"
-        )
-    if first["type"] == "missing":
-        return ApiError(400, f"{param} is missing", param=param, code="missing_required_parameter")
-    said = first["msg"]
-    return ApiError(400, f"{param}: {said[0].lower()}{said[1:]}", param=param, code="invalid_value")
+    @model_validator(mode="after")
+    def _not_too_many(self) -> EmbeddingBody:
+        if len(self.input) > MAX_INPUTS:
+            raise fault("input", "at most {most} texts are allowed", most=MAX_INPUTS)
+        return self

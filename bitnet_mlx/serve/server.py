@@ -7,11 +7,13 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import uvicorn
 
 from bitnet_mlx.errors import ServeError
+from bitnet_mlx.serve.connection import HEAD_SECONDS, Connection
 
 _OURS = ("localhost", "127.0.0.1", "[::1]", "host.docker.internal")  # the last: this machine, from inside a container
 _HEAD_BYTES = 32 << 10  # a request's first line and headers
@@ -20,10 +22,14 @@ _HEAD_BYTES = 32 << 10  # a request's first line and headers
 class Server(uvicorn.Server):
     """Ends on SIGTERM and SIGINT once the answers in progress are through, at most `drain_seconds` later."""
 
-    def __init__(self, app: Any, listening: socket.socket, drain_seconds: float = 30.0) -> None:
+    def __init__(
+        self, app: Any, listening: socket.socket, drain_seconds: float = 30.0, head_seconds: float = HEAD_SECONDS
+    ) -> None:
+        """head_seconds: that a client has for a request's headers."""
+        protocol: Any = partial(Connection, head_seconds=head_seconds)
         super().__init__(
             uvicorn.Config(
-                app, http="h11", ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
+                app, http=protocol, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
                 h11_max_incomplete_event_size=_HEAD_BYTES, timeout_graceful_shutdown=max(1, round(drain_seconds)),
             )
         )  # fmt: skip

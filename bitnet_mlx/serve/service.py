@@ -16,6 +16,7 @@ from bitnet_mlx.serve.app import Options, make_app
 from bitnet_mlx.serve.budget import kv_budget
 from bitnet_mlx.serve.engine import Engine, Limits
 from bitnet_mlx.serve.jobs import Model
+from bitnet_mlx.serve.pooling import find_pooling
 from bitnet_mlx.serve.server import Server
 from bitnet_mlx.tokenizer import Tokenizer
 
@@ -37,9 +38,10 @@ class Service:
 def open_service(
     decoder: Decoder, tokenizer: Tokenizer, model: str | None, options: Options | None = None, *, max_tokens: int = 1024,
     max_kv_size: int | None = None, running: int = 16, waiting: int = 64, kv_bytes: int | None = None,
-    prefix_bytes: int | None = None, seconds: float = math.inf,
+    prefix_bytes: int | None = None, seconds: float = math.inf, pooling: str | None = None,
 ) -> Service:  # fmt: skip
     """model: what it was loaded from; a folder is served under its own name, the model in the package as "embedded".
+    pooling: of embeddings, "mean", "last" or "none"; None takes what the model's files say.
 
     kv_bytes, prefix_bytes: as kv_budget takes them. seconds: from a text's arrival to its end. Raises ConfigError where
     kv_bytes has no room for a single position, or generation_config.json holds what is not allowed.
@@ -50,5 +52,6 @@ def open_service(
     limits = Limits(running=running, waiting=waiting, kv_bytes=kv_bytes, prefix_bytes=prefix_bytes, seconds=seconds)
     path = Path(model) if model else None
     name = "embedded" if path is None else path.resolve().name if path.exists() else str(model)
-    served = Model(name, decoder, tokenizer, context, max_tokens, int(time.time()))
+    found = find_pooling(tokenizer.name_or_path, pooling)
+    served = Model(name, decoder, tokenizer, context, max_tokens, int(time.time()), found)
     return Service(name, context, limits, make_app(served, Engine(decoder, tokenizer, limits), options))

@@ -87,8 +87,24 @@ def _plain(value: Any, where: str) -> Any:
     )
 
 
+def reads(template: str, variable: str) -> bool:
+    """Whether a template looks at one of its variables ("tools"). A template that is not valid looks at none."""
+    import jinja2
+    from jinja2 import meta
+
+    try:
+        return variable in meta.find_undeclared_variables(_environment().parse(template))
+    except jinja2.TemplateSyntaxError:
+        return False
+
+
 @lru_cache(maxsize=8)
 def _compile(template: str) -> Any:
+    return _environment().from_string(template)
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Any:
     from jinja2 import nodes
     from jinja2.exceptions import SecurityError, TemplateError
     from jinja2.ext import Extension, loopcontrols
@@ -138,4 +154,4 @@ def _compile(template: str) -> Any:
         strftime_now=lambda form: datetime.datetime.now().strftime(form),
         namespace=PlainNamespace,
     )
-    return environment.from_string(template)
+    return environment

@@ -29,9 +29,12 @@ class Detokenizer:
     damaged sequence, its whole characters are kept, as sentencepiece does (`tokenizers` drops the whole run).
     """
 
-    def __init__(self, tokenizer: HasPieces, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self, tokenizer: HasPieces, skip_special_tokens: bool = True, shown: frozenset[int] = frozenset()
+    ) -> None:
+        """shown: special tokens that are not skipped (those that frame a tool call)."""
         self._pieces = tokenizer.pieces
-        self._skip = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skip = tokenizer.special_ids - shown if skip_special_tokens else frozenset()
         errors = "surrogateescape" if self._pieces.per_byte else "replace"
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors)
         self._leading = self._pieces.leading

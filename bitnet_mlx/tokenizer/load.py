@@ -98,6 +98,12 @@ class Tokenizer:
         """The template's source, or None for a base model."""
         return chat.select_template(self._templates, tools=False)
 
+    @property
+    def tools_template(self) -> str | None:
+        """The template for a conversation with tools, or None where the model has none that looks at them."""
+        template = chat.select_template(self._templates, tools=True)
+        return template if template is not None and chat.reads(template, "tools") else None
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of a text. With special tokens, exactly one BOS comes first where the model's tokenizer adds one."""
         ids = self._engine.encode(text, add_special_tokens)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -23,7 +25,6 @@ from bitnet_mlx.errors import ConfigError, TrainError
 from bitnet_mlx.train.optimizer import State
 
 LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # set by mlx.launch and by mpirun
-_EXIT = 1
 Tree = Any  # dictionaries of arrays, nested
 
 
@@ -101,21 +102,24 @@ def _filled(tree: Tree, pieces: Sequence[mx.array]) -> Tree:
     return tree_map(lambda like: next(rest).reshape(like.shape), tree)
 
 
+def _text(rank: int, seconds: float) -> str:
+    return (
+        f"error: [distributed] rank {rank} waited {seconds:g} s for another rank; it may have stopped, or --rank-timeout is "
+        "too short. The last checkpoint stays: start all ranks again with --resume\n"
+    )
+
+
 class _Patience:
     """Ends the process if what is inside takes too long: MLX waits for a silent peer without end, out of Python's reach."""
 
     def __init__(self, seconds: float, rank: int) -> None:
-        self._timer = threading.Timer(seconds, self._give_up)
+        self._timer = threading.Timer(seconds, self._give_up, (_text(rank, seconds),))
         self._timer.daemon = True
-        self._text = (
-            f"error: [distributed] rank {rank} waited {seconds:g} s for another rank; it may have stopped, or --rank-timeout is "
-            "too short. The last checkpoint stays: start all ranks again with --resume\n"
-        )
 
-    def _give_up(self) -> None:
-        sys.stderr.write(self._text)
+    def _give_up(self, text: str) -> None:
+        sys.stderr.write(text)
         sys.stderr.flush()
-        os._exit(_EXIT)
+        os._exit(1)
 
     def __enter__(self) -> None:
         self._timer.start()
@@ -124,12 +128,33 @@ class _Patience:
         self._timer.cancel()
 
 
+# The same from another process: as a group forms, MLX lets no thread of this one run. It ends when its input does.
+_GUARD = """
+import os, select, signal, sys
+seconds, process, text = sys.argv[1:]
+if not select.select([0], [], [], float(seconds))[0]:
+    sys.stderr.write(text)
+    os.kill(int(process), signal.SIGTERM)
+"""
+
+
+@contextmanager
+def _guarded(seconds: float, rank: int) -> Iterator[None]:
+    command = [sys.executable, "-S", "-c", _GUARD, str(seconds), str(os.getpid()), _text(rank, seconds)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as guard:
+        try:
+            yield
+        finally:
+            assert guard.stdin is not None
+            guard.stdin.close()
+
+
 def join(patience: float, environment: Callable[[str], str | None] = os.environ.get) -> Group:
     """The group that a launcher has started this process in, or a group of one. Raises TrainError where it cannot form."""
     if not any(environment(name) is not None for name in LAUNCHED):
         return Group()
     try:
-        with _Patience(patience, int(environment("MLX_RANK") or 0)):
+        with _guarded(patience, int(environment("MLX_RANK") or 0)):
             group = mx.distributed.init(strict=True)
     except RuntimeError as error:
         raise TrainError(

@@ -22,7 +22,7 @@ def put(model: nn.Module, parameters: Tensors) -> None:
 
 
 @contextmanager
-def _through(model: Any, wrap: Callable[[int, Any], Layer]) -> Iterator[None]:
+def through(model: Any, wrap: Callable[[int, Any], Layer]) -> Iterator[None]:
     """Inside, layer i is called as wrap(i, layer). No array may be looked up by name meanwhile."""
     body = model.model
     layers, compiled = body.layers, getattr(body, "_compiled", None)
@@ -53,7 +53,7 @@ def seeded(model: Any, parameters: Tensors, seed: int, checkpoint: bool) -> Iter
         own = {name.removeprefix(prefix): p for name, p in parameters.items() if name.startswith(prefix)}
         return partial(mx.checkpoint(call) if checkpoint else call, own)
 
-    with _through(model, wrap):
+    with through(model, wrap):
         yield
 
 
@@ -78,7 +78,7 @@ def first_not_finite(model: Any, forward: Callable[[], mx.array], parameters: Te
 
         return call
 
-    with _through(model, wrap):
+    with through(model, wrap):
         value = forward()
     return seen[0] if seen else None if _finite(value) else "the logits or the loss"
 

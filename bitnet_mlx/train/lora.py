@@ -28,6 +28,7 @@ from bitnet_mlx.train.group import Group, join
 from bitnet_mlx.train.layerwise import put
 from bitnet_mlx.train.lora_options import LoraOptions
 from bitnet_mlx.train.optimizer import PARAMETERS, Tensors
+from bitnet_mlx.train.packed import SideBySide
 from bitnet_mlx.train.run import Job, Report, begin, refuse_earlier, run
 from bitnet_mlx.train.samples import Sample, Samples, read_samples
 from bitnet_mlx.train.update import Part, Task
@@ -44,7 +45,8 @@ class Run(NamedTuple):
 
 def summed_loss(model: MlxModel, part: Batch) -> mx.array:
     """Cross entropy in nats, float32 [], summed over the targets that count."""
-    losses = mx.fast.cross_entropy(model(mx.array(part.inputs)).astype(mx.float32), mx.array(part.targets))
+    cache = [SideBySide(part.places, part.positions)] * len(model.layers) if part.packed else None
+    losses = mx.fast.cross_entropy(model(mx.array(part.inputs), cache).astype(mx.float32), mx.array(part.targets))
     return (losses * mx.array(part.counts)).sum()
 
 
@@ -53,22 +55,28 @@ def mean_loss(model: MlxModel, samples: list[Sample], size: int, limit: int) -> 
     model.eval()
     nats = tokens = 0.0
     for at in range(0, len(samples), size)[: None if limit < 0 else limit]:
-        part = batch(samples[at : at + size])
+        part = batch([(sample,) for sample in samples[at : at + size]])
         nats += float(np.array(summed_loss(model, part)))
         tokens += part.tokens
     return nats / tokens
 
 
+def window(options: LoraOptions, model: MlxModel) -> int:
+    """Tokens that a sample, or a row of several, has at most."""
+    return min(options.max_seq_length, model.config.max_position_embeddings)
+
+
 def prepare(options: LoraOptions, model: MlxModel, tokenizer: Tokenizer) -> Run:
     """Read the samples and check the options against the model. Raises ConfigError or FormatError."""
-    window = min(options.max_seq_length, model.config.max_position_embeddings)
     wanted = [name for name, flag in (("train", options.train), ("test", options.test)) if flag]
     if options.train and (options.data / "valid.jsonl").is_file():
         wanted.append("valid")
     if not options.data.is_dir():
         raise ConfigError(f"[lora] no folder {options.data}; --data is a folder with train.jsonl")
     samples = {
-        name: read_samples(options.data / f"{name}.jsonl", tokenizer, window, options.mask_prompt, options.long_samples)
+        name: read_samples(
+            options.data / f"{name}.jsonl", tokenizer, window(options, model), options.mask_prompt, options.long_samples
+        )
         for name in wanted
     }
     config = AdapterConfig(
@@ -85,7 +93,8 @@ def prepare(options: LoraOptions, model: MlxModel, tokenizer: Tokenizer) -> Run:
 def make_job(work: Run, group: Group) -> Job:
     """What the loop trains, in its folder."""
     options, model, samples = work.options, work.model, work.samples["train"]
-    batches = Batches.of(samples.items, options.batch_size, options.seed)
+    width = window(options, model) if options.pack else 0
+    batches = Batches.of(samples.items, options.batch_size, options.seed, width)
 
     def part(index: int) -> Part:
         found = batches.at(index)

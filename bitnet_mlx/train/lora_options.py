@@ -18,6 +18,7 @@ class LoraOptions(LoopOptions):
     """One run. Field names are the command line's flags; num_layers None means 16, or all where there are fewer."""
 
     COMMAND: ClassVar[str] = "lora"
+    COURSE: ClassVar[Sequence[str]] = ("pack",)
     POSITIVE: ClassVar[Sequence[str]] = ("rank", "max_seq_length", "steps_per_eval", "test_batches")
 
     data: Path
@@ -36,6 +37,7 @@ class LoraOptions(LoopOptions):
     mask_prompt: bool = False
     max_seq_length: int = 2048
     long_samples: str = "truncate"
+    pack: bool = False
     steps_per_eval: int = 200
     val_batches: int = 25
     test_batches: int = 500

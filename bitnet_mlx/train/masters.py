@@ -20,17 +20,16 @@ from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.nn.dense import DenseLinear
 from bitnet_mlx.nn.norm import RMSNorm
 from bitnet_mlx.nn.watched import Watched
+from bitnet_mlx.train.blend import Blend, ends
 from bitnet_mlx.train.optimizer import Tensors
 from bitnet_mlx.train.ste import STANDARD, STE, absmean, quantize_input, quantize_weight
-
-Blend = float | mx.array
+from bitnet_mlx.train.sub_norms import SubNorm, insert
 
 
 class MasterLinear(Watched):
     """weight: float32 [N, K], the master. bias: float32 [N], if any. log_scale: float32 [], if the scale is learnable.
 
-    blend: in 0 to 1. A float32 [] is an input of a compiled step; a number is part of its text, and 0 and 1 leave out what
-    they make needless.
+    blend: see train/blend.py.
     """
 
     def __init__(self, linear: DenseLinear, ste: STE = STANDARD) -> None:
@@ -46,19 +45,24 @@ class MasterLinear(Watched):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [..., K] -> [..., N] in the dtype of x; the product runs in it."""
-        b = self.blend
-        if isinstance(b, float | int) and b <= 0:
+        end = ends(self.blend)
+        if end == 0:
             w = self.weight.astype(x.dtype)
         else:
-            at = None if isinstance(b, float | int) and b >= 1 else mx.array(b)
+            at = None if end == 1 else mx.array(self.blend)
             w = quantize_weight(self.weight, self.ste, x.dtype, self.get("log_scale"), at)
             x = quantize_input(x, at)
         y = x @ w.T
         return (y + self["bias"]).astype(x.dtype) if "bias" in self else y
 
 
-def make_student(weights: DecoderWeights, dtype: str | None = None, ste: STE = STANDARD) -> MlxModel:
-    """A model over float weights whose linears are masters. Raises ConfigError where a linear is not a float one."""
+def make_student(
+    weights: DecoderWeights, dtype: str | None = None, ste: STE = STANDARD, sub_norms: bool = False
+) -> MlxModel:
+    """A model over float weights whose linears are masters. Raises ConfigError where a linear is not a float one.
+
+    sub_norms: those of the model are new (train/sub_norms.py) and grow in with the blend.
+    """
     for name, linear in weights.linears.items():
         if not isinstance(linear.weight, DenseRows) or linear.norm is not None:
             raise ConfigError(
@@ -70,6 +74,8 @@ def make_student(weights: DecoderWeights, dtype: str | None = None, ste: STE = S
             if isinstance(module, DenseLinear):
                 owner, _, leaf = name.rpartition(".")
                 setattr(layer[owner], leaf, MasterLinear(module, ste))
+    if sub_norms:
+        insert(model)
     return model
 
 
@@ -85,5 +91,5 @@ def set_blend(model: MlxModel, blends: Sequence[Blend]) -> None:
     """One blend a layer."""
     for layer, blend in zip(model.layers, blends, strict=True):
         for _, module in layer.named_modules():
-            if isinstance(module, MasterLinear):
+            if isinstance(module, MasterLinear | SubNorm):
                 module.blend = blend

@@ -14,10 +14,16 @@ from bitnet_mlx.formats.dense import DenseRows
 from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.train.export import stored
 from bitnet_mlx.train.optimizer import Tensors
+from bitnet_mlx.train.sub_norms import described
 
 
-def write_masters(folder: Path, weights: DecoderWeights, parameters: Tensors, output: Path) -> None:
-    """The masters, norms and everything that was left alone in `weights`, which came from `folder`, beside its tokenizer."""
+def write_masters(
+    folder: Path, weights: DecoderWeights, parameters: Tensors, output: Path, sub_norms: bool = False
+) -> None:
+    """The masters, norms and everything that was left alone in `weights`, which came from `folder`, beside its tokenizer.
+
+    sub_norms: the model in `folder` has none, `weights` has.
+    """
     tensors = dict(parameters)
     tables = {"model.embed_tokens": weights.embed_tokens}
     if weights.lm_head is not weights.embed_tokens:
@@ -33,6 +39,7 @@ def write_masters(folder: Path, weights: DecoderWeights, parameters: Tensors, ou
     scratch = output / ".model.writing.safetensors"
     mx.save_safetensors(str(scratch), tensors, {"format": "pt"})
     os.replace(scratch, output / "model.safetensors")
-    config = {**read_config(folder), "quantization_config": quantization}
+    config = read_config(folder)
+    config = {**(described(config, weights) if sub_norms else config), "quantization_config": quantization}
     (output / ".config.writing").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     os.replace(output / ".config.writing", output / "config.json")

@@ -10,13 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
 from bitnet_mlx.train.blend import blends
-from bitnet_mlx.train.data import Windows
 from bitnet_mlx.train.disk import writing
 from bitnet_mlx.train.group import Group, join
-from bitnet_mlx.train.losses import losses
+from bitnet_mlx.train.losses import Losses, Signal
 from bitnet_mlx.train.masters import set_blend, trained
 from bitnet_mlx.train.masters_export import write_masters
 from bitnet_mlx.train.optimizer import PARAMETERS, Tensors
@@ -28,23 +26,30 @@ from bitnet_mlx.train.update import Part, Task
 
 def make_job(work: Run, group: Group) -> Job:
     """What the loop trains, in its folder. Raises ConfigError where the text is shorter than one window."""
-    options, student = work.options, work.student
-    windows = Windows(len(work.ids), options.seq_length, options.batch_size, options.seed)
+    options, student, objective = work.options, work.student, Losses(work.student, work.options)
+    batches, compiles = options.grad_accumulation_steps * group.size, mx.default_device() == mx.gpu
+
+    def blend(step: int) -> list[float]:
+        return blends(options.blend, step, round(options.blend_fraction * options.iters), len(student.layers))
 
     def part(index: int) -> Part:
-        batch = mx.array(work.ids[windows.starts(index)[:, None] + np.arange(options.seq_length + 1)])
-        return Part((batch, work.teacher.signal(batch[:, :-1])), 1.0, options.batch_size * options.seq_length)
+        rows = work.batch(index)
+        at = (mx.array(blend(index // batches)),) if compiles else ()
+        inputs = (mx.array(rows), work.teacher.signal(rows[:, :-1]), *at)
+        return Part(inputs, 1.0, options.batch_size * options.seq_length)
 
-    def loss(batch: mx.array, signal: Tensors) -> Tensors:
-        return losses(student, batch, signal, options)
+    def loss(batch: mx.array, signal: Signal, at: mx.array | None = None) -> Tensors:
+        if at is not None:  # inputs of a compiled step; numbers would be constants of it
+            set_blend(student, [at[i] for i in range(len(student.layers))])
+        return objective(batch, signal)
 
     def before(step: int) -> dict[str, Any]:
-        at = blends(options.blend, step, round(options.blend_fraction * options.iters), len(student.layers))
+        at = blend(step)
         set_blend(student, at)
         return {"blend": sum(at) / len(at)}
 
-    task = Task(options, student, loss, part)
-    return Job(task, options.output, work.course(group.size), windows.position, before)
+    task = Task(options, student, loss, part, compiles)
+    return Job(task, options.output, work.course(group.size), work.windows.position, before)
 
 
 def qat(options: QatOptions, report: Report) -> dict[str, Any]:
@@ -60,11 +65,16 @@ def qat(options: QatOptions, report: Report) -> dict[str, Any]:
     job = make_job(work, group)
     record = {"output": str(options.output), "iters": options.iters, "train_tokens": len(work.ids), "ranks": group.size}
     record.update(work.measured("parent", 0.0), **work.measured("before", 1.0))
-    place = run(job, begin(job, trained(work.student), group), group, report)
+    place = begin(job, trained(work.student), group)
+    a_step = options.grad_accumulation_steps * group.size
+    left = range(place.done * a_step, options.iters * a_step)[group.rank :: group.size]
+    work.teacher.prepare(left, lambda index: work.batch(index)[:, :-1])
+    place = run(job, place, group, report)
     if group.rank:
         return {"rank": group.rank}
     if place.last:
         record.update(first_loss=place.first["loss"], loss=place.last["loss"])
     with writing(options.output / "model.safetensors"):
-        write_masters(work.folder, work.weights, place.state[PARAMETERS], options.output)
-    return {**record, "steps": place.done, **work.measured("after", 1.0), "device": str(mx.default_device())}
+        write_masters(work.folder, work.weights, place.state[PARAMETERS], options.output, options.sub_norms)
+    record.update(steps=place.done, **work.measured("after", 1.0), device=str(mx.default_device()))
+    return {**record, **work.teacher.record(options.seq_length)}

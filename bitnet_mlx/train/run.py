@@ -17,9 +17,10 @@ import numpy as np
 
 from bitnet_mlx.errors import ConfigError, TrainError
 from bitnet_mlx.train import checkpoint, optimizer
+from bitnet_mlx.train.disk import writing
 from bitnet_mlx.train.group import Group
 from bitnet_mlx.train.layerwise import put
-from bitnet_mlx.train.log import Log
+from bitnet_mlx.train.log import NAME, Log, read
 from bitnet_mlx.train.loop_options import LoopOptions
 from bitnet_mlx.train.optimizer import PARAMETERS, State, Tensors
 from bitnet_mlx.train.schedule import learning_rate, weight_decay
@@ -108,7 +109,21 @@ def run(job: Job, place: Place, group: Group, report: Report) -> Place:
             if last["step"] % every == 0 or last["step"] == job.task.options.iters:
                 report(last)
 
-        return _run(job, place, group, tell)
+        place = _run(job, place, group, tell)
+    if job.task.options.plot is not None:
+        _draw(job, job.task.options.plot)
+    return place
+
+
+def _draw(job: Job, plot: Path) -> None:
+    from bitnet_mlx.profile.plots import draw
+
+    record = {
+        "bench": job.task.options.COMMAND, "backend": job.folder.name, "machine": mx.default_device().type.name,
+        "log": read(job.folder / NAME),
+    }  # fmt: skip
+    with writing(plot):
+        draw(record, plot)
 
 
 def _run(job: Job, place: Place, group: Group, tell: Callable[[list[dict[str, Any]]], None]) -> Place:

@@ -26,6 +26,7 @@ import mlx.core as mx
 
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.ternary import MIN_SCALE
+from bitnet_mlx.train.blend import mixed
 
 Kind = Literal["standard", "clipped", "soft", "learnable"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -112,7 +113,7 @@ def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
 def _input_function() -> Callable[..., mx.array]:
     def values(x: mx.array, *blend: mx.array) -> mx.array:
         q, s = activation_parts(x)
-        return _mixed(x.astype(mx.float32), q / s, *blend).astype(x.dtype)
+        return _blended(x.astype(mx.float32), q / s, *blend).astype(x.dtype)
 
     function: Any = mx.custom_function(_fused(values))
 
@@ -126,16 +127,16 @@ def _input_function() -> Callable[..., mx.array]:
 @cache
 def _weight_function(ste: STE, dtype: mx.Dtype) -> Callable[..., mx.array]:
     def values(w: mx.array, m: mx.array, *blend: mx.array) -> mx.array:
-        return _mixed(w, codes(w, m) * m, *blend).astype(dtype)
+        return _blended(w, codes(w, m) * m, *blend).astype(dtype)
 
     def to_weight(g: mx.array, w: mx.array, m: mx.array, *blend: mx.array) -> mx.array:
         g = g.astype(mx.float32)
-        return g * _mixed(mx.array(1.0), _slope(ste, w * (1.0 / m)), *blend)
+        return g * _blended(mx.array(1.0), _slope(ste, w * (1.0 / m)), *blend)
 
     def to_scale(g: mx.array, w: mx.array, m: mx.array, *blend: mx.array) -> mx.array:
         u = w * (1.0 / m)
         each = mx.clip(mx.round(u), -1, 1) - mx.where(mx.abs(u) <= ste.clip, u, 0)
-        return g.astype(mx.float32) * _mixed(mx.array(0.0), each, *blend)
+        return g.astype(mx.float32) * _blended(mx.array(0.0), each, *blend)
 
     function: Any = mx.custom_function(_fused(values))
     weight_part, scale_part = _fused(to_weight), _fused(to_scale)
@@ -152,9 +153,9 @@ def _weight_function(ste: STE, dtype: mx.Dtype) -> Callable[..., mx.array]:
     return function
 
 
-def _mixed(plain: mx.array, quantised: mx.array, *blend: mx.array) -> mx.array:
-    """(1 - b) plain + b quantised; without a blend, quantised."""
-    return (1 - blend[0]) * plain + blend[0] * quantised if blend else quantised
+def _blended(plain: mx.array, quantised: mx.array, *blend: mx.array) -> mx.array:
+    """Their blend; without one, quantised."""
+    return mixed(plain, quantised, blend[0]) if blend else quantised
 
 
 def _slope(ste: STE, u: mx.array) -> mx.array:

@@ -96,6 +96,9 @@ class Update:
 
     def _gradients(self, parameters: Tensors, counts: Tensors, *inputs: Any) -> Totals:
         (_, losses), found = mx.value_and_grad(self._loss)(parameters, *inputs)
+        if len(self.batches(0)) > 1:
+            # A sum over an array follows its layout in memory, and what was gathered has lost that of a transposed product.
+            found = {name: mx.contiguous(g) for name, g in found.items()}
         return {"gradients": found, "losses": losses, "counts": counts}
 
     def _applied(

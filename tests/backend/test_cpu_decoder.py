@@ -33,6 +33,8 @@ CASES: dict[str, tuple[dict, dict]] = {
     "all linears of an input dense": (
         {}, dict(dense=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"), head="8")
     ),
+    "a bfloat16 head in whole groups": (dict(hidden_size=576, vocab_size=83), dict(head="bfloat16")),
+    "an 8-bit head in whole groups": (dict(LLAMA, hidden_size=640, vocab_size=83), dict(head="8", bias=True)),
     "heads of two": (dict(head_dim=2, num_attention_heads=2, num_key_value_heads=1, vocab_size=3), dict(seed=5)),
     "yarn": (
         dict(LLAMA, rope=RopeConfig(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)), dict(head="8")
@@ -70,12 +72,13 @@ def same(got: np.ndarray, want: np.ndarray) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_logits_equal_the_reference(case: str) -> None:
     weights = build(case)
-    ids = tokens(weights, 19)
+    ids = tokens(weights, 20)
     want = run(NumpyDecoder(weights), ids)
     for serial_below in (0, 1 << 40):  # every job on all threads; every job on one
         decoder = CpuDecoder(weights, serial_below=serial_below)
         same(run(decoder, ids), want)  # panels
-        same(run(decoder, ids, (1, 2, 4, 8, 9, 18)), want)  # 1, 2 and 4 rows at once, panels of 5 and 9
+        same(run(decoder, ids, (1, 2, 4, 7, 11, 19)), want)  # 1, 2, 3, 4 and 8 rows at once
+        same(run(decoder, ids, (5, 14)), want)  # panels of 5, of 8 and 1
 
 
 @pytest.mark.parametrize(("name", "storage"), [("float16", np.float16), ("bfloat16", np.uint16)])

@@ -24,7 +24,8 @@ def planes(q: np.ndarray, tokens: int) -> np.ndarray:
 @pytest.fixture(scope="module", params=isa.runnable())
 def kernels(request: pytest.FixtureRequest):
     body = isa.body(request.param)
-    row, panel = row_intrinsic(lambda: body), panel_intrinsic(lambda: body)
+    row = row_intrinsic(lambda: body)
+    panel, four, two = (panel_intrinsic(lambda: body, tokens) for tokens in (PANEL, 4, 2))
 
     @numba.njit
     def rows(w, n, stride, x, blocks, out):
@@ -32,9 +33,14 @@ def kernels(request: pytest.FixtureRequest):
             out[r] = row(w + r * stride, x, blocks)
 
     @numba.njit
-    def panels(w, n, stride, x, blocks, out_at):
+    def panels(w, n, stride, x, blocks, out_at, tokens):
         for r in range(n):
-            panel(w + r * stride, x, blocks, out_at + r * 4 * PANEL)
+            if tokens == PANEL:
+                panel(w + r * stride, x, blocks, out_at + r * 4 * PANEL)
+            elif tokens == 4:
+                four(w + r * stride, x, blocks, out_at + r * 4 * PANEL)
+            else:
+                two(w + r * stride, x, blocks, out_at + r * 4 * PANEL)
 
     return rows, panels
 
@@ -60,10 +66,11 @@ def test_products_equal_integers(kernels, n: int, k: int) -> None:
         out = np.zeros(n, np.int32)
         rows(words.ctypes.data, n, stride, single[m].ctypes.data, blocks, out)
         assert np.array_equal(out, want[m])
-    eight = np.full((n, PANEL), 5, np.int32)
     panel = planes(q, PANEL)
-    panels(words.ctypes.data, n, stride, panel.ctypes.data, blocks, eight.ctypes.data)
-    assert np.array_equal(eight.T, want + 5)
+    for tokens in (2, 4, PANEL):
+        found = np.full((n, PANEL), 5, np.int32)
+        panels(words.ctypes.data, n, stride, panel.ctypes.data, blocks, found.ctypes.data, tokens)
+        assert np.array_equal(found.T[:tokens], want[:tokens] + 5) and (found.T[tokens:] == 5).all()
 
 
 def test_rows_at_odd_addresses(kernels) -> None:

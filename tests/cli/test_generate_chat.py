@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import bitnet_mlx
+from bitnet_mlx.checkpoint.safetensors_file import SafetensorsFile
 from bitnet_mlx.cli.main import main
 from bitnet_mlx.generation import generate
 from bitnet_mlx.tokenizer import Tokenizer
@@ -151,12 +152,14 @@ def test_an_interrupt_shows_what_was_made(given: Given, capsys: pytest.CaptureFi
 
 
 def test_a_conversation(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = b"hello\n\n/reset\nhello\n/exit\nnever\n"
+    lines = b"hello\n\n/clear\nhello\n/exit\nnever\n"
     given(stdin=lines, template=tiny.CHAT)
     assert main(["chat", "--max-tokens", "6"]) == 0
     out, err = capsys.readouterr()
     first, second = out.split("\n")[:2]
-    assert out == f"{first}\n{second}\n" and first == second and err == ""
+    assert out == f"{first}\n{second}\n" and first == second
+    told = [line for line in err.splitlines() if "forgotten" not in line]
+    assert len(told) == 2 and all("[numpy] 6 tokens at" in line and "of 400" in line for line in told)
     given(stdin=lines, template=tiny.CHAT)
     assert main(["chat", "--max-tokens", "6", "--json"]) == 0
     out, _ = capsys.readouterr()
@@ -164,6 +167,47 @@ def test_a_conversation(given: Given, capsys: pytest.CaptureFixture[str]) -> Non
     assert out.count("\n") == 1
     assert [turn["text"] for turn in record["turns"]] == [first, second]
     assert record["model"] == "embedded" and record["backend"] == "numpy"
+
+
+def test_messages_of_several_lines_and_commands(
+    given: Given, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """What reaches the model, seen in what chat saves; a saved conversation goes on without computing it again."""
+    lines = 'one \\\ntwo\n"""\n three\n\n/clear """\n/save FILE\n/quit\n'.replace("FILE", str(tmp_path / "talk.st"))
+    given(stdin=lines.encode(), template=tiny.CHAT)
+    assert main(["chat", "--max-tokens", "3"]) == 0
+    assert "6 tokens" not in capsys.readouterr().err
+    said = json.loads(SafetensorsFile(tmp_path / "talk.st").metadata["bitnet_mlx"])["messages"]
+    assert [m["content"] for m in said[::2]] == ["one \ntwo", "\n three\n\n/clear "]
+    decoder, _ = given(stdin=f"/load {tmp_path / 'talk.st'}\nhello\n".encode(), template=tiny.CHAT)
+    assert main(["chat", "--max-tokens", "3", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert len(decoder.fed[0]) < 0.5 * record["turns"][0]["prompt_tokens"], "only what is new is fed"
+    again, _ = given(stdin=b"hello\n", template=tiny.CHAT)
+    assert main(["chat", "--max-tokens", "3", "--json", "--prompt-cache-file", str(tmp_path / "talk.st")]) == 0
+    assert json.loads(capsys.readouterr().out)["turns"][0]["text"] == record["turns"][0]["text"]
+    assert again.fed == decoder.fed
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/foo bar", "/foo is no command; /help lists them"),
+        ("/save", "/save needs a file"),
+        ("/save there.st", "nothing was said yet"),
+        ("/load absent.st", "absent.st cannot be read"),
+        ("hello\n/save absent/x.st", "folder that is not there"),
+    ],
+)
+def test_commands_that_fail_end_a_pipe(
+    line: str, message: str, given: Given, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given(stdin=line.encode(), template=tiny.CHAT)
+    assert main(["chat", "--max-tokens", "3"]) in (1, 2)
+    assert message in capsys.readouterr().err
+    given(stdin=b"/help\n", template=tiny.CHAT)
+    assert main(["chat"]) == 0
+    assert "/save FILE" in capsys.readouterr().err
 
 
 def test_chat_with_a_base_model(given: Given, capsys: pytest.CaptureFixture[str]) -> None:

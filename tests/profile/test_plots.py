@@ -46,6 +46,9 @@ RECORDS: dict[str, dict[str, Any]] = {
         ],
     },
 }  # fmt: skip
+LOG = [{"step": i, "loss": 9 / i, "kl": 1 / i, "grad_norm": 1.0, "learning_rate": 1e-3} for i in range(1, 31)]
+LOG[29]["valid_loss"] = 0.5
+RECORDS.update({kind: {"bench": kind, "log": LOG} for kind in ("train", "qat", "lora")})
 
 
 def luminance(colour: str) -> float:

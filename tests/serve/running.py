@@ -67,9 +67,10 @@ class Running:
 @contextmanager
 def serving(decoder: Any, tokenizer: Tokenizer, options: Options | None = None, **settings: Any) -> Iterator[Running]:
     """The server runs on a thread of its own, and is asked to end as SIGTERM asks it."""
+    head_seconds = settings.pop("head_seconds", 20)
     service = open_service(decoder, tokenizer, "test/model", options, **settings)
     with listen("127.0.0.1", 0) as listening:
-        server = Server(service.app, listening, drain_seconds=20)
+        server = Server(service.app, listening, drain_seconds=20, head_seconds=head_seconds)
         thread = threading.Thread(target=server.serve_until_told)
         thread.start()
         try:

@@ -163,7 +163,7 @@ def waiting(length: int, fed: int, decoder: WatchedDecoder, tokenizer: Any) -> W
 def test_what_a_step_takes(texts: list[tuple[int, int]], room: int, want: list[int], tmp_path: Path) -> None:
     decoder, tokenizer = model(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bitnet_mlx.serve.work.Sampler", lambda sampling: None)
+        patch.setattr("bitnet_mlx.serve.work.Sampler", lambda *_: None)
         works = [waiting(length, fed, decoder, tokenizer) for length, fed in texts]
     parts = share(works, room)
     assert sorted(len(tokens) for _, tokens in parts) == sorted(want)

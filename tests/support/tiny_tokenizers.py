@@ -34,6 +34,16 @@ CHAT = (
     "{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
 
+# Tools as Qwen's templates have them: offered in front, called between two marks, answered by the role "tool".
+CHAT_TOOLS = (
+    "{{ bos_token }}{% if tools %}<|start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
+    "Call with <tool_call> and </tool_call>.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] | trim }}"
+    "{% for tool_call in m['tool_calls'] %}{% set tool_call = tool_call.function %}<tool_call>\n"
+    '{"name": "{{ tool_call.name }}", "arguments": {{ tool_call.arguments | tojson }}}\n</tool_call>{% endfor %}'
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+
 
 def lines(count: int = 400, seed: int = 0) -> list[str]:
     """Random sentences of WORDS, several scripts mixed."""

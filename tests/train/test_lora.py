@@ -99,7 +99,7 @@ def test_completions_of_a_base_model_and_the_window(tokenizer: Any, tmp_path: Pa
 
 
 def test_a_batch_counts_answers_and_no_padding() -> None:
-    rows = batch([Sample(np.arange(1, 6, dtype=np.int32), 3), Sample(np.arange(1, 4, dtype=np.int32), 0)])
+    rows = batch([(Sample(np.arange(1, 6, dtype=np.int32), 3),), (Sample(np.arange(1, 4, dtype=np.int32), 0),)])
     assert rows.inputs.shape == (2, 32) and rows.tokens == 2 + 2
     assert rows.targets[0][rows.counts[0] > 0].tolist() == [4, 5]
     assert rows.targets[1][rows.counts[1] > 0].tolist() == [2, 3]

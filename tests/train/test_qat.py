@@ -130,6 +130,22 @@ def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path: Path) -> None:
         qat(options(tmp_path, "part", iters=40, eval_data=(), blend="constant", resume=True), silent)
 
 
+def test_bfloat16_computes_over_float32_masters(tmp_path: Path) -> None:
+    """The loss is near to float32's and not its, and the masters are no bfloat16 numbers."""
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        flags = options(tmp_path, dtype, iters=2, eval_data=(), dtype=dtype, blend="constant")
+        found.append(qat(flags, silent)["first_loss"])
+    assert found[0] != found[1] == pytest.approx(found[0], rel=2e-2)
+    written = mx.load(str(tmp_path / "bfloat16" / "model.safetensors"))
+    masters = written["model.layers.0.mlp.up_proj.weight"]  # type: ignore[index,call-overload]
+    assert masters.dtype == mx.float32 and not mx.array_equal(masters, masters.astype(mx.bfloat16).astype(mx.float32))
+    with pytest.raises(ConfigError, match="dtype is 'float32', but"):
+        qat(
+            options(tmp_path, "bfloat16", iters=2, eval_data=(), dtype="float32", blend="constant", resume=True), silent
+        )
+
+
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="ternary or quantised already"):
         make_student(random_weights(tiny_config()))

@@ -125,6 +125,42 @@ def test_resume_refuses_what_would_change_its_course(data: Path, tmp_path: Path)
         train(options(data, out, iters=2, resume=True), silent)
 
 
+def test_a_refused_run_leaves_everything_as_it_was(data: Path, tmp_path: Path) -> None:
+    out, other = tmp_path / "out", write_texts(tmp_path / "other", seed=1)
+    train(options(data, out, iters=2), silent)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for changes in ({}, {"seq_length": 99_999, "resume": True}, {"learning_rate": 0.1, "resume": True}):
+        with pytest.raises(ConfigError):
+            train(options(other, out, iters=2, **changes), silent)
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    with pytest.raises(ConfigError, match="fewer than one sequence"):
+        train(options(data, tmp_path / "new", seq_length=99_999), silent)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("changes", [{"grad_checkpoint": True}, {"grad_accumulation_steps": 2, "batch_size": 1}])
+def test_less_memory_is_the_same_training(
+    trained: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """Layers computed twice: the same bits. Two batches of one: the same but for the order of a sum."""
+    out, _ = trained
+    runs = [
+        options(data, tmp_path / name, iters=3, model=out, warmup=0, **more)
+        for name, more in (("plain", {}), ("less", changes))
+    ]
+    found = [losses(run.output) for run in runs if train(run, silent)]
+    if "grad_checkpoint" in changes:
+        assert found[0] == found[1]
+    np.testing.assert_allclose(found[1][:1], found[0][:1], rtol=1e-5)
+
+
+def test_the_picture_of_a_run(data: Path, tmp_path: Path) -> None:
+    train(options(data, tmp_path / "out", iters=3, plot=tmp_path / "loss.html"), silent)
+    assert "bitnet-mlx train: out on cpu" in (tmp_path / "loss.html").read_text()
+    with pytest.raises(ConfigError, match=r"\.png or \.html"):
+        options(data, tmp_path / "out", plot=tmp_path / "loss.pdf")
+
+
 def test_a_checkpoint_that_was_cut_off_is_not_seen(tmp_path: Path) -> None:
     state = {part: {"w": mx.ones((2, 2)) * i} for i, part in enumerate(("parameters", "m", "v"))}
     checkpoint.save(tmp_path, 7, state, {})
@@ -169,6 +205,9 @@ def test_the_float_twin_is_described_as_float(data: Path, tmp_path: Path) -> Non
         {"learning_rate": float("nan")},
         {"vocab_size": 10},
         {"dtype": "float16"},
+        {"optimizer": "sgd"},
+        {"grad_accumulation_steps": 0},
+        {"plot": Path("nowhere/loss.png")},
     ],
 )
 def test_settings_out_of_range(data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:

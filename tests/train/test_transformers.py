@@ -62,6 +62,7 @@ def test_the_exported_folder(tmp_path: Path, changes: dict[str, Any]) -> None:
         ("llama", "LlamaForCausalLM", {"ste": "learnable", "attention_bias": True}),
         ("qwen3", "Qwen3ForCausalLM", {"ste": "learnable", "head_dim": 18}),
         ("bitnet", "BitNetForCausalLM", {"ste": "learnable"}),
+        ("llama", "BitNetForCausalLM", {"sub_norms": True, "attention_bias": True, "rope_theta": 3000.0}),
     ],
 )  # fmt: skip
 def test_a_model_made_ternary(tmp_path: Path, family: str, kind: str, changes: dict[str, Any]) -> None:

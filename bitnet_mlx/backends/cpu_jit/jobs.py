@@ -197,13 +197,14 @@ def final_norm_row(state, i):
 
 
 @njit(**OPTIONS)
-def head_tile(state, tile):
+def head_tile(state, tile, worker):
     """A tile of the head for the chosen rows."""
     e = longs(linear_at(state, 0))
     n0 = tile * at.TILE
     n1 = min(n0 + at.TILE, e[at.N])
     x, stride = state[at.PLAIN], padded(state[at.HIDDEN])
-    float_rows(e, state[at.CHOSEN_ROWS], x, stride, n0, n1, state[at.LOGITS], e[at.N], False)
+    sums = state[at.SCRATCH] + worker * state[at.SCRATCH_BYTES] + state[at.LANES_AT]
+    float_rows(e, state[at.CHOSEN_ROWS], x, stride, n0, n1, state[at.LOGITS], e[at.N], False, sums)
 
 
 def work(address, worker):
@@ -225,7 +226,7 @@ def work(address, worker):
             elif job == at.GATED:
                 gated_row(state, item)
             elif job == at.HEAD:
-                head_tile(state, item)
+                head_tile(state, item, worker)
             elif job == at.DOWN_RANK:
                 low_item(state, item)
             else:

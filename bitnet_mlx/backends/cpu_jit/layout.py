@@ -21,6 +21,7 @@ X, PLAIN, CODES, SUMS, SCALES, Q, KEYS, VALUES, ATTENTION, GATE, UP = range(48, 
 SCRATCH, SCRATCH_BYTES, TILE_AT, SCORES_AT, NORMED = range(59, 64)
 # Adapters: x A [3, rows, LOW_WIDTH], the linear it begins with, and the input; a thread's tile before its adapter.
 LOW, LOW_WIDTH, LOW_FIRST, LOW_INPUT, LOW_STRIDE, PLAIN_TILE_AT = range(64, 70)
+LANES_AT = 70  # in a thread's scratch memory: the sums of panels.py
 STATE_SIZE = 72
 
 # Jobs.
@@ -55,7 +56,8 @@ EPS, ATTENTION_SCALE, LINEAR_EPS = range(3)
 
 TILE = 64  # rows of a weight that one item covers
 PORTIONS = 4  # portions of tiles that a thread takes in a job of one row (measured: a tenth faster than tile by tile)
-PANEL_FROM = 5  # rows of activations from which panels of 8 pay
+PANEL_FROM = 2  # rows of activations from which they are laid out in panels of 8
+HEAD_ROWS, HEAD_GROUPS = 16, 8  # weight rows, and groups of 64, of a piece of a product of floats (panels.py)
 K_TILE = 20  # blocks of a panel that stay in the first-level cache
 CHUNK = 256  # rows of activations that one call takes at most
 TEAMS = 4  # items of attention for each thread, at least, where heads can be split so far

@@ -43,15 +43,16 @@ AHEAD = 8192  # bytes of weights asked for in advance when a row is read once
 
 
 def dots(b: Builder, body: ModuleType, w: Value, x: Value, blocks: Value, tokens: int, ahead: int) -> list[Value]:
-    """Sums of code * q of one row with `tokens` tokens, each still spread over the lanes of a wide vector.
+    """Sums of code * q of one row with one token, or the first `tokens` of a panel, each still spread over the lanes of a
+    wide vector.
 
     For one token the body may keep several narrow sums (`row_codes` names the one of each plane): the chain of additions
     is then shorter. `combine` makes one wide sum of them.
     """
-    parts = body.parts if tokens == 1 else 1
+    parts, stride = (body.parts, 1) if tokens == 1 else (1, PANEL)
 
     def block(i: Value, sums: list[Value]) -> list[Value]:
-        here, facing = at(b, w, b.mul(i, const(i64, BLOCK_BYTES))), at(b, x, b.mul(i, const(i64, BLOCK * tokens)))
+        here, facing = at(b, w, b.mul(i, const(i64, BLOCK_BYTES))), at(b, x, b.mul(i, const(i64, BLOCK * stride)))
         if ahead:
             prefetch(b, at(b, here, ahead))
         for piece in range(0, BLOCK_BYTES, body.width):
@@ -106,12 +107,15 @@ def emit_row(b: Builder, body: ModuleType, w: Value, x: Value, blocks: Value) ->
     return lane_total(b, dots(b, body, pointer(b, w), pointer(b, x), blocks, 1, AHEAD)[0])
 
 
-def emit_panel(b: Builder, body: ModuleType, w: Value, x: Value, blocks: Value, out: Value) -> None:
-    """out[8] (int32) += one row with the 8 tokens of a panel."""
-    totals = dots(b, body, pointer(b, w), pointer(b, x), blocks, PANEL, 0)
+def emit_panel(
+    b: Builder, body: ModuleType, w: Value, x: Value, blocks: Value, out: Value, tokens: int = PANEL
+) -> None:
+    """out[8] (int32) += one row with the first 2, 4 or 8 tokens of a panel; few tokens are bound by reading the row."""
+    totals = dots(b, body, pointer(b, w), pointer(b, x), blocks, tokens, 0 if tokens == PANEL else AHEAD)
     out = pointer(b, out)
     lanes = body.wide.count
-    for first in range(0, PANEL, lanes):
+    totals += [const(body.wide, 0)] * (-tokens % lanes)
+    for first in range(0, len(totals), lanes):
         here = at(b, out, 4 * first)
         store(b, b.add(load(b, here, body.wide, 4), lane_totals(b, totals[first : first + lanes])), here, 4)
 
@@ -129,13 +133,13 @@ def row_intrinsic(choose: Callable[[], ModuleType]) -> Any:
     return row_product
 
 
-def panel_intrinsic(choose: Callable[[], ModuleType]) -> Any:
+def panel_intrinsic(choose: Callable[[], ModuleType], tokens: int = PANEL) -> Any:
     """numba intrinsic void (weights, activations, blocks, out)."""
 
     @intrinsic
     def panel_product(typing: Any, w: Any, x: Any, blocks: Any, out: Any) -> Any:
         def build(context: Any, b: Builder, signature: Any, args: Any) -> Value:
-            emit_panel(b, choose(), *args)
+            emit_panel(b, choose(), *args, tokens)
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64, types.int64, types.int64), build
@@ -144,4 +148,4 @@ def panel_intrinsic(choose: Callable[[], ModuleType]) -> Any:
 
 
 row_product = row_intrinsic(isa.body)
-panel_product = panel_intrinsic(isa.body)
+panel_product, product_of_4, product_of_2 = (panel_intrinsic(isa.body, tokens) for tokens in (PANEL, 4, 2))

@@ -1,0 +1,56 @@
+"""What passes inside a decoder on its way to the logits: hidden states behind layers, and one layer's q, k and v."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from bitnet_mlx.backends.mlx_affine import rope_kv
+from bitnet_mlx.models.cache_mlx import halves
+from bitnet_mlx.models.decoder_mlx import MlxModel
+from bitnet_mlx.models.layers_mlx import enter
+from bitnet_mlx.train.layerwise import Layer, through
+
+
+class Insides(NamedTuple):
+    """logits [B, L, V]. hidden: the residual stream [B, L, H] behind each layer that was asked for. states: queries and keys,
+    rotated, and values of a layer, [B, heads, L, D] each, or none."""
+
+    logits: mx.array
+    hidden: list[mx.array]
+    states: list[mx.array]
+
+
+class Looker:
+    """Runs a model and keeps some of its insides. Made before the layers are called through anything else."""
+
+    def __init__(self, model: MlxModel, hidden: Sequence[int], states: int | None) -> None:
+        """hidden, states: layers, counted from 0."""
+        self._model, self._hidden, self._states = model, tuple(hidden), states
+        self._block = None if states is None else model.layers[states]
+
+    def __call__(self, ids: mx.array) -> Insides:
+        """ids: int32 [B, L]."""
+        arrays = None if self._block is None else self._block.parameters()
+        inputs: dict[int, mx.array] = {}
+        outputs: dict[int, mx.array] = {}
+
+        def wrap(index: int, layer: Layer) -> Layer:
+            def call(x: mx.array, *rest: Any) -> mx.array:
+                inputs[index], outputs[index] = x, layer(x, *rest)
+                return outputs[index]
+
+            return call
+
+        with through(self._model, wrap):
+            logits = self._model(ids)
+        hidden = [outputs[index] for index in self._hidden]
+        if self._block is None or self._states is None or arrays is None:
+            return Insides(logits, hidden, [])
+        # A layer that is computed twice was left with the arrays of the second time. Its q, k and v are made anew here.
+        self._block.update(arrays)
+        rotation = self._model.model._rotary.at(None, ids.shape[1])
+        q, kv = enter(rope_kv, self._block.plan, self._block.sites().qkv, inputs[self._states], rotation)
+        return Insides(logits, hidden, [q, *halves(kv)])

@@ -1,0 +1,117 @@
+"""chat on a real pseudo-terminal: Ctrl-C stops an answer, the session lives on, the second one or Ctrl-D leaves."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+pty = pytest.importorskip("pty")
+ROOT = Path(__file__).resolve().parents[2]
+# The terminal becomes the child's own: Ctrl-C then reaches it as it reaches any program.
+CHILD = """
+import fcntl, runpy, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+sys.argv[0] = "bitnet-mlx"
+runpy.run_module("bitnet_mlx", run_name="__main__")
+"""
+PATIENCE = 60.0  # seconds, far more than anything here takes
+
+
+class Terminal:
+    """What a person has before them: `shown` is all that appeared."""
+
+    def __init__(self, master: int, process: subprocess.Popen[bytes]) -> None:
+        self._master, self.process, self.shown = master, process, ""
+
+    def type(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
+    def until(self, pattern: str, start: int = 0) -> int:
+        """Wait until something appears behind `start`; where it ends."""
+        end = time.monotonic() + PATIENCE
+        while not (found := re.compile(pattern).search(self.shown, start)):
+            assert time.monotonic() < end, f"no {pattern!r} in {self.shown[start:]!r}"
+            if select.select([self._master], [], [], 1.0)[0]:
+                try:
+                    self.shown += os.read(self._master, 4096).decode("utf-8", "replace")
+                except OSError as error:  # Linux says so when the child has gone
+                    raise AssertionError(f"it ended: {self.shown!r}") from error
+        return found.end()
+
+    def left(self) -> int:
+        """Its exit code, once it has ended."""
+        try:
+            while data := os.read(self._master, 4096):
+                self.shown += data.decode("utf-8", "replace")
+        except OSError:
+            pass
+        return self.process.wait(PATIENCE)
+
+
+@contextmanager
+def chat(*arguments: str) -> Iterator[Terminal]:
+    master, slave = pty.openpty()
+    command = [sys.executable, "-c", CHILD, "chat", "--ignore-chat-template", "--temp", "0", *arguments]
+    environment = {**os.environ, "TERM": "dumb"}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+    ) as process:
+        os.close(slave)
+        try:
+            yield Terminal(master, process)
+        finally:
+            process.kill()
+            os.close(master)
+
+
+def test_stopping_going_on_and_leaving(tmp_path: Path) -> None:
+    with chat("--backend", "numpy", "--max-tokens", "900") as terminal:
+        at = terminal.until("> ")
+        terminal.type("def read_config(path):\n")
+        at = terminal.until(r"read_config\(path\):\s+\S+[^>]*\S", at)  # its echo, then an answer that has begun
+        terminal.type("\x03")
+        at = terminal.until(r"\[numpy\] (\d+) tokens at .* \(stopped\); context (\d+) of 1024\s+> ", at)
+        made, used = map(int, re.findall(r"\[numpy\] (\d+) tokens .* context (\d+) of", terminal.shown)[-1])
+        assert 0 < made < 900 and used > made, "the part that was made stays"
+        terminal.type("/save " + str(tmp_path / "talk.st") + "\n")
+        at = terminal.until(rf"{used} tokens\s+> ", at)
+        terminal.type("/nonsense\n")
+        at = terminal.until("/nonsense is no command.*\\s+> ", at)
+        terminal.type('"""\n\nimport os\n"""\n')
+        at = terminal.until(r'\. [^>]*"""\s+\S[^>]*\S', at)
+        terminal.type("\x03")
+        at = terminal.until(r"\(stopped\); context (\d+) of 1024\s+> ", at)
+        assert int(re.findall(r"context (\d+) of", terminal.shown)[-1]) > used
+        terminal.type("half a line\x03")
+        assert terminal.left() == 0, "the answer's Ctrl-C was the first one"
+    with chat("--backend", "numpy", "--max-tokens", "2", "--prompt-cache-file", str(tmp_path / "talk.st")) as terminal:
+        at = terminal.until("> ")
+        terminal.type("\x03")
+        at = terminal.until("Ctrl-C again, Ctrl-D or /exit leaves.*\\s+> ", at)
+        terminal.type("x\n")
+        at = terminal.until(r"\[numpy\] 2 tokens at .* context (\d+) of 1024\s+> ", at)
+        assert int(re.findall(r"context (\d+) of", terminal.shown)[-1]) > used
+        terminal.type("\x03")
+        at = terminal.until("leaves.*\\s+> ", at)
+        terminal.type("\x04")
+        assert terminal.left() == 0 and "Traceback" not in terminal.shown
+
+
+def test_two_at_once_interrupt_and_nothing_is_lost() -> None:
+    with chat("--backend", "numpy", "--max-tokens", "900") as terminal:
+        at = terminal.until("> ")
+        terminal.type("import \n")
+        at = terminal.until(r"import \s+\S", at)
+        terminal.type("\x03\x03")
+        at = terminal.until("> ", at)
+        terminal.type("/exit\n")
+        assert terminal.left() == 0 and "Traceback" not in terminal.shown

@@ -1,0 +1,154 @@
+"""Runs of train, qat and lora small enough for a test, and processes that take them and end in the middle.
+
+python -m tests.train.tiny_runs killed FOLDER     each run in a child that ends at some step; prints how each ended
+python -m tests.train.tiny_runs ranks FOLDER HOW  runs as one rank of a ring; rank 1 ends, or stops, in the last
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bitnet_mlx.errors import TrainError
+from bitnet_mlx.models.decoder_mlx import MlxModel
+from bitnet_mlx.tokenizer import load_tokenizer
+from bitnet_mlx.train import checkpoint
+from bitnet_mlx.train import run as loop
+from bitnet_mlx.train.group import join
+from bitnet_mlx.train.loop import train
+from bitnet_mlx.train.lora import lora
+from bitnet_mlx.train.lora_options import LoraOptions
+from bitnet_mlx.train.options import TrainOptions
+from bitnet_mlx.train.qat import qat
+from bitnet_mlx.train.qat_options import QatOptions
+from tests.support import hf_folder, tiny_tokenizers
+from tests.support.random_model import random_weights, tiny_config
+
+COMMANDS = ("train", "qat", "lora")
+WROTE = {"train": "model.safetensors", "qat": "model.safetensors", "lora": "adapters.safetensors"}
+Report = Callable[[dict[str, Any]], None]
+TEXT = "hello world the quick brown fox jumps over a lazy dog\n"
+
+
+def prepare(folder: Path) -> None:
+    """A float model with its tokenizer, a text and samples."""
+    hf_folder.write(folder / "float", "llama", "dense", vocab_size=420)
+    tiny_tokenizers.byte_level(folder / "float")
+    (folder / "data").mkdir()
+    (folder / "data" / "text.txt").write_text(TEXT * 20)
+    samples = [json.dumps({"text": " ".join(TEXT.split()[: 2 + i])}) for i in range(7)]
+    (folder / "data" / "train.jsonl").write_text("\n".join(samples))
+
+
+def go(command: str, folder: Path, name: str, report: Report, **changes: Any) -> Path:
+    """Take a run, or what is left of it, and return its folder."""
+    data, output = folder / "data" / "text.txt", folder / name
+    base: dict[str, Any] = dict(iters=5, warmup=1, save_every=2, steps_per_report=1, learning_rate=1e-3, batch_size=2)
+    base.update(changes)
+    if command == "train":
+        shape = dict(hidden_size=32, intermediate_size=48, num_layers=1, num_heads=2, vocab_size=290, dtype="float32")
+        train(TrainOptions(data=(data,), output=output, seq_length=12, weight_decay=0.1, **shape, **base), report)  # type: ignore[arg-type]
+    elif command == "qat":
+        qat(QatOptions(model=str(folder / "float"), data=(data,), output=output, seq_length=12, **base), report)
+    else:
+        model = MlxModel(random_weights(tiny_config(vocab_size=420), seed=3))
+        options = LoraOptions(data=data.parent, adapter_path=output, train=True, rank=2, dropout=0.1, pack=True, **base)
+        lora(options, model, load_tokenizer(folder / "float"), report)
+    return output
+
+
+def log(output: Path) -> list[tuple[int, float, float]]:
+    """Step, loss and gradient norm of each record."""
+    entries = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [(entry["step"], entry["loss"], entry["grad_norm"]) for entry in entries]
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _end_at(step: int) -> Report:
+    return lambda entry: _die() if entry["step"] == step else None
+
+
+def _end_while_saving(entry: dict[str, Any]) -> None:
+    """Between the writing of a checkpoint's files and its name."""
+    if entry["step"] == 4:
+        checkpoint.flush = lambda path: _die()
+
+
+def _limit_files(size: int) -> Report:
+    """From step 3 on no file may grow over `size` bytes: what a full disk does, at a known moment."""
+
+    def limit(entry: dict[str, Any]) -> None:
+        if entry["step"] == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    return limit
+
+
+ENDS: dict[str, Report] = {"adamw": _end_at(3), "muon": _end_while_saving, "lion": _end_at(1)}
+
+
+def _in_a_child(command: str, folder: Path, name: str, report: Report, **changes: Any) -> str:
+    """How it ended: "signal 9", or the error's text. (MLX has no threads before its first operation: a fork is safe.)"""
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            go(command, folder, name, report, **changes)
+        except TrainError as error:
+            os.write(write, str(error).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        text = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else text
+
+
+def killed(folder: Path) -> dict[str, str]:
+    """Every command with every optimiser, and one on a disk that fills."""
+    ended = {}
+    for command in COMMANDS:
+        for optimizer, report in ENDS.items():
+            name = f"{command}-{optimizer}"
+            changes = dict(optimizer=optimizer, grad_accumulation_steps=2)
+            ended[name] = _in_a_child(command, folder, name, report, **changes)
+    for name, size in (("full", 10_000), ("full-log", 300)):
+        ended[name] = _in_a_child("train", folder, name, _limit_files(size))
+    return ended
+
+
+def ranks(folder: Path, how: str) -> dict[str, str]:
+    """As one rank: every command, each with another optimiser; then a run in which rank 1 ends or stops."""
+    rank = join(120.0).rank
+    for command, optimizer in zip(COMMANDS, ENDS, strict=True):
+        if how == "SIGKILL":
+            go(command, folder, f"ring-{command}-{rank}", lambda entry: None, optimizer=optimizer)
+
+    def lose(step: int) -> None:
+        if rank == 1 and step == 3:
+            os.kill(os.getpid(), getattr(signal, how))
+
+    rate = loop.learning_rate  # asked at each step, on every rank
+    loop.learning_rate = lambda step, *rest: (lose(step), rate(step, *rest))[1]
+    try:
+        go("train", folder, f"lost-{how}-{rank}", lambda entry: None, rank_timeout=5.0)
+    except TrainError as error:
+        return {"lost": str(error)}
+    return {}
+
+
+if __name__ == "__main__":
+    what, place, *more = sys.argv[1:]
+    if what == "alone":
+        join(2.0)
+    else:
+        print(json.dumps(killed(Path(place)) if what == "killed" else ranks(Path(place), *more)))
