@@ -57,8 +57,7 @@ NAMES = ("train float", "train ternary", "train taught", "qat float", "qat terna
 class Trainee:
     """One contender: its task, and where its run is."""
 
-    def __init__(self, task: Task, parameters: optimizer.Tensors, blend: float | None = None) -> None:
-        self._task, self._blend = task, blend
+    def __init__(self, task: Task, parameters: optimizer.Tensors) -> None:
         self._update, self._alive, self._step = Update(task, Group()), mx.array(True), 0
         self._state = optimizer.init(task.options.optimizer, parameters)
         mx.eval(self._state)
@@ -67,8 +66,6 @@ class Trainee:
         """Seconds a step, the host one step ahead of the device as in a run."""
         begun, before = time.perf_counter(), None
         for _ in range(count):
-            if self._blend is not None:
-                set_blend(self._task.model, [self._blend] * len(self._task.model.layers))
             rates = optimizer.rates(self._step, 1e-4, 0.1)
             self._state, self._alive, values = self._update(self._state, self._alive, self._step, rates)
             mx.async_eval(self._state, self._alive, values)
@@ -96,15 +93,20 @@ def blended(options: TrainOptions, folder: Path, ids: np.ndarray, blend: float) 
     )  # fmt: skip
     weights = read_weights(folder)
     student = make_student(weights, options.dtype)
-    work = Run(asked, folder, weights, student, Teacher(student, asked), ids.astype(np.int32), [])
-    return Trainee(qat.make_job(work, Group()).task, trained(student), blend)
+    teacher = Teacher(lambda: student, asked, ([], None), None)
+    task = qat.make_job(Run(asked, folder, weights, student, teacher, ids.astype(np.int32), []), Group()).task
+    set_blend(student.layers, [blend] * len(student.layers))
+    if blend == 0:  # without the quantisers; otherwise the blend is an input of the step
+        loss = task.loss
+        task = replace(task, loss=lambda batch, signal, *_: loss(batch, signal))
+    return Trainee(task, trained(student))
 
 
 def contenders(options: TrainOptions, folder: Path, ids: np.ndarray) -> dict[str, Callable[[], Trainee]]:
     """How to make each; a float model of the options' shape is put into `folder`, with a tokenizer's vocabulary."""
     vocab = {str(i): i for i in range(options.vocab_size)}
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab}, "added_tokens": []}), "utf-8")
-    model = loop.TrainDecoder(options.model_config(options.vocab_size), quantise=False)
+    model = loop.TrainDecoder(options.model_config(options.vocab_size), None)
     write_hf(folder, model.config, dict(tree_flatten(model.parameters())), quantise=False)  # type: ignore[arg-type]
     return {
         "train float": lambda: plain(replace(options, quantise=False), ids),

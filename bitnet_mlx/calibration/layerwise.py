@@ -1,23 +1,22 @@
 """GPTQ through a whole model, a layer at a time: each sees what the ternary layers before it make of the text.
 
-A layer runs as a model of one layer whose embedding table is the text's hidden states, on MLX where it is there, else on
-numpy, so no more than one layer's floats are widened at a time. While inputs are gathered int8 is left out.
+Layers run by themselves (quality/one_layer.py), on MLX where it is there, else on numpy, so no more than one layer's floats
+are widened at a time. While inputs are gathered int8 is left out.
 """
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from bitnet_mlx.api import make_decoder
 from bitnet_mlx.calibration.gptq import checked, factor, gptq
 from bitnet_mlx.calibration.least_squares import Fitted, spread, tensor
 from bitnet_mlx.formats.dense import DenseRows
 from bitnet_mlx.models.weights import DecoderWeights, Linear
-from bitnet_mlx.quality.observed import is_linear, observable, tapped
+from bitnet_mlx.quality.observed import is_linear
+from bitnet_mlx.quality.one_layer import observing_backend, run_layer
 
 Progress = Callable[[int, int], None]  # layers done, in all
 
@@ -36,13 +35,14 @@ def gptq_linears(
     """
     hidden = weights.embed_tokens.rows(np.concatenate([np.asarray(ids, np.int64) for ids in texts]))
     lengths, found = [len(ids) for ids in texts], {}
+    backend = observing_backend()
     count, bits = weights.config.num_hidden_layers, weights.config.activation_bits
     for layer in range(count):
         prefix = f"model.layers.{layer}."
         linears = {name: weights.linears[prefix + name] for name in weights.config.linear_shapes()}
         made, dense = dict(linears), dict(linears)
         grams = Grams()
-        run_layer(weights, layer, linears, hidden, lengths, grams.tap)
+        run_layer(weights, layer, linears, hidden, lengths, backend, tap=grams.tap)
         for name, linear in linears.items():
             if prefix + name in keep:
                 continue
@@ -53,7 +53,7 @@ def gptq_linears(
             if errors is not None:
                 errors[prefix + name] = relative_error(w, fitted)
         found |= {prefix + name: linear for name, linear in made.items()}
-        hidden = run_layer(weights, layer, dense, hidden, lengths, None)
+        hidden = run_layer(weights, layer, dense, hidden, lengths, backend)
         if progress is not None:
             progress(layer + 1, count)
     return found
@@ -90,43 +90,6 @@ class Grams:
         if first not in self._factors:
             self._factors[first] = factor(checked(self._sums[first]))
         return self._factors[first]
-
-
-def run_layer(
-    weights: DecoderWeights,
-    layer: int,
-    linears: Mapping[str, Linear],
-    hidden: np.ndarray,
-    lengths: Sequence[int],
-    tap: Callable[[str, np.ndarray, np.ndarray], None] | None,
-) -> np.ndarray:
-    """One layer, with these linears, on hidden states float32 [T, H] of stretches of text -> the same after it."""
-    config = replace(weights.config, num_hidden_layers=1, vocab_size=len(hidden), tie_word_embeddings=False)
-    norms = {f"model.layers.0.{n}": weights.layer_norm(layer, n) for n in config.norm_sizes()}
-    head = DenseRows(np.zeros((1, config.hidden_size), np.float32), "float32")
-    own = {f"model.layers.0.{name}": linear for name, linear in linears.items()}
-    single = DecoderWeights(
-        config,
-        DenseRows(np.ascontiguousarray(hidden), "float32"),
-        head,
-        own,
-        norms | {"model.norm": weights.norms["model.norm"]},
-    )
-    engine = "mlx" if importlib.util.find_spec("mlx") else "numpy"
-    decoder = observable(make_decoder(engine, single, "float32" if engine == "mlx" else None))
-    out: list[np.ndarray] = []
-
-    def told(module: str, x: np.ndarray, y: np.ndarray) -> None:
-        if not is_linear(module):
-            out.append(y)
-        if tap is not None:
-            tap(module, x, y)
-
-    starts = np.cumsum([0, *lengths])
-    with tapped(decoder, told):
-        for start, length in zip(starts, lengths, strict=False):
-            decoder.step([list(range(start, start + length))], [decoder.make_cache(limit=length)], "last")
-    return np.concatenate(out)
 
 
 def whole(fitted: Fitted) -> np.ndarray:

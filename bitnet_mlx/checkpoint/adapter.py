@@ -146,18 +146,28 @@ def _floats(file: SafetensorsFile, name: str) -> np.ndarray:
     return as_float32(array, info.dtype)
 
 
-def with_adapter(weights: DecoderWeights, folder: str | Path) -> DecoderWeights:
-    """The same weights with the adapter of a folder beside them; no array of theirs is changed or copied.
+def read_parts(folder: str | Path, model: DecoderConfig) -> dict[str, LowRank]:
+    """The adapter of a folder by the full names of the model's linears; gains are yet to be computed.
 
     Raises ConfigError or FormatError where the adapter is of another model, is damaged, or is none.
     """
     folder = Path(folder)
     config = read_config(folder)
-    tensors = read_tensors(folder / WEIGHTS, config.tensors(weights.config))
-    linears = dict(weights.linears)
-    for module, _ in config.modules(weights.config):
-        part = LowRank(
+    tensors = read_tensors(folder / WEIGHTS, config.tensors(model))
+    return {
+        module: LowRank(
             tensors[f"{module}.lora_a"], tensors[f"{module}.lora_b"], config.scale, tensors.get(f"{module}.m")
         )
+        for module, _ in config.modules(model)
+    }
+
+
+def with_adapter(weights: DecoderWeights, folder: str | Path) -> DecoderWeights:
+    """The same weights with the adapter of a folder beside them; no array of theirs is changed or copied.
+
+    Raises ConfigError or FormatError as read_parts.
+    """
+    linears = dict(weights.linears)
+    for module, part in read_parts(folder, weights.config).items():
         linears[module] = replace(linears[module], adapter=part.for_weight(linears[module].weight))
     return replace(weights, linears=linears)

@@ -17,6 +17,7 @@ from bitnet_mlx.checkpoint.hub import resolve
 from bitnet_mlx.checkpoint.peak_memory import peak_memory
 from bitnet_mlx.checkpoint.read import open_weights
 from bitnet_mlx.checkpoint.target import Target, check_dtype
+from bitnet_mlx.checkpoint.target_float import FloatTarget
 from bitnet_mlx.checkpoint.target_gguf import TYPES, GgufTarget
 from bitnet_mlx.checkpoint.target_hf import HfTarget
 from bitnet_mlx.checkpoint.target_mlx import MlxTarget
@@ -28,12 +29,13 @@ from bitnet_mlx.models.precision import policy
 from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.tokenizer.gguf_vocabulary import vocabulary
 
-FORMATS = ("words2", "trits5", "hf", "gguf-tq1_0", "gguf-tq2_0", "mlx-2bit")
+FORMATS = ("words2", "trits5", "hf", "hf-float", "gguf-tq1_0", "gguf-tq2_0", "mlx-2bit")
 # Bits of a ternary weight with its scales, and of an embedding's value where no --head-bits says otherwise.
 _BITS = {
     "words2": (2.0, 8),
     "trits5": (1.6, 8),
     "hf": (2.0, 16),
+    "hf-float": (32.0, 32),
     "gguf-tq1_0": (1.69, 8),
     "gguf-tq2_0": (2.07, 8),
     "mlx-2bit": (2.5, 8),
@@ -82,22 +84,24 @@ def convert(
     i2s_layout: str | None = None,
     precision: str | None = None,
     keep: Collection[str] = (),
+    floats: bool = False,
     prepare: Callable[[DecoderWeights, dict[str, float]], DecoderWeights] | None = None,
+    check: Callable[[Path], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Conversion:
     """Convert a checkpoint.
 
     hf_path: a folder, a GGUF file, or owner/name on the Hugging Face hub. mlx_path: where the result is to be; it appears
     when it is whole and has been compared. format: words2 (this package's own, used in place), trits5 (its own, 1.6 bits
-    a weight), hf (Hugging Face's packed layout, for transformers), gguf-tq1_0, gguf-tq2_0 (a .gguf file with its
-    tokenizer) or mlx-2bit (for stock mlx-lm; llama and qwen3 families).
+    a weight), hf (Hugging Face's packed layout, for transformers), hf-float (plain floats), gguf-tq1_0, gguf-tq2_0 (a .gguf
+    file with its tokenizer) or mlx-2bit (for stock mlx-lm; llama and qwen3 families).
     head_bits: of embedding and head: 16 as they are, else 8, 6 or 4; None makes floats 8 where the format can hold that.
     dtype: of what stays floats; None keeps the checkpoint's. force: replace a model at mlx_path. i2s_layout: of a
     GGUF file's I2_S tensors, where it should not be found from them. precision: "memory", "balanced" or "accuracy"
     (models/precision.py) sets head_bits and dtype where they are not given; bits of the KV cache are chosen at load.
-    keep: full names of linears that stay floats where others are ternarised. prepare: makes the weights that are written,
-    of the float ones that are read, and puts each linear's relative error into the dict that it is given.
-    progress: called with weights done and weights in all.
+    keep: full names of linears that stay floats where others are ternarised. floats: read all of them as floats. prepare:
+    makes the weights that are written, and puts relative errors into its dict. check: looks at what was written before it
+    appears, and raises where it should not. progress: called with weights done and weights in all.
 
     Raises ConfigError for options and places that are not allowed, MemoryLimitError where the disk lacks room,
     UnsupportedModelError or FormatError for checkpoints that are not read, are damaged, or do not fit the format.
@@ -110,24 +114,22 @@ def convert(
     path = resolve(hf_path, revision)
     with Workplace(mlx_path, force, (path,)) as place, described(path) as texts:
         errors: dict[str, float] = {}
-        weights = open_weights(
-            path, errors=errors, activations=activations, ternarize=ternarize, i2s_layout=i2s_layout,
-            keep=() if prepare else keep, floats=prepare is not None,
-        )  # fmt: skip
-        if prepare is not None:
-            weights = prepare(weights, errors)
+        reading = {"activations": activations, "ternarize": ternarize, "i2s_layout": i2s_layout, "floats": floats}
+        weights = open_weights(path, errors=errors, keep=() if prepare else keep, **reading)
+        weights = weights if prepare is None else prepare(weights, errors)
         target = make_target(weights, texts, format, head_bits, dtype, Path(mlx_path).name)
         place.check_room(room(weights, format, head_bits, len(keep)))
         written = _write(weights, target, place, texts, progress)
         size = (place.path / target.file).stat().st_size
+        if check is not None:
+            check(place.path / target.file if target.whole else place.path)
         made = place.publish(target.file if target.whole else None)
     written.add("relative_error", errors)
     return Conversion(
-        path=str(made), source=str(path), format=format, tensors=written.tensors,
-        ternary_parameters=written.ternary_parameters, parameters=written.parameters,
-        bits_per_weight=8 * written.ternary_bytes / max(written.ternary_parameters, 1), bytes_in=detect(path).nbytes,
-        bytes_out=size, seconds=time.perf_counter() - start, peak_memory_bytes=peak_memory(), verified=True,
-        notices=target.notices, layers=written.layers,
+        path=str(made), source=str(path), format=format, tensors=written.tensors, parameters=written.parameters,
+        ternary_parameters=written.ternary_parameters, bits_per_weight=written.bits_per_weight,
+        bytes_in=detect(path).nbytes, bytes_out=size, seconds=time.perf_counter() - start,
+        peak_memory_bytes=peak_memory(), verified=True, notices=target.notices, layers=written.layers,
     )  # fmt: skip
 
 
@@ -154,6 +156,8 @@ def make_target(
     config = read_config(texts)
     if format == "hf":
         return HfTarget(weights, config, head_bits, dtype)
+    if format == "hf-float":
+        return FloatTarget(weights, config, head_bits, dtype)
     if format == "mlx-2bit":
         return MlxTarget(weights, config, head_bits, dtype)
     if format in TYPES:

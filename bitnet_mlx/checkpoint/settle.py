@@ -6,13 +6,14 @@ import re
 from dataclasses import replace
 
 from bitnet_mlx.checkpoint.folder import TensorTable
-from bitnet_mlx.checkpoint.ternary_floats import looks_ternary
+from bitnet_mlx.checkpoint.ternary_floats import looks_ternary, ternary_share
 from bitnet_mlx.models import olmo
 from bitnet_mlx.models.families import ALIASES
 from bitnet_mlx.models.hf_config import ModelConfig
 
 EMBED, HEAD = "model.embed_tokens", "lm_head"
 _OLMO = re.compile(r"(?:model\.)?transformer\.(?:blocks\.(\d+)\.)?(\w+)\.weight")
+_TERNARY = 0.5  # share of ternary rows below which a float linear was never meant to be; above, some are damaged
 _NORM = "norm"  # the last part of the name of bitnet-embedding's norms inside linears
 
 
@@ -105,16 +106,27 @@ def _mlx(model: ModelConfig, table: TensorTable) -> ModelConfig:
 
 
 def _ternary_floats(model: ModelConfig, table: TensorTable) -> ModelConfig:
-    """TriLM, Bonsai unpacked: ternary floats, trained without quantised activations."""
+    """TriLM, Bonsai unpacked: ternary floats, trained without quantised activations.
+
+    A linear that is nothing like ternary, such as one that an adapter was fused into, is read as it is.
+    """
+    layers = range(model.decoder.num_hidden_layers)
+    modules = [f"model.layers.{layer}.{name}" for layer in layers for name in model.decoder.linear_shapes()]
+    there = [module for module in modules if f"{module}.weight" in table]
+    kept = [module for module in there if ternary_share(table, f"{module}.weight") < _TERNARY]
     tables = tuple(m for m in (EMBED, HEAD) if f"{m}.weight" in table and looks_ternary(table, f"{m}.weight"))
     notice = (
         "the float weights are ternary already and are packed as they are, with 16-bit activations; "
         "--activations 8 quantises them, for a model that was trained so"
     )
+    if kept:
+        notice += f"; {len(kept)} of {len(modules)} linears are not ternary and stay floats"
     return replace(
         model,
         decoder=replace(model.decoder, activation_bits=16),
-        quantization=replace(model.quantization, storage="unpacked", activation_bits=16),
+        quantization=replace(
+            model.quantization, storage="unpacked", activation_bits=16, modules_to_not_convert=(HEAD, *kept)
+        ),
         ternary_tables=tables,
         notices=(notice,),
     )

@@ -25,12 +25,19 @@ _SAMPLED = 16  # rows that tell whether a tensor is ternary
 
 def looks_ternary(table: TensorTable, name: str) -> bool:
     """Whether some rows of a float matrix, spread over it, are ternary and not all 0."""
+    return ternary_share(table, name) == 1
+
+
+def ternary_share(table: TensorTable, name: str) -> float:
+    """The share of some rows of a float matrix, spread over it, that are ternary; 0 where they are all 0 or no floats."""
     info = table.info(name)
     if info.dtype not in FLOATS or len(info.shape) != 2 or 0 in info.shape:
-        return False
+        return 0.0
     rows = np.unique(np.linspace(0, info.shape[0] - 1, _SAMPLED).astype(int))
     top, low = _magnitudes(as_float32(table.array(name)[rows], info.dtype))
-    return bool(top.max() > 0 and np.isfinite(top).all() and not _apart(top, low, info.dtype).any())
+    if not top.max() > 0:
+        return 0.0
+    return float((np.isfinite(top) & ~_apart(top, low, info.dtype)).all(axis=1).mean())
 
 
 def unpacked(table: TensorTable, module: str, shape: tuple[int, int], activation_bits: int) -> TernaryTensor:

@@ -45,6 +45,11 @@ class Written:
     seals: dict[str, bytes] = field(default_factory=dict)  # of linears as they are to be read back
     sums: dict[str, bytes] = field(default_factory=dict)  # of the other tensors' bytes
 
+    @property
+    def bits_per_weight(self) -> float:
+        """Of ternary weights, scales included."""
+        return 8 * self.ternary_bytes / max(self.ternary_parameters, 1)
+
     def add(self, name: str, values: Mapping[str, float]) -> None:
         """One more figure of layers, by module."""
         for module, value in values.items():

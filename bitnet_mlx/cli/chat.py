@@ -59,8 +59,10 @@ def _converse(session: Any, args: argparse.Namespace, name: str, backend: str) -
                 interrupted = not answer(session, message.text, args, backend, turns, reader.person)
                 continue
         except KeyboardInterrupt:
+            if not reader.person:
+                raise
             print(file=sys.stderr)
-            if not reader.person or interrupted:
+            if interrupted:
                 return turns
             print(f"({chat_commands.LEAVING})", file=sys.stderr)
             interrupted = True

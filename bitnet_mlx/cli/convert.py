@@ -14,6 +14,7 @@ FORMATS = {
     "words2": "this package's own folder, 2 bits a weight, used in place (the default)",
     "trits5": "its own too, 1.6 bits a weight, unpacked to 2 when it is loaded",
     "hf": "Hugging Face's packed layout, for transformers",
+    "hf-float": "plain floats for transformers, float32 unless --dtype says otherwise; activations are not quantised",
     "gguf-tq1_0": "a .gguf file with its tokenizer, 1.69 bits a weight",
     "gguf-tq2_0": "the same, 2.06 bits",
     "mlx-2bit": "for stock mlx-lm; llama and qwen3 families",

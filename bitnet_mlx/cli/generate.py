@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from bitnet_mlx.cli import options, profiling, speculation
+from bitnet_mlx.cli import grammar, options, profiling, speculation
 
 if TYPE_CHECKING:
     from bitnet_mlx.generation import Completion
@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model_arguments(parser)
     options.add_generation_arguments(parser)
     options.add_prompt_cache_argument(parser)
+    grammar.add_arguments(parser)
     speculation.add_arguments(parser)
     profiling.add_arguments(parser)
 
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     prompt = options.prompt_text("generate", args.prompt)
     options.check(args)
+    grammar.check(args)
     speculation.check(args)
     profiling.check(args)
     from bitnet_mlx import load
@@ -41,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         tokenizer,
         ids,
         args.max_tokens,
-        sampling=sampling,
+        sampling=grammar.sampler(args, model, tokenizer, sampling),
         stop=args.stop,
         max_kv_size=args.max_kv_size,
         cache=cache,

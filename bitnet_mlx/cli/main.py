@@ -26,6 +26,7 @@ COMMANDS = {
     "train": "train a ternary model from text files",
     "qat": "turn a float model into a ternary one by training, with a teacher",
     "lora": "train an adapter over a packed model's weights, which stay as they are",
+    "fuse": "put an adapter into its model's weights, and tell what of it is left",
     "calibrate": "run text through a model: ranges of activations, clips, layers to keep",
     "evaluate": "perplexity and bits per byte on text; distance from a teacher, by layer too",
     "memory": "predict what a model takes in memory, and whether it fits this machine",

@@ -80,6 +80,6 @@ def run(args: argparse.Namespace) -> int:
     if "teacher_cache" in record:
         kept = record["teacher_cache"]
         print(
-            f"  teacher's cache: {kept['bytes']:,} bytes, {kept['written']} of {kept['windows']} windows new: {kept['folder']}"
+            f"  teacher's cache: {kept['files']} windows, {kept['bytes']:,} bytes, {kept['written']} new: {kept['folder']}"
         )
     return 0

@@ -26,8 +26,13 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-queue", type=int, default=64, metavar="N", help="texts that may wait, 429 beyond them (default: 64)")
     add("--max-kv-bytes", metavar="SIZE", help="keys and values of all texts, such as 2GB (default: the memory plan's)")
     add("--prompt-cache-bytes", metavar="SIZE", help="beginnings of prompts that are kept; 0: none (default: likewise)")
+    add("--prompt-lookup", action="store_true", help="for a text that is written alone: as in generate (the same text)")
+    add("--num-draft-tokens", type=int, metavar="N", help="with it: guesses a step (default: as many as pay)")
     add("--request-timeout", type=float, default=600, metavar="S", help="seconds an answer may take (default: 600)")
     add("--pooling", choices=("mean", "last", "none"), help="embeddings of a text (default: as the model's files say)")
+    add(
+        "--allow-model", action="append", default=[], metavar="MODEL", help="loaded when a request names it; repeatable"
+    )
     add("--cors", action="append", default=[], metavar="ORIGIN", help="let this web origin ask; may be repeated")
     add("--allow-host", action="append", default=[], metavar="NAME", help="on this machine alone: one more name of it")
     add("--drain", type=float, default=30, metavar="S", help="seconds that answers have after SIGTERM (default: 30)")
@@ -42,10 +47,13 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(
             f"[serve] --request-timeout is {args.request_timeout}; a number of seconds above 0 is allowed"
         )
+    if args.num_draft_tokens is not None and not args.prompt_lookup:
+        raise ConfigError("[serve] --num-draft-tokens was given and nothing guesses; give --prompt-lookup as well")
     return {
         "max_tokens": args.max_tokens, "max_kv_size": args.max_kv_size, "running": args.max_batch,
         "waiting": args.max_queue, "seconds": args.request_timeout, "kv_bytes": _bytes(args, "max_kv_bytes"),
         "prefix_bytes": _bytes(args, "prompt_cache_bytes"), "pooling": args.pooling,
+        "prompt_lookup": args.prompt_lookup, "num_draft_tokens": args.num_draft_tokens,
     }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ rows and of the guessing. The length with the most tokens a second is taken; whe
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 from statistics import median
 
@@ -21,7 +21,7 @@ _LEAST = 12  # and how many there must be
 _PLAIN_EVERY = 16  # verifications after which a plain step is made, to know its time
 _FEW = 4  # plain steps until which they come twice as often
 _REFUSED = 24  # plain steps in a row, because no length pays, after which a drafter that costs time is not asked again
-_LIVE = 5  # measured steps from which on their median stands for what was measured before
+_LIVE = 5  # measured steps from which on their mean stands for what was measured before
 _PAUSE = 10.0  # times a plain step's median that one step counts at most: a machine pauses now and then
 _LOSSES = 6  # verifications in a row after which the last ones had lost time
 
@@ -115,9 +115,8 @@ class DraftLength:
     def _judge(self) -> None:
         if len(self._window) < _LEAST or len(self._plain) < _FEW:
             return
-        most = _PAUSE * median(self._plain)
-        plain = sum(min(s, most) for s in self._plain) / len(self._plain)
-        gain = sum(v.tokens for v in self._window) * plain / sum(min(v.seconds, most) for v in self._window)
+        tokens = sum(v.tokens for v in self._window) / len(self._window)
+        gain = tokens * self._mean(self._plain) / self._mean([v.seconds for v in self._window])
         self._losses = self._losses + 1 if gain < 1 else 0
         if self._losses >= _LOSSES:
             drafted, accepted = sum(v.drafted for v in self._window), sum(v.accepted for v in self._window)
@@ -139,12 +138,20 @@ class DraftLength:
         self.off = self.off or why
 
     def _ratio(self, rows: int) -> float:
-        """A step of so many rows against a plain one: as of late where there is enough of it, else as measured before."""
-        live = self._live.get(rows, ())
-        if len(live) >= _LIVE and len(self._plain) >= _LIVE:
-            return median(live) / median(self._plain)
+        """A step of so many rows against a plain one: as of late where there is enough of it, else as measured before; never
+        more than a step of more rows took of late.
+        """
         assert self._times is not None
-        return self._times.ratio(rows)
+        live = {more: times for more, times in self._live.items() if more >= rows and len(times) >= _LIVE}
+        if len(self._plain) < _LIVE or not live:
+            return self._times.ratio(rows)
+        found = [self._mean(times) / self._mean(self._plain) for times in live.values()]
+        return min(found if rows in live else [*found, self._times.ratio(rows)])
+
+    def _mean(self, seconds: Collection[float]) -> float:
+        """Pauses of the machine count no more than _PAUSE plain steps."""
+        most = _PAUSE * median(self._plain)
+        return sum(min(s, most) for s in seconds) / len(seconds)
 
     def _guess(self) -> float:
         """One guess against a plain step."""

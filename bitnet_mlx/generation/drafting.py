@@ -66,10 +66,10 @@ class PromptLookup:
 
     def draft(self, history: Sequence[int], count: int, prompt_tokens: int, sampler: Sampler) -> list[int]:
         """What followed; past the text's end the guess goes on with itself, as a repeated pattern does."""
-        whole = list(history)
+        guesses: list[int] = []
         for at in range(self._found, self._found + count):
-            whole.append(whole[at])
-        return whole[len(history) :]
+            guesses.append(history[at] if at < len(history) else guesses[at - len(history)])
+        return guesses
 
 
 class DraftModel:

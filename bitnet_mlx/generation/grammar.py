@@ -15,8 +15,10 @@ import numpy as np
 from bitnet_mlx.errors import BackendError, ConfigError
 from bitnet_mlx.tokenizer import Tokenizer
 
-# Between JSON's tokens: enough for any usual indentation, too little for a model that writes nothing but blanks.
-_BLANKS = r"[\x20\x0A\x0D\x09]{0,40}"
+# Between JSON's tokens: a space, or a new line and its indentation. More is what a model writes that is at a loss.
+_BLANKS = r"( |\r?\n[ \t]{0,40})?"
+_MOST_ITEMS = 500  # of the parser at one place; a step over them takes a tenth of a second
+_MOST_ALTERNATIVES = 200  # of a schema at one place: its compilation takes time that grows with their square
 _MARK = "\x02"  # a character that no token joins with what follows it
 
 
@@ -76,7 +78,8 @@ class Grammars:
                 f"[grammar] {error.name} is not installed; grammars need the extra: pip install 'bitnet-mlx[serve]'"
             ) from error
         self._library, self._size = llguidance, size
-        self._limits = llguidance.LLParserLimits(verbose_errors=False)
+        # A step of the grammar holds up every text of a batch: what would take it longer is refused.
+        self._limits = llguidance.LLParserLimits(verbose_errors=False, max_items_in_row=_MOST_ITEMS)
         vocabulary = _Vocabulary(tokenizer, size)
         # A model that has no end token gets one past its last id, which no mask of ours shows.
         ends = sorted(i for i in stop_ids if i < size) or [size]
@@ -96,18 +99,43 @@ class Grammars:
         return self._compile(self._library.LLMatcher.grammar_from_lark(source), "the grammar")
 
     def _compile(self, grammar: str, what: str) -> Grammar:
+        """Raises ConfigError for one that is wrong, or too much for its very first token."""
         matcher = self._library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
-        if matcher.is_error():
-            lines = [line.strip() for line in matcher.get_error().splitlines() if line.strip()]
+        first = matcher.deep_copy()
+        possible = not first.is_error() and any(first.compute_bitmask())
+        if first.is_error() or not possible:
+            lines = [line.strip() for line in first.get_error().splitlines() if line.strip()]
+            lines = lines or ["no token of this vocabulary begins it"]
             said = next((line for line in reversed(lines) if line.startswith("error:")), lines[0])
-            raise ConfigError(f"[grammar] {what} cannot be enforced: {said.removeprefix('error: ')}; change it")
+            said = said.removeprefix("error: ").rpartition("failed to compile JSON schema: ")[2]
+            raise ConfigError(f"[grammar] {what} cannot be enforced: {said}; change it")
         return Grammar(matcher, self._size)
 
 
 def json_rule(schema: Mapping[str, Any], lenient: bool = False) -> str:
-    """The schema as it stands in a grammar, after %json. lenient: what cannot be enforced is left out, not an error."""
+    """The schema as it stands in a grammar, after %json. lenient: what cannot be enforced is left out, not an error.
+
+    Raises ConfigError for one of too many alternatives.
+    """
+    _alternatives(schema)
     options = {"whitespace_pattern": _BLANKS, "lenient": lenient}
     return json.dumps({**schema, "x-guidance": options})  # the library's own options are not the client's to set
+
+
+def _alternatives(value: Any) -> int:
+    """How many schemas may stand in the place of this one. Raises ConfigError for too many, here or below."""
+    if isinstance(value, list):
+        return sum(map(_alternatives, value))
+    if not isinstance(value, Mapping):
+        return 1
+    counts = {key: _alternatives(part) for key, part in value.items()}
+    count = max([1, *(counts[key] for key in ("anyOf", "oneOf") if key in counts)])
+    if count > _MOST_ALTERNATIVES:
+        raise ConfigError(
+            f"[grammar] the JSON schema cannot be enforced: anyOf or oneOf has {count} alternatives at one place; at most "
+            f"{_MOST_ALTERNATIVES} are allowed; an enum of as many values is no trouble"
+        )
+    return count
 
 
 class _Vocabulary:

@@ -33,6 +33,7 @@ class Speculation:
             )
         self.decoder, self._drafter, self._fixed = decoder, drafter, num_draft_tokens
         self._times: RowTimes | None = None
+        self.tell = True  # whether the end of guessing is logged
 
     @classmethod
     def by_lookup(cls, decoder: Decoder, num_draft_tokens: int | None = None) -> Speculation:
@@ -47,9 +48,13 @@ class Speculation:
         """Guess by a smaller model. Raises ConfigError where its vocabulary is another."""
         return cls(decoder, DraftModel(draft, draft_tokenizer, decoder, tokenizer), num_draft_tokens)
 
-    def steps(self, cache: Any, sampler: Sampler, prompt: Sequence[int], limit: int) -> SpeculativeSteps:
-        """The steps of one text. cache: it holds the prompt. limit: tokens of prompt and text at most."""
+    def prepare(self) -> None:
+        """Measure what rows cost, unless that is known already or a number is fixed: at most some seconds."""
         if self._fixed is None and self._times is None:
             self._times = row_times(self.decoder)
+
+    def steps(self, cache: Any, sampler: Sampler, prompt: Sequence[int], limit: int) -> SpeculativeSteps:
+        """The steps of one text. cache: it holds the prompt. limit: tokens of prompt and text at most."""
+        self.prepare()
         length = DraftLength(self._times, self._fixed, self._drafter.free)
-        return SpeculativeSteps(self.decoder, cache, self._drafter, length, sampler, prompt, limit)
+        return SpeculativeSteps(self.decoder, cache, self._drafter, length, sampler, prompt, limit, self.tell)

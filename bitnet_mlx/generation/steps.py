@@ -92,19 +92,21 @@ class _Batch:
 
 
 class SpeculativeSteps:
-    """Guesses where that pays. limit: the text's length in tokens that is never passed, its prompt counted."""
+    """Guesses where that pays. limit: the text's length in tokens that is never passed, its prompt counted. tell: log the
+    end of guessing. drafted: guesses that were checked so far.
+    """
 
     def __init__(
         self, decoder: Decoder, cache: Any, drafter: Drafter, length: DraftLength, sampler: Sampler,
-        prompt: Sequence[int], limit: int,
+        prompt: Sequence[int], limit: int, tell: bool = True,
     ) -> None:  # fmt: skip
         self._decoder, self._cache = decoder, cache
         self._drafter, self._length, self._sampler = drafter, length, sampler
         self._prompt_tokens, self._limit = len(prompt), limit
         self._batch: _Batch | None = None
         self._unused: tuple[Hashable, int] | None = None  # what would have been guessed, where that did not pay
-        self._told = False
-        self._drafted = self._accepted = self._verifications = 0
+        self._told = not tell
+        self.drafted = self._accepted = self._verifications = 0
         drafter.begin(prompt)
 
     def chosen(self, token: int) -> bool:
@@ -155,9 +157,9 @@ class SpeculativeSteps:
     def finish(self) -> SpeculationReport:
         if self._batch is not None:
             self._settle(self._batch)
-        share = self._accepted / max(self._drafted, 1)
+        share = self._accepted / max(self.drafted, 1)
         return SpeculationReport(
-            self._drafter.name, self._drafted, self._accepted, share, self._verifications, self._length.off,
+            self._drafter.name, self.drafted, self._accepted, share, self._verifications, self._length.off,
             self._length.gain,
         )  # fmt: skip
 
@@ -166,7 +168,7 @@ class SpeculativeSteps:
         self._batch = None
         self._cache.trim(batch.base + 1 + batch.row)
         accepted = batch.row + batch.matched
-        self._drafted += len(batch.guesses)
+        self.drafted += len(batch.guesses)
         self._accepted += accepted
         self._verifications += 1
         self._length.verified(Verification(batch.kind, len(batch.guesses), accepted, batch.step_s, batch.draft_s))

@@ -20,6 +20,7 @@ COLOURS = ("#2a84d2", "#cf6a1d", "#2c9350", "#b052c0", "#a87b00", "#c8505f", "#1
 MARKS = "os^DvPX*<>"
 _BINS = 32  # of a histogram, drawn as one
 _LEAST = 0.25  # MB that a memory axis shows at least
+_LOSSES = ("loss", "cross_entropy", "kl", "hidden", "attention", "valid_loss")
 _SUFFIXES = (".png", ".html")
 
 
@@ -186,7 +187,7 @@ def training(figure: Any, record: Mapping[str, Any]) -> None:
     """A training run's log: losses by step, each with its running mean; the gradients' norm and the learning rate."""
     log = record["log"]
     axes = _axes(figure, 121, "Losses", "step", "nats a token")
-    names = [name for name in ("loss", "cross_entropy", "kl", "valid_loss") if any(name in entry for entry in log)]
+    names = [name for name in _LOSSES if any(name in entry for entry in log)]
     for i, name in enumerate(names):
         found = [(entry["step"], entry[name]) for entry in log if name in entry]
         at, values = [step for step, _ in found], [value for _, value in found]

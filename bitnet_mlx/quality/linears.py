@@ -16,7 +16,7 @@ import numpy as np
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.formats import words2
 from bitnet_mlx.models.decoder import Decoder
-from bitnet_mlx.models.weights import DecoderWeights, Linear
+from bitnet_mlx.models.weights import DecoderWeights, Linear, Matrix
 from bitnet_mlx.quality.score import Score
 from bitnet_mlx.ternary import TernaryTensor
 
@@ -25,17 +25,17 @@ Figures = dict[str, float | None]
 
 
 def compare_linears(weights: DecoderWeights, reference: DecoderWeights | None) -> Iterator[tuple[str, Figures]]:
-    """(module name, {"zeros", "mse", "sqnr_db", "cosine"}) of every linear, in the model's order.
+    """(module name, {"zeros", "positive", "mse", "sqnr_db", "cosine"}) of every linear, in the model's order.
 
-    zeros is None for a linear that is not ternary; the others without a reference, and sqnr_db where nothing differs.
-    Raises ConfigError where the reference's linears have other shapes.
+    zeros and positive, shares of the weights, are None for a linear that is not ternary; the others without a reference,
+    and sqnr_db where nothing differs. Raises ConfigError where the reference's linears have other shapes.
     """
     if reference is not None:
         check_alike(weights, reference)
     for name in _names(weights):
         own = weights.linears[name].weight
-        ternary = isinstance(own, TernaryTensor)
-        figures: Figures = {"zeros": _zeros(own) if ternary else None, "mse": None, "sqnr_db": None, "cosine": None}
+        zeros, positive = _shares(own) if isinstance(own, TernaryTensor) else (None, None)
+        figures: Figures = {"zeros": zeros, "positive": positive, "mse": None, "sqnr_db": None, "cosine": None}
         if reference is not None:
             figures.update(_difference(own, reference.linears[name].weight))
         yield name, figures
@@ -56,30 +56,48 @@ def _names(weights: DecoderWeights) -> list[str]:
     return [f"model.layers.{layer}.{name}" for layer in layers for name in shapes]
 
 
-def _zeros(tensor: TernaryTensor) -> float:
+def _shares(tensor: TernaryTensor) -> tuple[float, float]:
+    """Of weights that are 0, and that are positive."""
     n, k = tensor.shape
-    count = 0
+    zeros = positive = 0
     for at in range(0, n, _ROWS):
-        count += int((words2.unpack(tensor.words[at : at + _ROWS], k) == 0).sum())
-    return count / (n * k)
+        t = words2.unpack(tensor.words[at : at + _ROWS], k)
+        zeros, positive = zeros + int((t == 0).sum()), positive + int((t > 0).sum())
+    return zeros / (n * k), positive / (n * k)
 
 
-def _difference(own: object, reference: object) -> Figures:
-    n, k = own.shape  # type: ignore[attr-defined]
-    error = power = own_power = dot = 0.0
+class Sums:
+    """Figures of values against a reference's, summed in parts."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._error = self._power = self._own_power = self._dot = 0.0
+
+    def add(self, own: np.ndarray, reference: np.ndarray) -> None:
+        """Float arrays of one shape."""
+        w, r = np.asarray(own, np.float64), np.asarray(reference, np.float64)
+        self._count += w.size
+        self._error += float(np.square(w - r).sum())
+        self._power += float(np.square(r).sum())
+        self._own_power += float(np.square(w).sum())
+        self._dot += float((w * r).sum())
+
+    def figures(self) -> Figures:
+        """mse; sqnr_db, None where nothing differs; cosine, None where one side is 0."""
+        power, own, error = self._power, self._own_power, self._error
+        return {
+            "mse": error / max(self._count, 1),
+            "sqnr_db": 10 * math.log10(power / error) if error and power else None,
+            "cosine": self._dot / math.sqrt(power * own) if power and own else None,
+        }
+
+
+def _difference(own: Matrix, reference: Matrix) -> Figures:
+    sums, n = Sums(), own.shape[0]
     for at in range(0, n, _ROWS):
         part = slice(at, min(at + _ROWS, n))
-        w = np.asarray(own.rows(part), np.float64)  # type: ignore[attr-defined]
-        r = np.asarray(reference.rows(part), np.float64)  # type: ignore[attr-defined]
-        error += float(np.square(w - r).sum())
-        power += float(np.square(r).sum())
-        own_power += float(np.square(w).sum())
-        dot += float((w * r).sum())
-    return {
-        "mse": error / (n * k),
-        "sqnr_db": 10 * math.log10(power / error) if error and power else None,
-        "cosine": dot / math.sqrt(power * own_power) if power and own_power else None,
-    }
+        sums.add(own.rows(part), reference.rows(part))
+    return sums.figures()
 
 
 class _Replaced(UserDict[str, Linear]):

@@ -92,21 +92,24 @@ class Answer:
         """The chunk that names the role; plain texts have none."""
         return self._chunk(index, {"role": "assistant", "content": ""}, None, None) if self._kind.chat else None
 
-    def chunk(self, index: int, event: Piece | Echo) -> dict[str, Any] | None:
-        """One token's chunk, or the prompt's; None where it has nothing to tell."""
+    def chunks(self, index: int, event: Piece | Echo) -> list[dict[str, Any]]:
+        """One token's chunks, or the prompt's; none where it has nothing to tell. Each call has one of its own, and then so
+        has the end."""
         self.count(event)
         logprobs = self._tell(index, event.pieces if isinstance(event, Echo) else [event])
         if not self._kind.chat:
-            if not event.text and not event.finish_reason and not self._kind.logprobs:
-                return None
-            return self._chunk(index, event.text, logprobs, event.finish_reason)
+            told = event.text or event.finish_reason or self._kind.logprobs
+            return [self._chunk(index, event.text, logprobs, event.finish_reason)] if told else []
         said, finish = self._said(index, event.text, event.finish_reason)
-        if not said.content and not said.calls and not finish and not self._kind.logprobs:
-            return None
-        delta: dict[str, Any] = {"content": said.content} if said.content or not (finish or said.calls) else {}
-        if said.calls:
-            delta["tool_calls"] = said.calls
-        return self._chunk(index, delta, logprobs, finish)
+        deltas: list[dict[str, Any]] = [{"content": said.content}] if said.content else []
+        deltas += [{"tool_calls": [call]} for call in said.calls]
+        if (said.calls and finish) or (not deltas and (finish or self._kind.logprobs)):
+            deltas.append({} if finish else {"content": ""})
+        last = len(deltas) - 1
+        return [
+            self._chunk(index, delta, None if at else logprobs, finish if at == last else None)
+            for at, delta in enumerate(deltas)
+        ]
 
     def count(self, event: Piece | Echo) -> None:
         """Usage goes by the tokens that were made, whether they are told or not."""

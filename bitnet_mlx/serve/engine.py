@@ -20,13 +20,15 @@ from typing import Any
 import numpy as np
 
 from bitnet_mlx.errors import BitnetError
+from bitnet_mlx.generation.speculation import Speculation
+from bitnet_mlx.generation.steps import SpeculativeSteps
 from bitnet_mlx.memory.show import size
 from bitnet_mlx.models.decoder import Decoder
 from bitnet_mlx.models.demand import kv_of
 from bitnet_mlx.serve.failures import ApiError
 from bitnet_mlx.serve.prefixes import BLOCK, Prefixes
 from bitnet_mlx.serve.schedule import Queue, share
-from bitnet_mlx.serve.work import WANTS, Listener, Piece, Task, Work
+from bitnet_mlx.serve.work import WANTS, Event, Listener, Piece, Task, Work
 from bitnet_mlx.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,8 @@ class Counts:
     step_seconds: float = 0.0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     finished: int = 0
     failed: int = 0
     cancelled: int = 0
@@ -73,7 +77,12 @@ class Counts:
 class Engine:
     """The model and its thread. `submit` and `cancel` may be called from any thread; listeners are called on the engine's."""
 
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, limits: Limits | None = None) -> None:
+    def __init__(
+        self, decoder: Decoder, tokenizer: Tokenizer, limits: Limits | None = None, speculation: Speculation | None = None
+    ) -> None:  # fmt: skip
+        """speculation: guesses for a text that is written alone; beside others their rows are the better use of a step."""
+        self._speculation = speculation
+        self._ahead: tuple[Work, SpeculativeSteps] | None = None  # of the text that was alone last
         self.decoder, self.tokenizer, self.limits = decoder, tokenizer, limits or Limits()
         self._stop_ids = tokenizer.eos_token_ids | frozenset(decoder.config.eos_token_ids)
         self._kv_bytes = kv_of(decoder)
@@ -189,6 +198,8 @@ class Engine:
         now = time.monotonic()
         gone = [*filter(_unwanted(now), self._running), *self._queue.take_out(_unwanted(now))]
         self._running = [work for work in self._running if work not in gone]
+        if self._ahead is not None and self._ahead[0] in gone:
+            self._ahead = None
         for work in gone:
             work.cache = None
             if not work.cancelled:
@@ -213,6 +224,11 @@ class Engine:
         for work in list(self._running):
             if not work.generated:
                 self._guarded(work, lambda work=work: self._prepare(work))
+        alone = self._alone()
+        if alone is not None:
+            self._guarded(alone, lambda: self._look_ahead(alone))
+            self._stepped(began, 0)
+            return
         parts = share(self._running, self.limits.step_tokens, bool(self.limits.prefix_bytes))
         outputs = [out for want in WANTS for out in self._compute([part for part in parts if part[0].want == want])]
         fed = 0
@@ -222,10 +238,41 @@ class Engine:
             self._guarded(work, lambda work=work: self._keep(work))
             if work.cache is not None:
                 self._guarded(work, lambda work=work, rows=rows: self._advance(work, rows))
+        self._stepped(began, fed)
+
+    def _stepped(self, began: float, fed: int) -> None:
         with self._change:
             counts = self._counts
             self._count(steps=1, prompt_tokens=fed)
             self._counts = replace(self._counts, step_seconds=counts.step_seconds + time.monotonic() - began)
+
+    def _alone(self) -> Work | None:
+        """The only text there is, where it is being written and guesses are allowed."""
+        if self._speculation is None or len(self._running) != 1:
+            return None
+        work = self._running[0]
+        return work if work.generated and work.waiting == 1 and work.want == "last" else None
+
+    def _look_ahead(self, work: Work) -> None:
+        """One step that may check guesses: as many tokens as come true, and the one after them."""
+        assert self._speculation is not None
+        if self._ahead is None or self._ahead[0] is not work:
+            task = work.task
+            self._ahead = work, self._speculation.steps(work.cache, work.sampler, task.ids, task.positions + 1)
+        steps, more = self._ahead[1], True
+        before = steps.drafted
+        while more:
+            piece = work.choose(steps.logits(work.history))
+            drafted = steps.chosen(piece.token)
+            more = drafted and not piece.finish_reason and not work.cancelled
+            if not more:
+                steps.finish()  # the cache holds what it would without guesses
+                self._keep(work)
+                with self._change:
+                    self._count(drafted_tokens=steps.drafted - before)
+            with self._change:
+                self._count(accepted_tokens=int(drafted))
+            self._tell(work, piece)
 
     def _prepare(self, work: Work) -> None:
         """Make the cache, and take over what is kept of the prompt's beginning."""
@@ -267,11 +314,14 @@ class Engine:
         for event in work.take(rows):
             if work.generated == 1:
                 work.first_token = time.monotonic()
-            with self._change:
-                self._count(generated_tokens=isinstance(event, Piece))
-                if event.finish_reason:
-                    self._leave(work, finished=1)
-            work.tell(event)
+            self._tell(work, event)
+
+    def _tell(self, work: Work, event: Event) -> None:
+        with self._change:
+            self._count(generated_tokens=isinstance(event, Piece))
+            if event.finish_reason:
+                self._leave(work, finished=1)
+        work.tell(event)
 
     def _guarded(self, work: Work, action: Callable[[], None]) -> None:
         """One text's own trouble is nobody else's."""
@@ -293,6 +343,8 @@ class Engine:
             self._finished_at.append(time.monotonic())
             self._count(**count)
         work.cache = None
+        if self._ahead is not None and self._ahead[0] is work:
+            self._ahead = None
 
     def _count(self, **more: int) -> None:
         values: dict[str, Any] = {name: getattr(self._counts, name) + value for name, value in more.items()}

@@ -12,6 +12,8 @@ _HELP = (
     ("step_seconds", "counter", "step_seconds_total", "Time inside steps, choosing tokens included"),
     ("prompt_tokens", "counter", "prompt_tokens_total", "Prompt tokens computed"),
     ("generated_tokens", "counter", "generated_tokens_total", "Tokens generated"),
+    ("drafted_tokens", "counter", "drafted_tokens_total", "Tokens guessed ahead and checked"),
+    ("accepted_tokens", "counter", "accepted_tokens_total", "Of these, those that came true"),
     ("finished", "counter", "texts_finished_total", "Texts that came to their end"),
     ("failed", "counter", "texts_failed_total", "Texts that the engine failed"),
     ("cancelled", "counter", "texts_cancelled_total", "Texts whose client left"),

@@ -105,7 +105,7 @@ class Work:
         self.deadline = float("inf")  # likewise
         self._tokenizer = tokenizer
         self._listener, self._stop_ids = listener, stop_ids
-        self._sampler = Sampler(task.sampling, task.grammar.begin() if task.grammar else None)
+        self.sampler = Sampler(task.sampling, task.grammar.begin() if task.grammar else None)
         self._stops = StopStrings(task.stop)
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=True, shown=task.shown)
         self._told: list[tuple[float | None, Sequence[tuple[int, float]]]] = [(None, ())]  # of the prompt's tokens
@@ -174,12 +174,12 @@ class Work:
 
     def choose(self, logits: np.ndarray) -> Piece:
         """Choose the next token from float32 logits [vocab], and add it."""
-        scores = self._sampler.scores(logits, self.history, len(self.task.ids))
-        token = self._sampler.pick(scores)
+        scores = self.sampler.scores(logits, self.history, len(self.task.ids))
+        token = self.sampler.pick(scores)
         self.history.append(token)
         ended = token in self._stop_ids
         last = self.generated == self.task.max_tokens
-        complete = self._sampler.complete
+        complete = self.sampler.complete
         text, finish = token_text(token, last, self._stop_ids, self._detokenizer, self._stops, complete)
         if self.task.top is None or ended:
             return Piece(text, token, finish, ended)

@@ -25,6 +25,7 @@ from bitnet_mlx.errors import ConfigError, TrainError
 from bitnet_mlx.train.optimizer import State
 
 LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # set by mlx.launch and by mpirun
+BACKENDS = (("ring", "MLX_HOSTFILE"), ("nccl", "NCCL_HOST_IP"))  # and what a launcher sets for each
 Tree = Any  # dictionaries of arrays, nested
 
 
@@ -153,9 +154,10 @@ def join(patience: float, environment: Callable[[str], str | None] = os.environ.
     """The group that a launcher has started this process in, or a group of one. Raises TrainError where it cannot form."""
     if not any(environment(name) is not None for name in LAUNCHED):
         return Group()
+    backend = next((name for name, variable in BACKENDS if environment(variable) is not None), "any")
     try:
         with _guarded(patience, int(environment("MLX_RANK") or 0)):
-            group = mx.distributed.init(strict=True)
+            group = mx.distributed.init(strict=True, backend=backend)
     except RuntimeError as error:
         raise TrainError(
             f"[distributed] the ranks could not find one another: {error}; start all with mlx.launch"

@@ -24,13 +24,18 @@ from bitnet_mlx.train.run import Job, Report, begin, refuse_earlier, run
 from bitnet_mlx.train.update import Part, Task
 
 
-def make_job(work: Run, group: Group) -> Job:
-    """What the loop trains, in its folder. Raises ConfigError where the text is shorter than one window."""
+def make_job(work: Run, group: Group, compiles: bool | None = None) -> Job:
+    """What the loop trains, in its folder. Raises ConfigError where the text is shorter than one window.
+
+    compiles: whether blends are inputs of the step, so that it may be compiled; None does so on a GPU.
+    """
     options, student, objective = work.options, work.student, Losses(work.student, work.options)
-    batches, compiles = options.grad_accumulation_steps * group.size, mx.default_device() == mx.gpu
+    layers = list(student.layers)  # in a step they are called through something else
+    batches = options.grad_accumulation_steps * group.size
+    compiles = mx.default_device() == mx.gpu if compiles is None else compiles
 
     def blend(step: int) -> list[float]:
-        return blends(options.blend, step, round(options.blend_fraction * options.iters), len(student.layers))
+        return blends(options.blend, step, round(options.blend_fraction * options.iters), len(layers))
 
     def part(index: int) -> Part:
         rows = work.batch(index)
@@ -40,12 +45,12 @@ def make_job(work: Run, group: Group) -> Job:
 
     def loss(batch: mx.array, signal: Signal, at: mx.array | None = None) -> Tensors:
         if at is not None:  # inputs of a compiled step; numbers would be constants of it
-            set_blend(student, [at[i] for i in range(len(student.layers))])
+            set_blend(layers, [at[i] for i in range(len(layers))])
         return objective(batch, signal)
 
     def before(step: int) -> dict[str, Any]:
         at = blend(step)
-        set_blend(student, at)
+        set_blend(layers, at)
         return {"blend": sum(at) / len(at)}
 
     task = Task(options, student, loss, part, compiles)
@@ -77,4 +82,4 @@ def qat(options: QatOptions, report: Report) -> dict[str, Any]:
     with writing(options.output / "model.safetensors"):
         write_masters(work.folder, work.weights, place.state[PARAMETERS], options.output, options.sub_norms)
     record.update(steps=place.done, **work.measured("after", 1.0), device=str(mx.default_device()))
-    return {**record, **work.teacher.record(options.seq_length)}
+    return {**record, **work.teacher.record()}

@@ -58,7 +58,7 @@ class Run:
         if not self.texts:
             return {}
         self.student.eval()
-        set_blend(self.student, [blend] * len(self.student.layers))
+        set_blend(self.student.layers, [blend] * len(self.student.layers))
         length = self.options.seq_length
         total = Score(0, 0, 0.0, 0.0, 0.0, 0)
         for text in self.texts:

@@ -144,17 +144,31 @@ def _run(job: Job, place: Place, group: Group, tell: Callable[[list[dict[str, An
         save = last or place.done % options.save_every == 0
         look = job.evaluate_every and (last or place.done % job.evaluate_every == 0)
         if save or look or place.done % options.steps_per_report == 0:
-            entries = meter.read(lambda step: update.blame(place.state[PARAMETERS], step - 1), options)
-            if look:
+            entries, failed = meter.read()
+            if look and not failed:
                 put(task.model, place.state[PARAMETERS])
                 entries[-1].update(job.evaluate())
-            place.first, place.last = place.first or entries[0], entries[-1]
-            tell(entries)
+            if entries:
+                place.first, place.last = place.first or entries[0], entries[-1]
+                tell(entries)
+            if failed:
+                raise _failure(job, place, update, failed)
         if save:
             _save(job, place, update, group)
             meter.restart()
     put(task.model, place.state[PARAMETERS])
     return place
+
+
+def _failure(job: Job, place: Place, update: Update, failed: dict[str, Any]) -> TrainError:
+    """Tells the step without a finite loss or gradient, and the layer. The arrays are as they were before it."""
+    job.before(failed["step"] - 1)
+    where = update.blame(place.state[PARAMETERS], failed["step"] - 1)
+    return TrainError(
+        f"[{job.task.options.COMMAND}] step {failed['step']}: loss {failed['loss']:g}, gradient norm {failed['grad_norm']:g}, "
+        f"first in {where}; both must be finite. Checkpoints before it stay; start anew with a lower --learning-rate or "
+        "--grad-clip"
+    )
 
 
 def _save(job: Job, place: Place, update: Update, group: Group) -> None:
@@ -192,21 +206,18 @@ class Meter:
         """Leave out of the speed what passed since the last record."""
         self._last = time.monotonic()
 
-    def read(self, blame: Callable[[int], str], options: LoopOptions) -> list[dict[str, Any]]:
-        """Records of the steps since the last. Raises TrainError that names the first without a finite loss, and where."""
-        rows = [({name: float(np.array(x)) for name, x in values.items()}, entry) for values, entry in self._waiting]
-        now, tokens, entries = time.monotonic(), self._place.tokens, []
-        speed = sum(found["tokens"] for found, _ in rows) / (now - self._last)
-        for found, entry in rows:
-            if not (math.isfinite(found["loss"]) and math.isfinite(found["grad_norm"])):
-                raise TrainError(
-                    f"[{options.COMMAND}] step {entry['step']}: loss {found['loss']:g}, gradient norm {found['grad_norm']:g}, "
-                    f"first in {blame(entry['step'])}; both must be finite. Checkpoints before it stay; start anew with a lower "
-                    "--learning-rate or --grad-clip"
-                )
-            tokens += round(found.pop("tokens"))
-            entries.append(
-                {**entry, **found, "trained_tokens": tokens, "tokens_per_second": speed, "seconds": now - self._begun}
-            )
-        self._place.tokens, self._waiting, self._last = tokens, [], now
-        return entries
+    def read(self) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+        """Records of the steps since the last, up to the first whose loss or gradients are not finite; and that one's."""
+        rows = [
+            {**entry, **{name: float(np.array(x)) for name, x in values.items()}} for values, entry in self._waiting
+        ]
+        now, entries = time.monotonic(), []
+        speed = sum(row["tokens"] for row in rows) / (now - self._last)
+        self._waiting, self._last = [], now
+        for row in rows:
+            if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
+                return entries, row
+            self._place.tokens += round(row.pop("tokens"))
+            more = {"trained_tokens": self._place.tokens, "tokens_per_second": speed, "seconds": now - self._begun}
+            entries.append({**row, **more})
+        return entries, None

@@ -129,11 +129,13 @@ class Teacher:
                 told = time.monotonic()
         self.release()
 
-    def record(self, length: int) -> dict[str, Any]:
-        """About the cache, for the command's record; {} without one. length: of a window."""
+    def record(self) -> dict[str, Any]:
+        """About the cache, for the command's record; {} without one. windows: that this run needed, equal ones counted each.
+        files, bytes: that are there."""
         if self.cache is None:
             return {}
-        about = {"folder": str(self.cache.folder), "windows": self.kept, "bytes": self.kept * self.cache.nbytes(length)}
+        files, nbytes = self.cache.size()
+        about = {"folder": str(self.cache.folder), "files": files, "bytes": nbytes, "windows": self.kept}
         return {"teacher_cache": {**about, "written": self.written, "teacher_loads": self.loads}}
 
 

@@ -112,6 +112,11 @@ class TeacherCache:
         data = _HEADER.pack(_MAGIC, _VERSION, length, self.k) + b"".join(part.tobytes() for part in parts)
         self._put(path, data + hashlib.sha256(data).digest())
 
+    def size(self) -> tuple[int, int]:
+        """Windows that are there, and their bytes."""
+        sizes = [file.stat().st_size for file in self.folder.glob("*/*.bin")]
+        return len(sizes), sum(sizes)
+
     def describe(self) -> None:
         """Write about.json, for people. Raises TrainError as `write` does."""
         text = json.dumps({**self.about, "k": self.k, "vocab": self.vocab}, indent=2) + "\n"

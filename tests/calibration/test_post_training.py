@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from bitnet_mlx.api import make_decoder
-from bitnet_mlx.calibration.layerwise import gptq_linears, run_layer
+from bitnet_mlx.calibration.layerwise import gptq_linears
 from bitnet_mlx.calibration.least_squares import fit, spread
 from bitnet_mlx.checkpoint.read import read_weights
 from bitnet_mlx.cli.main import main
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.formats.dense import DenseRows
+from bitnet_mlx.quality.one_layer import run_layer
 from bitnet_mlx.ternary import TernaryTensor
 from tests.support import hf_folder, tiny_tokenizers
 from tests.support.random_model import random_weights, tiny_config
@@ -110,7 +111,7 @@ def test_a_layer_by_itself_is_the_layer_of_the_model() -> None:
     decoder.step([[3, 1, 4, 1, 5]], [decoder.make_cache()], "last")
     x, y = seen["model.layers.1"]
     linears = {name: weights.layer_linear(1, name) for name in LINEARS}
-    found = run_layer(weights, 1, linears, np.concatenate([x, x]), [5, 5], None)
+    found = run_layer(weights, 1, linears, np.concatenate([x, x]), [5, 5], "mlx")
     np.testing.assert_allclose(found, np.concatenate([y, y]), atol=2e-4 * np.abs(y).max())
 
 

@@ -60,8 +60,11 @@ def repository(path: Path, shards: int = 1) -> Path:
     """A model, with files that must never be fetched beside it."""
     folder = hf_folder.write(path, shards=shards).path
     (folder / "tokenizer.json").write_text("{}")
-    for name in ("modeling.py", "pytorch_model.bin", "consolidated.safetensors", "onnx/config.json"):
-        (folder / name).parent.mkdir(exist_ok=True)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+    nested = ("onnx/config.json", "1more/config.json", "original/1_Pooling/config.json")
+    for name in ("modeling.py", "pytorch_model.bin", "consolidated.safetensors", *nested):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("never fetched")
     return folder
 
@@ -72,9 +75,15 @@ def test_a_download_with_bars_then_offline_from_the_cache(tmp_path: Path) -> Non
         (first, again, tag), err = run(
             home, (NAME, None), (NAME, COMMIT), (NAME, "no-such-tag"), endpoint=server.url, bars=True
         )
-        fetched = {path.rsplit("/", 1)[1] for path in server.asked if "/resolve/" in path}
+        fetched = {path.split("/resolve/")[1].split("/", 1)[1] for path in server.asked if "/resolve/" in path}
     shards = {f"model-0000{i}-of-00002.safetensors" for i in (1, 2)}
-    assert fetched == {"config.json", "tokenizer.json", "model.safetensors.index.json", *shards}
+    assert fetched == {
+        "config.json",
+        "tokenizer.json",
+        "model.safetensors.index.json",
+        "1_Pooling/config.json",
+        *shards,
+    }
     assert first["linears"] == 14 and again == first and COMMIT in first["folder"]
     assert "%" in err
     assert tag["error"] == "ConfigError" and "owner/tiny has no revision no-such-tag" in tag["text"]

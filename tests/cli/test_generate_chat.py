@@ -105,6 +105,21 @@ def test_a_chat_model_gets_a_turn_and_a_base_model_the_text(given: Given, capsys
     capsys.readouterr()
 
 
+def test_json_of_a_schema(given: Given, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """From the command line and from a file, with guesses and without: always the schema's JSON, and the same."""
+    given()
+    schema = '{"type": "array", "items": {"enum": ["sea", "port"]}, "minItems": 2, "maxItems": 3}'
+    (tmp_path / "schema.json").write_text(schema)
+    texts = []
+    for flags in (["--json-schema", schema], ["--json-schema-file", str(tmp_path / "schema.json"), "--prompt-lookup"]):
+        assert main(["generate", "--prompt", "ships = ", "--max-tokens", "200", "--json", *flags]) == 0
+        record = json.loads(capsys.readouterr().out)
+        texts.append(record["text"])
+        assert record["finish_reason"] == "stop"
+    ports = json.loads(texts[0])
+    assert texts[0] == texts[1] and len(ports) in (2, 3) and set(ports) <= {"sea", "port"}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -119,6 +134,9 @@ def test_a_chat_model_gets_a_turn_and_a_base_model_the_text(given: Given, capsys
         (["--prompt", "x", "--draft-model", "a/b", "--prompt-lookup"], "both guess; give one of them"),
         (["--prompt", "x", "--num-draft-tokens", "3"], "nothing guesses; give --draft-model or --prompt-lookup"),
         (["--prompt", "x", "--prompt-lookup", "--num-draft-tokens", "0"], "num_draft_tokens is 0; 1 to 64"),
+        (["--prompt", "x", "--json-schema", "3"], "--json-schema is a JSON int; a schema is an object"),
+        (["--prompt", "x", "--json-schema", '{"not": {}}'], 'cannot be enforced: Unimplemented keys: ["not"]'),
+        (["--prompt", "x", "--json-schema-file", "missing.json"], "--json-schema-file missing.json cannot be read"),
         (["--prompt", "-"], "stdin is not UTF-8 (invalid start byte at position 3)"),
         (["--prompt", "a\udcff"], "--prompt is not UTF-8"),
         ([], "--prompt"),
@@ -218,6 +236,13 @@ def test_chat_with_a_base_model(given: Given, capsys: pytest.CaptureFixture[str]
     given(stdin=b"hello\n")
     assert main(["chat", "--ignore-chat-template", "--max-tokens", "3"]) == 0
     assert capsys.readouterr().out
+
+
+def test_an_interrupted_pipe_ends(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
+    decoder, _ = given(stdin=b"hello\nhello\n", template=tiny.CHAT)
+    decoder.interrupt_at = 4
+    assert main(["chat", "--max-tokens", "9"]) == 130
+    assert len(decoder.fed) == 4 and "Traceback" not in capsys.readouterr().err
 
 
 def test_chat_refuses_a_line_that_is_not_utf8(given: Given, capsys: pytest.CaptureFixture[str]) -> None:

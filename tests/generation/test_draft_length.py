@@ -79,6 +79,15 @@ def test_a_first_measurement_that_was_wrong_is_found_out() -> None:
     )
 
 
+def test_a_busy_moment_when_it_was_measured_is_found_out() -> None:
+    """Few rows seemed dear; those of more rows, of late, were not."""
+    length = DraftLength(RowTimes({1: 1.0, 2: 2.5, 3: 3.5, 4: 4.5, 16: 17.0}), free=True)
+    for _ in range(6):
+        length.plain(1.0)
+        length.verified(Verification("only", 5, 5, 1.5, 0.0))
+    assert length.choose("only", 2) == 2 and length.choose("only", 100) == 5
+
+
 def test_free_guesses_wait_for_better_times() -> None:
     """Where they are free a refusal is no end: what would have been right is counted, and guessing begins again."""
     length = DraftLength(RowTimes({1: 1.0, 2: 1.7, 16: 9.0}), free=True)
@@ -132,6 +141,11 @@ def test_times_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.Mo
     other = NumpyDecoder(random_weights(tiny_config(num_hidden_layers=2)))
     row_times(other)
     assert len(list((tmp_path / "rows").iterdir())) == 2
+
+
+def test_a_short_context_is_no_error() -> None:
+    measured = measure(NumpyDecoder(random_weights(tiny_config(num_hidden_layers=1, max_position_embeddings=10))))
+    assert {1, 2} <= set(measured) and max(measured) < 10
 
 
 def test_nowhere_to_keep_them_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from bitnet_mlx.api import make_decoder
 from bitnet_mlx.errors import ConfigError
-from bitnet_mlx.generation import GenerationResponse, Sampler, SamplingConfig, Speculation, stream_generate
+from bitnet_mlx.generation import ChatSession, GenerationResponse, Sampler, SamplingConfig, Speculation, stream_generate
 from bitnet_mlx.generation.drafting import PromptLookup
 from bitnet_mlx.models.decoder_numpy import NumpyDecoder
 from bitnet_mlx.tokenizer import Tokenizer, load_tokenizer
@@ -211,3 +211,18 @@ def test_a_draft_with_a_padded_table_and_a_shorter_context(tokenizer: Tokenizer)
         responses, _ = run(decoder, tokenizer, 60, speculation=speculation)
         assert [r.token for r in responses] == tokens
         assert not any(r.from_draft for r in responses[48:])
+
+
+def test_a_conversation_with_guesses(tokenizer: Tokenizer) -> None:
+    """Turn after turn the caches of both models are cut back to what the turns have in common."""
+    decoder, draft = decoder_of(tokenizer), decoder_of(tokenizer, seed=5)
+    replies = []
+    for speculation in (None, *(s for _, s in drafters(decoder, tokenizer, ())), Speculation.by_model(
+        decoder, tokenizer, draft, tokenizer, 5
+    )):  # fmt: skip
+        talk = ChatSession(
+            decoder, tokenizer, sampling=SAMPLINGS["drawn"], max_tokens=12, raw=True, speculation=speculation
+        )
+        replies.append([[r.token for r in talk.reply(text)] for text in ("hello", " def return", " hello hello")])
+        talk.reset()
+    assert len(replies) > 5 and all(reply == replies[0] for reply in replies)

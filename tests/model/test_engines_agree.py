@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bitnet_mlx.backends import numpy_ref as ref
 from bitnet_mlx.models.config import RopeConfig
+from bitnet_mlx.models.decoder_cpu import CpuDecoder
+from bitnet_mlx.models.decoder_mlx import MlxModel
+from bitnet_mlx.models.decoder_numpy import NumpyDecoder
 from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.quality.agreement import Trace, compare, record
 from tests.model.engines import ENGINES, EXACT, build
@@ -98,3 +102,25 @@ def test_others_agree_wherever_no_flip_reaches(model: str, engine: str) -> None:
             assert result.roots <= FLIPS, str(result)
             assert result.max_difference_where_codes_agree <= TOLERANCE * spread, str(result)
             assert result.greedy_equal_above_margin and result.decided >= 5, str(result)
+
+
+@pytest.mark.parametrize("name", ["tensor scales, tied bfloat16 head", "norms of heads, ternary head"])
+def test_hidden_states_are_what_the_head_is_given(name: str) -> None:
+    """numpy's head on them gives each engine's logits; of the exact engines the same ones, whatever the chunks."""
+    changes, options = MODELS[name]
+    weights = random_weights(tiny_config(**changes), seed=3, **options)
+    ids = np.random.default_rng(4).integers(0, weights.config.vocab_size, LENGTH).tolist()
+    reference = NumpyDecoder(weights)
+    exact = reference.step([ids], [reference.make_cache()], "all")[0]
+    for engine in (reference, CpuDecoder(weights), MlxModel.from_weights(weights, "float32")):
+        caches = [engine.make_cache() for _ in range(4)]
+        chunks = [[ids[:7], ids[:30]], [ids[7:], ids[30:]]]
+        states = [engine.hidden(chunk, caches[:2]) for chunk in chunks]
+        logits = [engine.step(chunk, caches[2:], "all") for chunk in chunks]
+        for sequence in range(2):
+            x, y = (np.concatenate([rows[sequence] for rows in made]) for made in (states, logits))
+            assert x.shape == (LENGTH, weights.config.hidden_size) and x.dtype == np.float32
+            found = ref.dense_linear(x, weights.lm_head)
+            if engine.name in EXACT:
+                np.testing.assert_array_equal(found, exact)
+            np.testing.assert_allclose(found, y, atol=TOLERANCE * float(exact.std()))

@@ -24,7 +24,7 @@ def test_a_batch_says_what_single_runs_say(prefix_bytes: int, tmp_path: Path, mo
     decoder = MlxModel(small.weights)
     sizes: list[int] = []
     step = decoder.step
-    monkeypatch.setattr(MlxModel, "step", lambda _, tokens, caches: sizes.append(len(tokens)) or step(tokens, caches))
+    monkeypatch.setattr(MlxModel, "step", lambda _, tokens, *rest: sizes.append(len(tokens)) or step(tokens, *rest))
     rng = np.random.default_rng(3)
     stem = rng.integers(4, 400, 70).tolist()
     jobs = [([*stem[: int(rng.integers(1, 71))], *rng.integers(4, 400, 5).tolist()], 4 + i % 5) for i in range(12)]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import httpx
 import numpy as np
 import openai
 import pytest
+from pydantic import BaseModel, Field
 
 from bitnet_mlx.generation import SamplingConfig, stream_generate
 from bitnet_mlx.generation.grammar import Grammars
@@ -84,6 +85,25 @@ def test_every_choice_obeys_streamed_or_not(client: openai.OpenAI) -> None:
     assert plain not in texts
 
 
+class Ship(BaseModel):
+    ship: Literal["tug", "brig"]
+    crew: list[Annotated[int, Field(ge=0, le=9)]] = Field(max_length=2)
+    home: Port | None
+
+
+class Port(BaseModel):
+    deep: bool
+
+
+def test_the_clients_own_helper(client: openai.OpenAI) -> None:
+    """It sends the schema of a pydantic class, and reads the answer as one."""
+    got = client.chat.completions.parse(
+        model="test/model", messages=MESSAGES, response_format=Ship, temperature=1.5, seed=6, max_tokens=150
+    )
+    ship = got.choices[0].message.parsed
+    assert isinstance(ship, Ship) and got.choices[0].finish_reason == "stop"
+
+
 def test_an_object_an_expression_and_a_stop(server: Running, client: openai.OpenAI) -> None:
     options: dict[str, Any] = {
         "model": "test/model",
@@ -135,6 +155,11 @@ def test_the_library_writes_the_same(server: Running, client: openai.OpenAI) -> 
         ({"type": "integer", "minimum": 3, "maximum": 1}, "Unsatisfiable"),
         ({"$ref": "http://127.0.0.1:1/schema"}, "127.0.0.1:1"),
         ({"not": {}, "x-guidance": {"lenient": True}}, "not"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, "NoExtension"),
+        (
+            {"anyOf": [{"const": i} for i in range(201)]},
+            "has 201 alternatives",
+        ),
     ],
 )
 def test_schemas_that_cannot_be_enforced(server: Running, schema: dict[str, Any], said: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from bitnet_mlx import _mlxlm
 from bitnet_mlx.models.decoder_cpu import CpuDecoder
 from bitnet_mlx.serve.calls import CallReader
-from bitnet_mlx.serve.tools import ToolFormat
+from bitnet_mlx.serve.tools import ToolFormat, tool_format
 from bitnet_mlx.tokenizer import load_tokenizer
 from tests.serve.running import Running, WatchedDecoder, model, serving
 from tests.support import tiny_tokenizers as tiny
@@ -96,6 +97,17 @@ def test_calls_that_must_be_made(client: openai.OpenAI, choice: Any, parallel: b
         assert isinstance(choice, str) or name == "sail"
     assert reply.finish_reason in (end, "length") and (parallel or reply.finish_reason == end)
     assert summed(client.chat.completions.create(**options, stream=True)) == ("", calls, [reply.finish_reason])
+
+
+def test_the_clients_own_stream_helper(client: openai.OpenAI) -> None:
+    """It puts the chunks together and reads the arguments of a strict function by its schema."""
+    options = asked(tools=STRICT, tool_choice="required", parallel_tool_calls=False)
+    with client.chat.completions.stream(**options) as stream:
+        events = [event.type for event in stream]
+        reply = stream.get_final_completion().choices[0]
+    (call,) = reply.message.tool_calls or []
+    assert "tool_calls.function.arguments.done" in events and reply.finish_reason == "tool_calls"
+    assert call.function.name == "sail" and call.function.parsed_arguments["place"] in ("sea", "port")  # type: ignore[index]
 
 
 def test_auto_is_free_and_strict_calls_are_right(server: Running, client: openai.OpenAI) -> None:
@@ -183,6 +195,28 @@ def test_what_is_read_does_not_depend_on_how_it_comes(text: str, content: str, c
 
 
 @pytest.mark.parametrize(
+    ("parser", "template", "text", "content"),
+    [
+        ("json_tools", tiny.CHAT_TOOLS, CALL, ""),
+        ("mistral", "[TOOL_CALLS]", f"Ay. [TOOL_CALLS]sail[ARGS]{ARGUMENTS}", "Ay."),
+        ("qwen3_coder", "<tool_call>\n<function=",
+         "<tool_call>\n<function=sail>\n<parameter=place>\nüber\n</parameter>\n</function>\n</tool_call>", ""),
+        ("pythonic", "<|tool_call_start|>", '<|tool_call_start|>[sail(place="über")]<|tool_call_end|>', ""),
+    ],
+)  # fmt: skip
+def test_mlx_lms_parsers(tmp_path: Path, parser: str, template: str, text: str, content: str) -> None:
+    """Chosen from the template as mlx-lm chooses, and fed letter by letter."""
+    source = "{% if tools %}" + template + "{% endif %}" if parser != "json_tools" else template
+    form = tool_format(load_tokenizer(tiny.byte_level(tmp_path, settings={"chat_template": source})))
+    assert form.name == parser
+    reader = CallReader(form, TOOLS)
+    said = [reader.feed(letter) for letter in text] + [reader.feed("", last=True)]
+    (call,) = [call for s in said for call in s.calls]
+    assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == ("sail", {"place": "über"})
+    assert "".join(s.content for s in said) == content
+
+
+@pytest.mark.parametrize(
     ("changes", "param", "code"),
     [
         ({"tools": None, "tool_choice": "auto"}, "tool_choice", "invalid_value"),
@@ -194,6 +228,8 @@ def test_what_is_read_does_not_depend_on_how_it_comes(text: str, content: str, c
         ({"tools": [TOOLS[0], TOOLS[0]]}, "tools", "invalid_value"),
         ({"tools": [{"type": "function", "function": {"name": "f", "strict": True, "parameters": {"not": {}}}}]},
          "tools", "invalid_value"),
+        ({"tool_choice": "required", "tools": [{"type": "function", "function": {"name": "f", "parameters": {
+            "properties": {"a": {"anyOf": [{"const": i} for i in range(201)]}}}}}]}, "tools", "invalid_value"),
         ({"structured_outputs": {"regex": "a"}}, "structured_outputs", "invalid_value"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id", "missing_required_parameter"),
         ({"messages": [{"role": "user", "content": "x", "tool_calls": [

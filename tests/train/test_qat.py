@@ -59,6 +59,17 @@ def test_the_teachers_distance_is_torchs() -> None:
     assert distance(q, q, 2.0).item() == pytest.approx(0, abs=1e-6)
 
 
+def test_an_input_is_quantised_once_for_the_linears_that_share_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hf_folder.write(tmp_path, "llama", "dense")
+    student, calls, prepare = make_student(read_weights(tmp_path)), [], MasterLinear.prepare
+    set_blend(student.layers, [1.0, 1.0])
+    monkeypatch.setattr(MasterLinear, "prepare", lambda self, x: calls.append(x.shape) or prepare(self, x))
+    student(mx.array([[3, 1, 4]]))
+    assert calls == 2 * [(1, 3, 72), (1, 3, 72), (1, 3, 72), (1, 3, 100)]  # q, k and v; o; gate and up; down
+
+
 def test_schedules() -> None:
     assert blends("constant", 0, 10, 2) == [1, 1]
     assert blends("linear", 5, 10, 2) == [0.5, 0.5]
@@ -79,7 +90,7 @@ def test_blend_0_is_the_float_model_and_1_the_ternary_one(family: str, tmp_path:
     student = make_student(weights)
     assert len(trained(student)) == 2 * (7 + len(weights.config.norm_sizes())) + 1
     for blend, parent in ((0.0, weights), (1.0, read_weights(tmp_path / "ternary"))):
-        set_blend(student, [blend, blend])
+        set_blend(student.layers, [blend, blend])
         expected, found = np.array(MlxModel(parent)(ids)), np.array(student(ids))
         off = np.abs(found - expected).max(axis=-1) / expected.std()
         assert np.median(off) < 1e-4 and off.max() < 0.5  # an int8 code may flip at a position
@@ -128,6 +139,15 @@ def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path: Path) -> None:
         qat(part, silent)
     with pytest.raises(ConfigError, match="blend is 'constant'"):
         qat(options(tmp_path, "part", iters=40, eval_data=(), blend="constant", resume=True), silent)
+
+
+def test_layers_computed_twice_give_the_same_bits(tmp_path: Path) -> None:
+    found = []
+    for twice in (False, True):
+        more: dict[str, Any] = dict(eval_data=(), hidden_weight=1.0, attention_weight=1.0, optimizer="muon")
+        record = qat(options(tmp_path, f"out{twice}", iters=3, grad_checkpoint=twice, **more), silent)
+        found.append((record["first_loss"], record["loss"]))
+    assert found[0] == found[1]
 
 
 def test_bfloat16_computes_over_float32_masters(tmp_path: Path) -> None:

@@ -181,9 +181,12 @@ def test_training_starts_from_a_model(trained: tuple[Path, dict[str, Any]], data
 
 
 def test_a_loss_that_is_no_number_stops_the_run(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainError, match=r"step [1-9]\d*: loss .*(nan|inf)"):
+    """The host looks at seven steps at once; those before the failing one are in the log all the same."""
+    with pytest.raises(TrainError, match=r"step [1-9]\d*: loss .*(nan|inf).*, first in the ") as caught:
         train(options(data, tmp_path / "out", iters=40, learning_rate=1e20, steps_per_report=7), silent)
     assert not (tmp_path / "out" / "model.safetensors").exists()
+    steps = [step for step, _, _ in losses(tmp_path / "out")]
+    assert steps == list(range(1, len(steps) + 1)) and f"step {len(steps) + 1}:" in str(caught.value)
 
 
 def test_the_float_twin_is_described_as_float(data: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def student_of(folder: Path) -> MlxModel:
 def test_a_student_starts_as_the_float_model(tmp_path: Path, blend: Any) -> None:
     hf_folder.write(tmp_path, "llama", "dense")
     student = student_of(tmp_path)
-    set_blend(student, [blend, blend])
+    set_blend(student.layers, [blend, blend])
     assert mx.array_equal(student(IDS), MlxModel(read_weights(tmp_path))(IDS)).item()
 
 
@@ -46,9 +46,9 @@ def test_a_new_norm_keeps_the_size_of_what_passes(tmp_path: Path) -> None:
     down = student.layers[1].mlp.down_proj
 
     class Watched(type(down)):  # type: ignore[misc]
-        def __call__(self, x: mx.array) -> mx.array:
+        def prepare(self, x: mx.array) -> mx.array:
             passed.append(np.array(x, np.float64))
-            return super().__call__(x)
+            return super().prepare(x)
 
     down.__class__ = Watched
     mx.eval(student(IDS))
@@ -85,7 +85,7 @@ def test_the_folder_is_read_as_the_model_that_was_trained(
     state = mx.load(str(run.output / "checkpoints" / "step-00000006" / "state.safetensors"))
     assert isinstance(state, dict)
     student.load_weights([(name, state[f"parameters.{name}"]) for name in trained(student)], strict=False)
-    set_blend(student, [1.0, 1.0])
+    set_blend(student.layers, [1.0, 1.0])
     ids = IDS[:1]
     expected, cache = np.array(student(ids)[0]), NumpyDecoder(weights)
     found = cache.step([ids[0].tolist()], [cache.make_cache()], "all")[0]

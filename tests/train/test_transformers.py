@@ -18,9 +18,12 @@ from bitnet_mlx.checkpoint.read import read_weights
 from bitnet_mlx.models.decoder_numpy import NumpyDecoder
 from bitnet_mlx.quality.agreement import Agreement, Trace, compare, record
 from bitnet_mlx.train import tokenizer as bpe
+from bitnet_mlx.train.fuse import fuse
+from bitnet_mlx.train.fuse_options import FuseOptions
 from bitnet_mlx.train.loop import train
 from bitnet_mlx.train.qat import qat
 from tests.train.support import options, qat_options, silent, write_texts
+from tests.train.test_fuse import base_folder, write_adapter
 
 pytestmark = pytest.mark.oracle
 SCRIPT = Path(__file__).with_name("transformers_forward.py")
@@ -71,3 +74,14 @@ def test_a_model_made_ternary(tmp_path: Path, family: str, kind: str, changes: d
     tokens = [int(t) for t in np.random.default_rng(0).integers(1, 400, 40)]
     result, _ = check(run.output, kind, tokens, tmp_path / "golden.npz")
     assert result.codes
+
+
+def test_a_fused_adapter_as_floats(tmp_path: Path) -> None:
+    base = base_folder(tmp_path / "base")
+    write_adapter(tmp_path / "ad", base, 0.2, dora=True)
+    fuse_options = FuseOptions(
+        model=str(base.path), adapter_path=tmp_path / "ad", save_path=tmp_path / "out", dequantize=True, load={}
+    )
+    fuse(fuse_options)
+    tokens = [int(t) for t in np.random.default_rng(0).integers(1, 300, 60)]
+    check(tmp_path / "out", "BitNetForCausalLM", tokens, tmp_path / "golden.npz")

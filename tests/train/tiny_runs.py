@@ -38,7 +38,7 @@ TEXT = "hello world the quick brown fox jumps over a lazy dog\n"
 
 def prepare(folder: Path) -> None:
     """A float model with its tokenizer, a text and samples."""
-    hf_folder.write(folder / "float", "llama", "dense", vocab_size=420)
+    hf_folder.write(folder / "float", "llama", "dense", vocab_size=420, num_hidden_layers=1)
     tiny_tokenizers.byte_level(folder / "float")
     (folder / "data").mkdir()
     (folder / "data" / "text.txt").write_text(TEXT * 20)
@@ -57,7 +57,7 @@ def go(command: str, folder: Path, name: str, report: Report, **changes: Any) ->
     elif command == "qat":
         qat(QatOptions(model=str(folder / "float"), data=(data,), output=output, seq_length=12, **base), report)
     else:
-        model = MlxModel(random_weights(tiny_config(vocab_size=420), seed=3))
+        model = MlxModel(random_weights(tiny_config(vocab_size=420, num_hidden_layers=1), seed=3))
         options = LoraOptions(data=data.parent, adapter_path=output, train=True, rank=2, dropout=0.1, pack=True, **base)
         lora(options, model, load_tokenizer(folder / "float"), report)
     return output

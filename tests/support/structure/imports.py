@@ -30,7 +30,7 @@ ERRORS_ONLY = ("memory", "profile", "metal_kernels", "_mlxlm")
 LATE = frozenset(
     """
     mlx numba llvmlite mlx_lm transformers torch tokenizers sentencepiece jinja2 safetensors huggingface_hub
-    rich psutil gguf matplotlib pydantic starlette uvicorn llguidance
+    rich psutil gguf lm_eval matplotlib pydantic starlette uvicorn llguidance
     """.split()
 )
 MADE_OF = {
