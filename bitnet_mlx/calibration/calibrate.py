@@ -121,9 +121,10 @@ class _Work:
 
 
 def _kind(linear: Linear) -> str:
-    if not isinstance(linear.weight, TernaryTensor):
+    weight = linear.weight
+    if not isinstance(weight, TernaryTensor):
         return "float"
-    return f"int{linear.weight.activation_bits}" if linear.weight.activation_bits == 8 else "ternary"
+    return "int8" if weight.activation_bits == 8 else "ternary"
 
 
 def _input(entry: Input, percentile: float) -> dict[str, Any]:

@@ -33,6 +33,8 @@ class CalibrateOptions:
                 f"[calibrate] --samples {self.samples}, --length {self.length}; at least 1, and at least 2, are allowed"
             )
         check_percentile(self.percentile)
+        if not self.output.absolute().parent.is_dir():
+            raise ConfigError(f"[calibrate] --output is {self.output}; its folder must be there: make it")
         for name in ("adapter_path", "kv_bits", "precision"):
             if self.load.get(name):
                 raise ConfigError(f"[calibrate] looks at a model as it is; leave out --{name.replace('_', '-')}")

@@ -18,6 +18,7 @@ from bitnet_mlx.checkpoint.convert import Conversion, convert
 from bitnet_mlx.checkpoint.hub import resolve
 from bitnet_mlx.checkpoint.read import OnDemand, open_weights
 from bitnet_mlx.errors import ConfigError, FormatError
+from bitnet_mlx.models.config import DecoderConfig
 from bitnet_mlx.models.weights import DecoderWeights, Linear
 from bitnet_mlx.quality.observed import samples
 from bitnet_mlx.quality.score import score
@@ -69,12 +70,13 @@ def convert_ternary(
     figures of what was written against its float parent. Raises what convert raises.
     """
     source = resolve(hf_path, more.get("revision"))
-    keep = _keep(options, source, more)
+    config = open_weights(source, floats=True, activations=more.get("activations")).config
+    keep = _keep(options, config)
     record: dict[str, Any] = {
         "method": options.method, "scales": options.scales or ("tensor" if options.method == "absmean" else "group"),
         "kept": list(keep), "calibration_data": None if options.data is None else str(options.data),
     }  # fmt: skip
-    texts, held = _texts(options, source)
+    texts, held = _texts(options, source, min(LENGTH, config.max_position_embeddings))
     prepare = None
     if options.method != "absmean":
         prepare = partial(_prepare, options.method, record["scales"], keep, texts, progress)
@@ -87,13 +89,10 @@ def convert_ternary(
     return done, record
 
 
-def _keep(options: TernarizeOptions, source: Path, more: dict[str, Any]) -> tuple[str, ...]:
+def _keep(options: TernarizeOptions, config: DecoderConfig) -> tuple[str, ...]:
     layers = options.keep_layers
     if options.calibration is not None:
         layers = _recommended(options.calibration)
-    if not layers:
-        return ()
-    config = open_weights(source, floats=True, activations=more.get("activations")).config
     return linears_of(layers, list(config.linear_shapes()), config.num_hidden_layers)
 
 
@@ -110,8 +109,8 @@ def _recommended(path: Path) -> tuple[int, ...]:
         ) from error
 
 
-def _texts(options: TernarizeOptions, source: Path) -> tuple[list[list[int]], Text | None]:
-    """Stretches to fit to, and the held-out end of the text."""
+def _texts(options: TernarizeOptions, source: Path, length: int) -> tuple[list[list[int]], Text | None]:
+    """Stretches of `length` tokens to fit to, and the held-out end of the text."""
     if options.data is None:
         return [], None
     tokenizer: Tokenizer = load_tokenizer(source)
@@ -121,7 +120,7 @@ def _texts(options: TernarizeOptions, source: Path) -> tuple[list[list[int]], Te
             f"[convert] {options.data} has {len(ids)} tokens; {LEAST} are the least to fit to and to measure"
         )
     cut = len(ids) - max(len(ids) // HELD_OUT, 8)
-    return samples(ids[:cut], options.samples, LENGTH), part(str(options.data), ids[cut : cut + 8 * LENGTH], tokenizer)
+    return samples(ids[:cut], options.samples, length), part(str(options.data), ids[cut : cut + 8 * LENGTH], tokenizer)
 
 
 def _prepare(
@@ -134,8 +133,6 @@ def _prepare(
     errors: dict[str, float],
 ) -> DecoderWeights:
     if method == "gptq":
-        longest = weights.config.max_position_embeddings
-        texts = [ids[:longest] for ids in texts]
         return replace(weights, linears=gptq_linears(weights, texts, scales, keep, errors, progress))
     made = OnDemand()
 
@@ -172,6 +169,6 @@ def summary(record: dict[str, Any]) -> list[str]:
         lines.append(
             f"held-out end of {record['calibration_data']}, {held['tokens']} tokens on {held['backend']}: perplexity "
             f"{held['perplexity']:.4g}, the float parent's {held['teacher_perplexity']:.4g}; KL {held['kl']:.4g} nats a token, "
-            f"the same best token at {held['top1_agreement']:.1%}. Training (bitnet-mlx qat) gets far nearer"
+            f"the same best token at {held['top1_agreement']:.1%}. Training (bitnet-mlx qat) gets nearer"
         )
     return lines

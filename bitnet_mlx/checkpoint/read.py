@@ -89,7 +89,7 @@ def open_weights(
         return weights
     if i2s_layout is not None:
         raise ConfigError(f"[checkpoint] i2s_layout was given, and {folder} is no GGUF file; leave it out")
-    reader = _open(folder, None, activations, None, ternarize)
+    reader = _open(folder, None, activations, None, ternarize, quiet=floats)
     if keep:
         reader.model = _keeping(reader.model, keep)
     if floats:
@@ -114,7 +114,12 @@ class OnDemand(UserDict):
 
 
 def _open(
-    folder: Path | str, head_bits: int | None, activations: int | None, progress: Progress | None, ternarize: bool
+    folder: Path | str,
+    head_bits: int | None,
+    activations: int | None,
+    progress: Progress | None,
+    ternarize: bool,
+    quiet: bool = False,
 ) -> _Reader:
     folder = checkpoint_folder(folder)
     model = parse_config(read_config(folder), str(folder / "config.json"))
@@ -122,7 +127,7 @@ def _open(
         model = _masters(model)
     table = TensorTable(folder)
     layout = plan(model, table)
-    for notice in layout.notices:
+    for notice in () if quiet else layout.notices:
         log.warning("%s: %s", folder, notice)
     model = layout.model if activations is None else _with_activations(layout.model, activations)
     return _Reader(table, model, layout, head_bits, progress)

@@ -14,7 +14,8 @@ Tap = Callable[[str, np.ndarray, np.ndarray], None]
 class Hooks:
     """tap: called with a module's name, its input and its output, float32 [M, K] and [M, N], in the order of computation:
     each linear ("model.layers.0.mlp.up_proj"), whose input is what it quantises, behind all norms; and each layer
-    ("model.layers.0"). Linears that share an input are given the same array.
+    ("model.layers.0"). Linears that share an input are given the same array. Of sequences that MLX runs side by side, rows of
+    padding are told too: give it one at a time.
 
     clips: by a linear's name, the largest |x| that its quantiser takes; larger ones become that. None of them by default.
     """

@@ -15,6 +15,7 @@ from bitnet_mlx.backends.mlx_import import mx, nn
 from bitnet_mlx.nn.bitlinear import BitLinear
 from bitnet_mlx.nn.joined import Joined, Packed
 from bitnet_mlx.nn.norm import RMSNorm, rms_norm
+from bitnet_mlx.nn.watched import Watched
 
 
 class Spy(NamedTuple):
@@ -23,6 +24,22 @@ class Spy(NamedTuple):
 
     tell: Callable[[int, mx.array, mx.array], None]
     clip: Callable[[int], float | None]
+
+
+class Prepared(Watched):
+    """A linear whose input is made ready first, in the same way for all linears of a place: once for all of them."""
+
+    def prepare(self, x: mx.array) -> mx.array:
+        """x [..., K] -> what `product` takes."""
+        raise NotImplementedError
+
+    def product(self, ready: mx.array) -> mx.array:
+        """[..., K] -> [..., N]."""
+        raise NotImplementedError
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x [..., K] -> [..., N]."""
+        return self.product(self.prepare(x))
 
 
 class Arrays(NamedTuple):
@@ -110,7 +127,7 @@ class ModuleSite:
     def _products(self, x: mx.array, dtype: mx.Dtype) -> list[mx.array]:
         """x may be wider than `dtype`, the model's, which the outputs have. It is quantised once for a form of codes."""
         codes: dict[Layout | None, Codes] = {}
-        plain = None
+        plain = ready = None
         outputs = []
         for layer in self.layers:
             if isinstance(layer, BitLinear) and layer.activation_bits == 8 and not self.training:
@@ -125,7 +142,11 @@ class ModuleSite:
                 outputs.append(layer(codes[to]))
             else:
                 plain = self._plain(x, dtype) if plain is None else plain
-                outputs.append(layer(plain))
+                if isinstance(layer, Prepared):
+                    ready = layer.prepare(plain) if ready is None else ready
+                    outputs.append(layer.product(ready))
+                else:
+                    outputs.append(layer(plain))
         return outputs
 
     def _plain(self, x: mx.array, dtype: mx.Dtype) -> mx.array:

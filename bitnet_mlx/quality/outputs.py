@@ -36,7 +36,6 @@ def compare_outputs(
     model: Side,
     teacher: Side,
     texts: Sequence[Sequence[int]],
-    dtype: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """tokens; linears: by name mse, sqnr_db, cosine on the same inputs, running_* in the running models, and of the model's

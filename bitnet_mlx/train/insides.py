@@ -33,7 +33,8 @@ class Looker:
 
     def __call__(self, ids: mx.array) -> Insides:
         """ids: int32 [B, L]."""
-        arrays = None if self._block is None else self._block.parameters()
+        if not self._hidden and self._block is None:
+            return Insides(self._model(ids), [], [])
         inputs: dict[int, mx.array] = {}
         outputs: dict[int, mx.array] = {}
 
@@ -47,10 +48,9 @@ class Looker:
         with through(self._model, wrap):
             logits = self._model(ids)
         hidden = [outputs[index] for index in self._hidden]
-        if self._block is None or self._states is None or arrays is None:
+        if self._block is None or self._states is None:
             return Insides(logits, hidden, [])
-        # A layer that is computed twice was left with the arrays of the second time. Its q, k and v are made anew here.
-        self._block.update(arrays)
+        # Made once more here, from the layer's input: what is computed inside a layer may not be kept (--grad-checkpoint).
         rotation = self._model.model._rotary.at(None, ids.shape[1])
         q, kv = enter(rope_kv, self._block.plan, self._block.sites().qkv, inputs[self._states], rotation)
         return Insides(logits, hidden, [q, *halves(kv)])

@@ -20,14 +20,14 @@ from bitnet_mlx.models.decoder_mlx import MlxModel
 from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.nn.dense import DenseLinear
 from bitnet_mlx.nn.norm import RMSNorm
-from bitnet_mlx.nn.watched import Watched
+from bitnet_mlx.nn.site import Prepared
 from bitnet_mlx.train.blend import Blend, ends
 from bitnet_mlx.train.optimizer import Tensors
 from bitnet_mlx.train.ste import STANDARD, STE, absmean, quantize_input, quantize_weight
 from bitnet_mlx.train.sub_norms import SubNorm, insert
 
 
-class MasterLinear(Watched):
+class MasterLinear(Prepared):
     """weight: float32 [N, K], the master. bias: float32 [N], if any. log_scale: float32 [], if the scale is learnable.
 
     blend: see train/blend.py.
@@ -44,17 +44,22 @@ class MasterLinear(Watched):
         self.blend: Blend = 0.0
         mx.eval(self.parameters())
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """x [..., K] -> [..., N] in the dtype of x; the product runs in it."""
-        end = ends(self.blend)
-        if end == 0:
-            w = self.weight.astype(x.dtype)
+    def _at(self) -> mx.array | None:
+        """The blend where it lies between the ends, or may."""
+        return None if ends(self.blend) == 1 else mx.array(self.blend)
+
+    def prepare(self, x: mx.array) -> mx.array:
+        """x [..., K], quantised as far as the blend says, in its dtype."""
+        return x if ends(self.blend) == 0 else quantize_input(x, self._at())
+
+    def product(self, ready: mx.array) -> mx.array:
+        """What `prepare` gives, [..., K] -> [..., N] in its dtype; the product runs in it."""
+        if ends(self.blend) == 0:
+            w = self.weight.astype(ready.dtype)
         else:
-            at = None if end == 1 else mx.array(self.blend)
-            w = quantize_weight(self.weight, self.ste, x.dtype, self.get("log_scale"), at)
-            x = quantize_input(x, at)
-        y = x @ w.T
-        return (y + self["bias"]).astype(x.dtype) if "bias" in self else y
+            w = quantize_weight(self.weight, self.ste, ready.dtype, self.get("log_scale"), self._at())
+        y = ready @ w.T
+        return (y + self["bias"]).astype(ready.dtype) if "bias" in self else y
 
 
 def make_student(

@@ -53,6 +53,8 @@ class TrainOptions(SteOptions):
                 f"[train] --kl-weight {self.kl_weight} and --temperature {self.temperature}: the first must lie in 0 to 1, "
                 "the second be above 0"
             )
+        if not self.quantise and self.ste != "standard":
+            raise ConfigError(f"[train] --ste is {self.ste}, and --float rounds nothing; give one of the two")
         if self.dtype not in DTYPES:
             raise ConfigError(f"[train] --dtype is {self.dtype}; {' and '.join(DTYPES)} are allowed")
 

@@ -169,10 +169,11 @@ def test_who_is_kept() -> None:
         (["--samples", "0"], "--samples 0"),
         (["--percentile", "200"], "50 to 100"),
         (["--kv-bits", "8"], "leave out --kv-bits"),
+        (["--output", "nowhere/c.json"], "its folder must be there"),
         (["--plot", "a.jpg"], ".png or .html"),
     ],
 )
 def test_one_clear_message(place: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", place / "student", "--data", place / "text.txt", "--length", "8", "--backend", "numpy"]
-    assert main(["calibrate", *map(str, words), *flags, "--output", str(place / "c.json")]) == 2
+    assert main(["calibrate", *map(str, words), "--output", str(place / "c.json"), *flags]) == 2
     assert message in capsys.readouterr().err and not (place / "c.json").exists()

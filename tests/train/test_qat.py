@@ -59,6 +59,17 @@ def test_the_teachers_distance_is_torchs() -> None:
     assert distance(q, q, 2.0).item() == pytest.approx(0, abs=1e-6)
 
 
+def test_an_input_is_quantised_once_for_the_linears_that_share_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hf_folder.write(tmp_path, "llama", "dense")
+    student, calls, prepare = make_student(read_weights(tmp_path)), [], MasterLinear.prepare
+    set_blend(student.layers, [1.0, 1.0])
+    monkeypatch.setattr(MasterLinear, "prepare", lambda self, x: calls.append(x.shape) or prepare(self, x))
+    student(mx.array([[3, 1, 4]]))
+    assert calls == 2 * [(1, 3, 72), (1, 3, 72), (1, 3, 72), (1, 3, 100)]  # q, k and v; o; gate and up; down
+
+
 def test_schedules() -> None:
     assert blends("constant", 0, 10, 2) == [1, 1]
     assert blends("linear", 5, 10, 2) == [0.5, 0.5]

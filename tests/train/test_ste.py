@@ -116,6 +116,8 @@ def test_what_is_not_allowed() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             STE(**changes)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="--float rounds nothing"):
+        train_options(Path("texts"), Path("out"), ste="soft", quantise=False)
 
 
 def read_back(folder: Path, checkpoint: Path) -> None:
