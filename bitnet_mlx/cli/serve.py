@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from bitnet_mlx.serve.app import Options
         from bitnet_mlx.serve.server import host_names, listen
-        from bitnet_mlx.serve.service import open_service
+        from bitnet_mlx.serve.service import loaders, open_service
     except ImportError as error:
         raise ConfigError(
             f"[serve] {error.name} is not installed; the server needs the extra: pip install 'bitnet-mlx[serve]'"
@@ -38,7 +38,9 @@ def run(args: argparse.Namespace) -> int:
         model, tokenizer = load(args.model, **options.load_arguments(args))
         hosts = host_names(listening, args.allow_host)
         how = Options(key, origins=tuple(args.cors), hosts=hosts)
-        service = open_service(model, tokenizer, args.model, how, **settings)
+        same = {name: getattr(args, name) for name in ("head_bits", "dtype", "kv_bits", "precision", "threads")}
+        others = loaders(args.allow_model, model.name, **same)
+        service = open_service(model, tokenizer, args.model, how, others=others, **settings)
         port = listening.getsockname()[1]
         host = f"[{args.host}]" if ":" in args.host else args.host
         record = {

@@ -30,6 +30,9 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num-draft-tokens", type=int, metavar="N", help="with it: guesses a step (default: as many as pay)")
     add("--request-timeout", type=float, default=600, metavar="S", help="seconds an answer may take (default: 600)")
     add("--pooling", choices=("mean", "last", "none"), help="embeddings of a text (default: as the model's files say)")
+    add(
+        "--allow-model", action="append", default=[], metavar="MODEL", help="loaded when a request names it; repeatable"
+    )
     add("--cors", action="append", default=[], metavar="ORIGIN", help="let this web origin ask; may be repeated")
     add("--allow-host", action="append", default=[], metavar="NAME", help="on this machine alone: one more name of it")
     add("--drain", type=float, default=30, metavar="S", help="seconds that answers have after SIGTERM (default: 30)")

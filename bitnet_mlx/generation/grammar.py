@@ -88,7 +88,6 @@ class Grammars:
 
     def json_schema(self, schema: Mapping[str, Any]) -> Grammar:
         """JSON that the schema allows. Raises ConfigError for a schema that is wrong, or more than can be enforced."""
-        _alternatives(schema)
         return self._compile(f"start: %json {json_rule(schema)}", "the JSON schema")
 
     def regex(self, pattern: str) -> Grammar:
@@ -114,7 +113,11 @@ class Grammars:
 
 
 def json_rule(schema: Mapping[str, Any], lenient: bool = False) -> str:
-    """The schema as it stands in a grammar, after %json. lenient: what cannot be enforced is left out, not an error."""
+    """The schema as it stands in a grammar, after %json. lenient: what cannot be enforced is left out, not an error.
+
+    Raises ConfigError for one of too many alternatives.
+    """
+    _alternatives(schema)
     options = {"whitespace_pattern": _BLANKS, "lenient": lenient}
     return json.dumps({**schema, "x-guidance": options})  # the library's own options are not the client's to set
 

@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -26,7 +27,8 @@ from bitnet_mlx.serve.embedding import Embeddings
 from bitnet_mlx.serve.engine import Engine
 from bitnet_mlx.serve.failures import ApiError
 from bitnet_mlx.serve.fields import parse
-from bitnet_mlx.serve.jobs import Job, Model
+from bitnet_mlx.serve.fleet import Fleet
+from bitnet_mlx.serve.jobs import Job
 from bitnet_mlx.serve.metrics import Metrics
 from bitnet_mlx.serve.schema import Body, ChatBody, CompletionBody, EmbeddingBody
 from bitnet_mlx.serve.work import Event, Task, Work
@@ -54,16 +56,16 @@ class Options:
     hosts: tuple[str, ...] = ()
 
 
-def make_app(model: Model, engine: Engine, options: Options | None = None) -> Starlette:
-    """The ASGI application. It starts the engine with its own life and stops it at its end."""
+def make_app(fleet: Fleet, options: Options | None = None) -> Starlette:
+    """The ASGI application. It starts the engine with its own life and stops all engines at its end."""
 
     @asynccontextmanager
     async def life(_app: Starlette) -> AsyncIterator[None]:
-        engine.start()
+        fleet.start()
         yield
-        await asyncio.to_thread(engine.stop)
+        await asyncio.to_thread(fleet.stop)
 
-    service = _Service(model, engine, options or Options())
+    service = _Service(fleet, options or Options())
     cors = Middleware(CORSMiddleware, allow_origins=service.options.origins, allow_methods=["*"], allow_headers=["*"])
     return Starlette(
         routes=[
@@ -95,8 +97,8 @@ def _refuse(error: ApiError) -> Response:
 class _Service:
     """The handlers. Each returns a response or raises ApiError."""
 
-    def __init__(self, model: Model, engine: Engine, options: Options) -> None:
-        self.model, self.engine, self.options = model, engine, options
+    def __init__(self, fleet: Fleet, options: Options) -> None:
+        self.fleet, self.options = fleet, options
         self.metrics = Metrics()
 
     def guarded(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
@@ -149,27 +151,29 @@ class _Service:
         return Response(text, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": _POLICY})
 
     async def health(self, _request: Request) -> Response:
-        counts = self.engine.counts
+        counts = self.fleet.counts
         return JSONResponse({"status": "ok", "running": counts.running, "waiting": counts.waiting})
 
     async def metrics_text(self, _request: Request) -> Response:
-        return PlainTextResponse(self.metrics.text(self.engine.counts), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(self.metrics.text(self.fleet.counts), media_type="text/plain; version=0.0.4")
 
     async def models(self, _request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._card()]})
+        names = dict.fromkeys((self.fleet.main.model.name, *self.fleet.listed))
+        return JSONResponse({"object": "list", "data": [self._card(name) for name in names]})
 
     async def one_model(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        if name != self.model.name:
-            raise ApiError(404, f"The model {name[:200]!r} is not served here", param="model", code="model_not_found")
-        return JSONResponse(self._card())
+        return JSONResponse(self._card(request.path_params["name"]))
 
-    def _card(self) -> dict[str, Any]:
-        model = self.model
+    def _card(self, name: str) -> dict[str, Any]:
+        """What there is to tell of a model; of one that is not loaded, little."""
+        served = self.fleet.find(name)
+        card = {"id": name, "object": "model", "created": self.fleet.main.model.created, "owned_by": "bitnet-mlx"}
+        if served is None:
+            return {**card, "loaded": False}
+        model = served.model
         return {
-            "id": model.name, "object": "model", "created": model.created, "owned_by": "bitnet-mlx",
-            "context_length": model.context, "backend": model.decoder.name,
-            "chat": model.tokenizer.chat_template is not None,
+            **card, "created": model.created, "context_length": model.context, "backend": model.decoder.name,
+            "chat": model.tokenizer.chat_template is not None, "loaded": True,
         }  # fmt: skip
 
     async def completions(self, request: Request) -> Response:
@@ -181,31 +185,39 @@ class _Service:
     async def embeddings(self, request: Request) -> Response:
         """The inputs go to the engine a batch at a time, so that many of them do not fill everybody's queue."""
         data = await self._read(request)
-        asked = await asyncio.to_thread(lambda: Embeddings(self.model, parse(EmbeddingBody, data)))
-        size = self.engine.limits.running
-        for at in range(0, len(asked.tasks), size):
-            works, events = self._submit(asked.tasks[at : at + size])
-            await self._collect(request, works, events, lambda work, event, at=at: asked.add(at + work.index, event))
+        body = await asyncio.to_thread(parse, EmbeddingBody, data)
+        served = await asyncio.to_thread(self.fleet.take, body.model)
+        try:
+            asked = await asyncio.to_thread(Embeddings, served.model, body)
+            size = served.engine.limits.running
+            for at in range(0, len(asked.tasks), size):
+                works, events = _submit(served.engine, asked.tasks[at : at + size])
+                leave = partial(served.engine.cancel, works)
+                await _collect(request, works, events, lambda w, event, at=at: asked.add(at + w.index, event), leave)
+        finally:
+            self.fleet.release(served)
         return JSONResponse(asked.answer())
 
     async def _complete(self, request: Request, kind: type[Body]) -> Response:
         data = await self._read(request)
-        # A long prompt takes its time to split, and a schema to compile: not on the thread that everybody's events pass.
-        job = await asyncio.to_thread(lambda: self.model.job(parse(kind, data)))
-        works, events = self._submit(job.tasks)
+        # A long prompt takes its time to split, a schema to compile, a model to load: not on the thread of all events.
+        body = await asyncio.to_thread(parse, kind, data)
+        served = await asyncio.to_thread(self.fleet.take, body.model)
+
+        def leave(works: Sequence[Work]) -> None:
+            served.engine.cancel(works)
+            self.fleet.release(served)
+
+        try:
+            job = await asyncio.to_thread(served.model.job, body)
+            works, events = _submit(served.engine, job.tasks)
+        except BaseException:
+            self.fleet.release(served)
+            raise
         if job.body.stream:
             lines = self._stream(works, events, job.answer, job.body.include_usage)
-            return _EventStream(lines, lambda: self.engine.cancel(works))
-        return await self._whole(request, works, events, job)
-
-    def _submit(self, tasks: Sequence[Task]) -> tuple[list[Work], Events]:
-        """The work of the tasks, and the queue that its events come through."""
-        loop, events = asyncio.get_running_loop(), Events()
-
-        def listen(work: Work, event: Event | ApiError) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, (work, event))
-
-        return self.engine.submit(tasks, listen), events
+            return _EventStream(lines, partial(leave, works))
+        return await self._whole(request, works, events, job, partial(leave, works))
 
     async def _read(self, request: Request) -> bytes:
         """The body: JSON by its header (so that a browser asks before a foreign page may send it), not too long, in time."""
@@ -234,35 +246,18 @@ class _Service:
                 408, f"The body was not there after {self.options.body_seconds:g} s", code="timeout"
             ) from error
 
-    async def _whole(self, request: Request, works: list[Work], events: Events, job: Job) -> Response:
+    async def _whole(
+        self, request: Request, works: list[Work], events: Events, job: Job, leave: Callable[[], None]
+    ) -> Response:
         choices = [Choice() for _ in works]
 
         def add(work: Work, event: Any) -> None:
             choices[work.index].add(event)
             job.answer.count(event)
 
-        await self._collect(request, works, events, add)
+        await _collect(request, works, events, add, leave)
         job.answer.cached_tokens = cached(works)
         return JSONResponse(job.answer.whole(job.best(choices)))
-
-    async def _collect(
-        self, request: Request, works: list[Work], events: Events, add: Callable[[Work, Any], None]
-    ) -> None:
-        """Hand all events on until the last text has ended, or the client has gone."""
-
-        async def collect() -> None:
-            left = len(works)
-            while left:
-                work, event = await events.get()
-                if isinstance(event, ApiError):
-                    raise event
-                add(work, event)
-                left -= event.finish_reason is not None
-
-        try:
-            await _unless_gone(collect(), request.receive)
-        finally:
-            self.engine.cancel(works)
 
     async def _stream(self, works: list[Work], events: Events, answer: Answer, usage: bool) -> AsyncIterator[str]:
         """Lines of data; an error that comes after the head of the answer has been sent is one of them."""
@@ -284,6 +279,36 @@ class _Service:
             answer.cached_tokens = cached(works)
             yield json.dumps(answer.counts())
         yield "[DONE]"
+
+
+def _submit(engine: Engine, tasks: Sequence[Task]) -> tuple[list[Work], Events]:
+    """The work of the tasks, and the queue that its events come through."""
+    loop, events = asyncio.get_running_loop(), Events()
+
+    def listen(work: Work, event: Event | ApiError) -> None:
+        loop.call_soon_threadsafe(events.put_nowait, (work, event))
+
+    return engine.submit(tasks, listen), events
+
+
+async def _collect(
+    request: Request, works: list[Work], events: Events, add: Callable[[Work, Any], None], leave: Callable[[], None]
+) -> None:
+    """Hand all events on until the last text has ended, or the client has gone; then `leave`."""
+
+    async def collect() -> None:
+        left = len(works)
+        while left:
+            work, event = await events.get()
+            if isinstance(event, ApiError):
+                raise event
+            add(work, event)
+            left -= event.finish_reason is not None
+
+    try:
+        await _unless_gone(collect(), request.receive)
+    finally:
+        leave()
 
 
 def cached(works: Sequence[Work]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from bitnet_mlx.errors import ConfigError, MemoryLimitError
 from bitnet_mlx.memory import plan
@@ -10,7 +11,7 @@ from bitnet_mlx.memory.machine import this_machine
 from bitnet_mlx.memory.plan import Machine
 from bitnet_mlx.memory.show import size
 from bitnet_mlx.models.decoder import Decoder
-from bitnet_mlx.models.demand import PROCESS, activations_of, kv_of
+from bitnet_mlx.models.demand import PROCESS, activations_of, demand, kv_of
 from bitnet_mlx.models.owners import holdings
 
 _SHARE = 0.5  # of what the plan leaves: other programs come and go
@@ -54,6 +55,19 @@ def kv_budget(
                 "risk with --max-kv-bytes"
             )
     return min(kv_bytes, need(context, running)), prefixes
+
+
+def check_room(path: Path, name: str, backend: str) -> None:
+    """Raise MemoryLimitError where the plan says that the model, with one position of cache, does not fit what is free now."""
+    from bitnet_mlx.checkpoint.weigh import model_size
+
+    machine = this_machine(backend)
+    needed = plan.make_plan(demand(model_size(path, name), backend), machine, 1).needed
+    free = machine.available if machine.working_set is None else machine.working_set
+    if free is not None and needed > free:
+        raise MemoryLimitError(
+            f"[serve] {name} takes {size(needed)} and {size(free)} are free; free some, or take a smaller one"
+        )
 
 
 def _left(decoder: Decoder, context: int, running: int, machine: Machine) -> int:

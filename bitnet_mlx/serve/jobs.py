@@ -151,13 +151,13 @@ class Model:
 
     def _grammar(self, body: Body, form: ToolFormat | None) -> Grammar | None:
         """What each text must be. Raises ApiError 400 naming the field whose wish cannot be enforced."""
-        source = None
-        if form and isinstance(body, ChatBody):
-            source = call_grammar(form, body.tools, body.tool_choice, body.parallel_tool_calls, body.schema_table)
-        field = "tools" if source else "response_format" if body.schema_table is not None else "structured_outputs"
+        called = isinstance(body, ChatBody) and form is not None
+        field = "tools" if called else "response_format" if body.schema_table is not None else "structured_outputs"
         try:
-            if source:
-                return self.grammars.lark(source)
+            if isinstance(body, ChatBody) and form is not None:
+                parallel = body.parallel_tool_calls
+                source = call_grammar(form, body.tools, body.tool_choice, parallel, body.schema_table)
+                return self.grammars.lark(source) if source else None
             if body.schema_table is not None:
                 return self.grammars.json_schema(body.schema_table)
             return self.grammars.regex(body.structured_outputs.regex) if body.structured_outputs else None

@@ -16,6 +16,9 @@ from bitnet_mlx.errors import ServeError
 from bitnet_mlx.serve.connection import HEAD_SECONDS, Connection
 
 _OURS = ("localhost", "127.0.0.1", "[::1]", "host.docker.internal")  # the last: this machine, from inside a container
+_KEEP_SECONDS = (
+    30  # an idle connection: longer than clients keep theirs, or one may send into a connection being closed
+)
 _HEAD_BYTES = 32 << 10  # a request's first line and headers
 
 
@@ -30,6 +33,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app, http=protocol, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
+                timeout_keep_alive=_KEEP_SECONDS,
                 h11_max_incomplete_event_size=_HEAD_BYTES, timeout_graceful_shutdown=max(1, round(drain_seconds)),
             )
         )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from bitnet_mlx import _mlxlm
 from bitnet_mlx.models.decoder_cpu import CpuDecoder
 from bitnet_mlx.serve.calls import CallReader
-from bitnet_mlx.serve.tools import ToolFormat
+from bitnet_mlx.serve.tools import ToolFormat, tool_format
 from bitnet_mlx.tokenizer import load_tokenizer
 from tests.serve.running import Running, WatchedDecoder, model, serving
 from tests.support import tiny_tokenizers as tiny
@@ -194,6 +195,28 @@ def test_what_is_read_does_not_depend_on_how_it_comes(text: str, content: str, c
 
 
 @pytest.mark.parametrize(
+    ("parser", "template", "text", "content"),
+    [
+        ("json_tools", tiny.CHAT_TOOLS, CALL, ""),
+        ("mistral", "[TOOL_CALLS]", f"Ay. [TOOL_CALLS]sail[ARGS]{ARGUMENTS}", "Ay."),
+        ("qwen3_coder", "<tool_call>\n<function=",
+         "<tool_call>\n<function=sail>\n<parameter=place>\nüber\n</parameter>\n</function>\n</tool_call>", ""),
+        ("pythonic", "<|tool_call_start|>", '<|tool_call_start|>[sail(place="über")]<|tool_call_end|>', ""),
+    ],
+)  # fmt: skip
+def test_mlx_lms_parsers(tmp_path: Path, parser: str, template: str, text: str, content: str) -> None:
+    """Chosen from the template as mlx-lm chooses, and fed letter by letter."""
+    source = "{% if tools %}" + template + "{% endif %}" if parser != "json_tools" else template
+    form = tool_format(load_tokenizer(tiny.byte_level(tmp_path, settings={"chat_template": source})))
+    assert form.name == parser
+    reader = CallReader(form, TOOLS)
+    said = [reader.feed(letter) for letter in text] + [reader.feed("", last=True)]
+    (call,) = [call for s in said for call in s.calls]
+    assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == ("sail", {"place": "über"})
+    assert "".join(s.content for s in said) == content
+
+
+@pytest.mark.parametrize(
     ("changes", "param", "code"),
     [
         ({"tools": None, "tool_choice": "auto"}, "tool_choice", "invalid_value"),
@@ -205,6 +228,8 @@ def test_what_is_read_does_not_depend_on_how_it_comes(text: str, content: str, c
         ({"tools": [TOOLS[0], TOOLS[0]]}, "tools", "invalid_value"),
         ({"tools": [{"type": "function", "function": {"name": "f", "strict": True, "parameters": {"not": {}}}}]},
          "tools", "invalid_value"),
+        ({"tool_choice": "required", "tools": [{"type": "function", "function": {"name": "f", "parameters": {
+            "properties": {"a": {"anyOf": [{"const": i} for i in range(201)]}}}}}]}, "tools", "invalid_value"),
         ({"structured_outputs": {"regex": "a"}}, "structured_outputs", "invalid_value"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id", "missing_required_parameter"),
         ({"messages": [{"role": "user", "content": "x", "tool_calls": [
