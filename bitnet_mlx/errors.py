@@ -8,6 +8,7 @@
       MemoryLimitError       a request that does not fit
       ServeError             a request that the server refuses
       TrainError             training that cannot go on
+      HubError               an upload that the Hugging Face hub refuses, or that breaks off
 
 KernelWarning is no error: a kernel of ours is off on this machine, and stock MLX takes its place.
 
@@ -49,6 +50,10 @@ class ServeError(BitnetError):
 
 class TrainError(BitnetError):
     """Training cannot go on: the loss or a gradient is no finite number."""
+
+
+class HubError(BitnetError):
+    """The Hugging Face hub did not take what was uploaded; what is on this disk stays as it is."""
 
 
 class KernelWarning(UserWarning):

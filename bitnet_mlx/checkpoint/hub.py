@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 # Of folders those of sentence-transformers' modules alone: 1_Pooling/config.json.
 IGNORED = ("[!1]*/*", "1[!_]*/*")
 ALLOWED = ("*.json", "model*.safetensors", "tokenizer.model", "*.jinja", "*.txt")
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_GGUF = re.compile(rf"({_NAME.pattern})/([\w.-][\w. /-]*\.gguf)")
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_GGUF = re.compile(rf"({NAME.pattern})/([\w.-][\w. /-]*\.gguf)")
 
 
 def resolve(path_or_repo: str | Path, revision: str | None = None, progress: bool = True) -> Path:
@@ -44,7 +44,7 @@ def resolve(path_or_repo: str | Path, revision: str | None = None, progress: boo
             )
         return _only_gguf(path, name) or path
     file = _GGUF.fullmatch(name)
-    if not _NAME.fullmatch(name) and not (file and ".." not in name):
+    if not NAME.fullmatch(name) and not (file and ".." not in name):
         raise ConfigError(
             f"[hub] there is no file or folder {name}, and it is no Hugging Face name (owner/name); "
             "give a model folder or such a name"
@@ -93,11 +93,10 @@ def _listing(name: str, revision: str | None) -> list[str]:
     """Names of a repository's files; empty where the hub cannot be asked."""
     from huggingface_hub import HfApi, errors
 
-    http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     try:
         return HfApi().list_repo_files(name, revision=revision)
-    except (OSError, errors.OfflineModeIsEnabled, http_error) as error:
-        log.debug("%s: its files cannot be listed: %s", name, _line(error))
+    except (OSError, errors.OfflineModeIsEnabled, http_error()) as error:
+        log.debug("%s: its files cannot be listed: %s", name, one_line(error))
         return []
 
 
@@ -108,8 +107,6 @@ def _snapshot(name: str, revision: str | None, progress: bool, patterns: tuple[s
     at = f"{name} at revision {revision}" if revision else name
     options: dict[str, Any] = {} if progress else {"tqdm_class": _silent_bar()}
     incomplete = getattr(errors, "IncompleteSnapshotError", ())  # since huggingface_hub 2
-    # The root of its HTTP library's errors, whichever that is.
-    http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     try:
         found = snapshot_download(
             name,
@@ -119,7 +116,7 @@ def _snapshot(name: str, revision: str | None, progress: bool, patterns: tuple[s
             **options,
         )
     except errors.HFValidationError as error:
-        raise ConfigError(f"[hub] {name} is no valid Hugging Face name: {_line(error)}") from error
+        raise ConfigError(f"[hub] {name} is no valid Hugging Face name: {one_line(error)}") from error
     except errors.GatedRepoError as error:
         raise ConfigError(
             f"[hub] {name} is gated: accept its terms on its page, then log in with `hf auth login` or set HF_TOKEN"
@@ -136,12 +133,12 @@ def _snapshot(name: str, revision: str | None, progress: bool, patterns: tuple[s
     except errors.LocalEntryNotFoundError as error:
         raise ConfigError(
             f"[hub] there is no folder {name} here, {at} is not in the cache, and the hub "
-            f"{'may not be asked (HF_HUB_OFFLINE is set)' if _offline() else 'cannot be reached'}; "
+            f"{'may not be asked (HF_HUB_OFFLINE is set)' if offline() else 'cannot be reached'}; "
             "check the name, connect, or give a model folder"
         ) from error
-    except (OSError, http_error) as error:  # a connection that broke half way, a full disk
+    except (OSError, http_error()) as error:  # a connection that broke half way, a full disk
         raise ConfigError(
-            f"[hub] {at} could not be fetched: {_line(error)}; try again, what is here is kept"
+            f"[hub] {at} could not be fetched: {one_line(error)}; try again, what is here is kept"
         ) from error
     return Path(found)
 
@@ -157,13 +154,30 @@ def _usable(at: str, error: Any, patterns: tuple[str, ...]) -> Path:
     except FormatError as cause:
         raise FormatError(
             f"[hub] the cached copy of {at} is incomplete, and the hub "
-            f"{'may not be asked (HF_HUB_OFFLINE is set)' if _offline() else 'cannot be reached'}. {cause}"
+            f"{'may not be asked (HF_HUB_OFFLINE is set)' if offline() else 'cannot be reached'}. {cause}"
         ) from error
     log.warning("%s: the cached copy lacks some files, but has the config and all weights; it is used", at)
     return folder
 
 
-def _offline() -> bool:
+def repository(path_or_repo: str | Path) -> str | None:
+    """The hub's owner/name that `resolve` would ask for, or None where it would not ask."""
+    name = os.fspath(path_or_repo)
+    if os.path.exists(Path(name).expanduser()):
+        return None
+    file = _GGUF.fullmatch(name)
+    return file[1] if file else name if NAME.fullmatch(name) else None
+
+
+def http_error() -> type[Exception]:
+    """The root of the errors of huggingface_hub's HTTP library, whichever that is."""
+    from huggingface_hub import errors
+
+    return errors.HfHubHTTPError.__bases__[0]
+
+
+def offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids to ask the hub."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
@@ -179,6 +193,6 @@ def _silent_bar() -> type:
     return Silent
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An error's text on one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import TYPE_CHECKING, Any
 
 from bitnet_mlx.api import ACTIVATIONS, DTYPES, HEAD_BITS, I2S_LAYOUTS
 from bitnet_mlx.cli import ternarizing
 from bitnet_mlx.cli.progress import Bar
 from bitnet_mlx.models.precision import PRESETS
+
+if TYPE_CHECKING:
+    from bitnet_mlx.checkpoint.convert import Conversion
 
 FORMATS = {
     "words2": "this package's own folder, 2 bits a weight, used in place (the default)",
@@ -23,12 +27,7 @@ FORMATS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "--hf-path",
-        required=True,
-        metavar="SRC",
-        help="a model folder, a GGUF file, or owner/name on the Hugging Face hub",
-    )
+    add("--hf-path", required=True, metavar="SRC", help="a model folder, a GGUF file, or owner/name on the hub")
     add("--mlx-path", required=True, metavar="DST", help="where the result is to be")
     add("--format", choices=FORMATS, default="words2", help="; ".join(f"{k}: {v}" for k, v in FORMATS.items()))
     add(
@@ -43,16 +42,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--activations", type=int, choices=ACTIVATIONS, help="bits of the layers' inputs (default: the model's own)")
     ternarizing.add_arguments(parser)
     add("--revision", help="branch, tag or commit on the hub")
+    add("--upload-repo", metavar="OWNER/NAME", help="then upload the result to this repository on the Hugging Face hub")
     add("--i2s-layout", choices=I2S_LAYOUTS, help="byte layout of I2_S tensors (default: found from the weights)")
 
 
 def run(args: argparse.Namespace) -> int:
     from bitnet_mlx.checkpoint.convert import convert
-    from bitnet_mlx.checkpoint.convert_report import details, summary
 
     names = ("format", "head_bits", "dtype", "force", "activations", "revision", "i2s_layout", "precision")
     options = {name: getattr(args, name) for name in names}
-    fitting, cost = ternarizing.wanted(args), None
+    fitting, cost, upload, uploaded = ternarizing.wanted(args), None, None, None
+    if args.upload_repo is not None:
+        from bitnet_mlx.checkpoint.upload import Upload
+
+        upload = Upload(args.upload_repo, args.hf_path)
     with Bar("converting") as bar:
         if fitting is None:
             done = convert(args.hf_path, args.mlx_path, ternarize=args.ternarize, progress=bar.update, **options)
@@ -60,14 +63,25 @@ def run(args: argparse.Namespace) -> int:
             from bitnet_mlx.calibration.post_training import convert_ternary
 
             done, cost = convert_ternary(args.hf_path, args.mlx_path, fitting, bar.update, **options)
-    if args.json:
-        print(json.dumps(done.record() | ({} if cost is None else {"ternarize": cost})))
-        return 0
-    if args.verbose:
-        print("\n".join(details(done)))
-    print("\n".join(summary(done)))
+    if not args.json:
+        _tell(done, cost, args.verbose)
+    try:
+        uploaded = None if upload is None else upload.send(done.path, done.format)
+    finally:  # the conversion is told where the upload fails as well
+        if args.json:
+            sent = None if uploaded is None else uploaded.record()
+            print(json.dumps(done.record() | {"uploaded": sent} | ({} if cost is None else {"ternarize": cost})))
+    if uploaded is not None and not args.json:
+        print(f"uploaded to {uploaded.url}, {len(uploaded.files)} files")
+    return 0
+
+
+def _tell(done: Conversion, cost: dict[str, Any] | None, verbose: bool) -> None:
+    from bitnet_mlx.checkpoint.convert_report import details, summary
+
+    lines = (details(done) if verbose else []) + summary(done)
     if cost is not None:
         from bitnet_mlx.calibration.post_training import summary as told
 
-        print("\n".join(told(cost)))
-    return 0
+        lines += told(cost)
+    print("\n".join(lines), flush=True)
