@@ -169,6 +169,6 @@ def summary(record: dict[str, Any]) -> list[str]:
         lines.append(
             f"held-out end of {record['calibration_data']}, {held['tokens']} tokens on {held['backend']}: perplexity "
             f"{held['perplexity']:.4g}, the float parent's {held['teacher_perplexity']:.4g}; KL {held['kl']:.4g} nats a token, "
-            f"the same best token at {held['top1_agreement']:.1%}. Training (bitnet-mlx qat) gets far nearer"
+            f"the same best token at {held['top1_agreement']:.1%}. Training (bitnet-mlx qat) gets nearer"
         )
     return lines

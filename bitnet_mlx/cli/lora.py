@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet_mlx.cli.training import add_loop, add_numbers, options, watched
+from bitnet_mlx.errors import ConfigError
 
 _NUMBERS = (
     ("--num-layers", int, "N", "how many of the last layers get an adapter, -1 for all (default 16, or all)"),
@@ -25,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `lora`; those left out keep LoraOptions' defaults."""
     add = parser.add_argument
     formats = "messages, prompt and completion, or text, a JSON object a line"
-    add("--data", type=Path, required=True, metavar="DIR", help=f"folder of train, valid and test.jsonl: {formats}")
+    add("-c", "--config", type=Path, metavar="FILE", help="YAML of options, as mlx-lm's; flags go before it")
+    add("--data", type=Path, metavar="DIR", help=f"folder of train, valid and test.jsonl: {formats}")
     add("--model", metavar="DIR|REPO|GGUF", help="the base, left as it is (default: the model in the package)")
     add("--adapter-path", type=Path, metavar="DIR", help="where the adapter is (default: adapters)")
     add("--train", action="store_true", help="train the adapter on train.jsonl")
@@ -48,9 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def train(args: argparse.Namespace) -> dict[str, Any]:
     """Train or test an adapter, and return the command's record."""
     from bitnet_mlx.backends import choose_on_mlx
+    from bitnet_mlx.train.lora_config import read_options
     from bitnet_mlx.train.lora_options import LoraOptions
 
-    chosen = options(args, LoraOptions)
+    set_by_file = {} if args.config is None else read_options(args.config)
+    if args.data is None and "data" not in set_by_file:
+        raise ConfigError("[lora] nothing to learn from; give --data DIR, or data in the file of --config")
+    chosen = options(args, LoraOptions, set_by_file)
     backend = choose_on_mlx(args.backend).name
 
     from bitnet_mlx import load
@@ -58,7 +64,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     from bitnet_mlx.train.lora import lora
 
     trained = None if chosen.train else chosen.adapter_path
-    model, tokenizer = load(args.model, backend=backend, dtype=args.dtype, adapter_path=trained)
+    model, tokenizer = load(chosen.model, backend=backend, dtype=args.dtype, adapter_path=trained)
     assert isinstance(model, MlxModel)
     return watched(lora, chosen, model, tokenizer)
 

@@ -12,7 +12,9 @@ from bitnet_mlx.cli.training import add_loop, add_numbers, add_ste, options, wat
 _NUMBERS = (
     ("--seq-length", int, "L", "tokens a sequence (default 256)"),
     ("--blend-fraction", float, "F", "of the steps, after which all layers are ternary (default 0.5)"),
-    ("--kl-weight", float, "K", "share of the teacher's KL in the loss, 0 to 1 (default 0.5)"),
+)
+_TEACHER = (
+    ("--kl-weight", float, "K", "share of the KL from its distribution in the loss, 0 to 1 (default 0.5)"),
     ("--temperature", float, "T", "of both distributions in the KL (default 1)"),
     (
         "--hidden-weight",
@@ -32,8 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", required=True, metavar="DIR|REPO", help="float weights of the llama, qwen3 or bitnet family")
     add("--data", nargs="+", type=Path, required=True, metavar="PATH", help="text files, or folders of them")
     add("--output", type=Path, required=True, metavar="DIR", help="folder for the model, checkpoints and log")
-    add("--teacher", metavar="DIR|REPO|GGUF", help="a model of the same vocabulary (default: the float model itself)")
     add("--eval-data", nargs="+", type=Path, metavar="FILE", help="text files, measured before and after")
+    text = "how layers become ternary: at once, evenly, exponentially, or one by one (default linear)"
+    add("--blend", choices=["constant", "linear", "exponential", "layers"], help=text)
+    text = "add norms before o_proj and down_proj, as BitNet has them; they grow in with the blend"
+    add("--sub-norms", action="store_true", help=text)
+    text = "of activations and products (default: the model's own); masters and optimiser are float32"
+    add("--dtype", choices=["bfloat16", "float32"], help=text)
+    add_numbers(add, _NUMBERS)
+    add = parser.add_argument_group("the teacher").add_argument
+    add("--teacher", metavar="DIR|REPO|GGUF", help="a model of the same vocabulary (default: the float model itself)")
     add(
         "--hidden-loss",
         choices=["cosine", "mse"],
@@ -41,16 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     text = "keep what the teacher says here, and let it go while training; a later run of the same data reads it"
     add("--teacher-cache", type=Path, metavar="DIR", help=text)
-    add(
-        "--blend",
-        choices=["constant", "linear", "exponential", "layers"],
-        help="how layers become ternary: at once, evenly, exponentially, or one by one (default linear)",
-    )
-    text = "add norms before o_proj and down_proj, as BitNet has them; they grow in with the blend"
-    add("--sub-norms", action="store_true", help=text)
-    text = "of activations and products (default: the model's own); masters and optimiser are float32"
-    add("--dtype", choices=["bfloat16", "float32"], help=text)
-    add_numbers(add, _NUMBERS)
+    add_numbers(add, _TEACHER)
     add_ste(parser)
     add_loop(parser, warmup=50, save_every=200)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -68,10 +68,11 @@ def add_numbers(add: Callable[..., Any], numbers: tuple[tuple[str, type, str, st
         add(flag, type=kind, metavar=metavar, help=text)
 
 
-def options(args: argparse.Namespace, kind: type[_Options]) -> _Options:
-    """The options of a command, of the flags that were given. Raises ConfigError for values that are not allowed."""
-    names = kind.__dataclass_fields__
-    given: dict[str, Any] = {name: value for name, value in vars(args).items() if name in names and value is not None}
+def options(args: argparse.Namespace, kind: type[_Options], file: Mapping[str, Any] | None = None) -> _Options:
+    """A command's options: the flags that were given, then those of a file. Raises ConfigError for what is not allowed."""
+    names, given = kind.__dataclass_fields__, dict(file or {})
+    # A switch that was not given is False, and sets nothing against the file.
+    given |= {k: v for k, v in vars(args).items() if k in names and v is not None and not (v is False and k in given)}
     for name, value in given.items():
         given[name] = tuple(value) if isinstance(value, list) else value
     return kind(**given)

@@ -26,7 +26,9 @@ ROWS = (1, 2, 3, 4, 6, 8, 12, 16)
 _ROUNDS = 6
 _FEW = 4  # rows that are measured however slow the machine is
 _BUDGET = 2.0  # seconds; a machine for which that is short has no use for many rows
-_BEHIND = 32  # positions that the rows see
+_BEHIND = 8  # positions that the rows see
+_SLOW = 0.02  # seconds of a row, above which rows that cost nearly a row each are not looked at more closely
+_NEARLY = 1.8  # what two rows cost then, against one
 
 
 class RowTimes:
@@ -74,14 +76,21 @@ def measure(decoder: Decoder) -> dict[int, float]:
     for turn in range(_ROUNDS):  # the first may compile or make room, so there are two at least
         for rows in (rows for rows in ROWS if rows <= max(2, context - behind)):
             late = time.perf_counter() - began > _BUDGET
-            if late and (turn > 1 or rows > _FEW):
+            if (late and (turn > 1 or rows > _FEW)) or (rows > 2 and turn < 2 and _a_row_each(found)):
                 break
             start = time.perf_counter()
             decoder.step([[0] * rows], [cache], logits="all")
             seconds = max(time.perf_counter() - start, 1e-9)
             cache.trim(behind)
             found[rows] = min(found.get(rows, seconds), seconds)
+        if turn == 1 and _a_row_each(found):
+            break
     return {rows: min(s for more, s in found.items() if more >= rows) for rows in found}
+
+
+def _a_row_each(found: Mapping[int, float]) -> bool:
+    """Whether the engine is slow and two rows take nearly twice one's time: then no number of them will pay."""
+    return found[1] > _SLOW and found[2] > _NEARLY * found[1]
 
 
 def _about(decoder: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from bitnet_mlx.models.config import DecoderConfig
 from bitnet_mlx.models.hooks import Hooks
 from bitnet_mlx.models.hooks_mlx import linear_of, looked_into
 from bitnet_mlx.models.layers_mlx import Block, Parts, Plan
-from bitnet_mlx.models.ragged_mlx import Part, passes
+from bitnet_mlx.models.parts import PIECE, Part, passes
 from bitnet_mlx.models.ragged_mlx import rows as ragged_rows
 from bitnet_mlx.models.rope_mlx import Rotary
 from bitnet_mlx.models.weights import DecoderWeights
@@ -34,7 +34,6 @@ from bitnet_mlx.nn.site import PackedSite
 from bitnet_mlx.ternary import SCALES
 
 _EARLY = 8  # layers whose graph is built before a GPU begins with them
-_PREFILL = 512  # tokens of one pass, so that memory does not grow with the prompt
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
@@ -156,7 +155,7 @@ class MlxModel(nn.Module):
         if len(tokens) == 1:
             return [self._sequence(tokens[0], caches[0], logits)]
         pieces: list[list[np.ndarray]] = [[] for _ in tokens]
-        for parts in passes(tokens, _PREFILL):
+        for parts in passes(tokens, PIECE):
             for part, rows in zip(parts, self._side_by_side(parts, caches, logits), strict=True):
                 pieces[part.sequence].append(rows)
         return [np.concatenate(p) if logits == "all" else p[-1] for p in pieces]
@@ -180,14 +179,14 @@ class MlxModel(nn.Module):
 
     def _sequence(self, ids: Sequence[int], cache: SequenceCache, logits: str) -> np.ndarray:
         pieces = []
-        for at in range(0, len(ids), _PREFILL):
-            piece = mx.array(np.asarray(ids[at : at + _PREFILL], np.int32))[None]
+        for at in range(0, len(ids), PIECE):
+            piece = mx.array(np.asarray(ids[at : at + PIECE], np.int32))[None]
             x = self.model(piece, cache, None, early=True)
             if logits == "hidden":
                 pieces.append(self.model.norm(x[0].astype(mx.float32)))
             elif logits == "all":
                 pieces.append(self.head(x)[0].astype(mx.float32))
-            elif at + _PREFILL >= len(ids):
+            elif at + PIECE >= len(ids):
                 pieces.append(self.head(x[:, -1])[0].astype(mx.float32))
             mx.eval(pieces, [entry.arrays for entry in cache])
         return np.concatenate([np.array(p) for p in pieces])

@@ -1,7 +1,7 @@
 """What a decoder takes on each engine, from the sizes of its tensors: the formulas behind memory/plan.py.
 
 Weights and caches are counted exactly. Activations: the cpu engine's are its own buffers, exactly; MLX's were fitted to
-its counter on the CPU device (models of 2 to 8 layers, 64 to 512 rows, up to 4096 positions) and are a bound elsewhere.
+its counter on the CPU device (five models of 2 to 8 layers, 16 to 512 rows, up to 2428 positions): a bound elsewhere.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from bitnet_mlx.memory.plan import Demand
 from bitnet_mlx.models.cache import capacity
 from bitnet_mlx.models.config import DecoderConfig
 from bitnet_mlx.models.decoder import Decoder
+from bitnet_mlx.models.parts import PIECE
+from bitnet_mlx.models.parts import passes as shared_passes
 from bitnet_mlx.ternary import GROUP, padded
 
 _Bytes = Callable[[int, int], int]  # of (context, batch)
-PIECE = 512  # rows of a prompt that one pass takes
 _RECENT = 64  # positions of the MLX cache's second array
 _FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Interpreter and libraries beside a model's own bytes, measured on Linux with the embedded model.
@@ -191,24 +192,32 @@ def _kv_mlx(config: DecoderConfig, bits: int, recent: bool) -> _Bytes:
 
 
 def _activations_mlx(config: DecoderConfig, kv: _Bytes, scores: bool, widened: bool) -> _Bytes:
-    """What a prompt's passes need beside the filled caches, at the pass that needs most.
+    """What the passes of prompts need beside the filled caches, at the pass that needs most.
 
-    Floats a row: 8 F + 5 H around the feed-forward; 9 q + 13 kv (5 kv in the first pass, which copies no cache) around
-    attention, and, where its scores are written out (the CPU device), one for each position of each head and the mask.
+    Floats a row: 8 F + 4 H around the feed-forward; around attention 10 q + 6 kv + 2 H and, where its scores are written
+    out (the CPU device), one for each position of each head and a byte of the mask. Where a cache grows, a layer's new
+    array stands beside its old one.
     """
     c = config
     queries, values = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    feed_forward = 8 * c.intermediate_size + 5 * c.hidden_size
+    base = 4 * (10 * queries + 6 * values + 2 * c.hidden_size)
+    feed_forward = 4 * (8 * c.intermediate_size + 4 * c.hidden_size)
+    score = 4 * c.num_attention_heads + 1 if scores else 0
 
     def count(context: int, batch: int) -> int:
-        most = 0
-        for end in (*range(PIECE, context, PIECE), context):
-            rows = end % PIECE or PIECE
-            attention = 9 * queries + (13 if end > PIECE else 5) * values
-            attention += (c.num_attention_heads + 1) * end if scores else 0
-            wide = 4 * 2 * values * end if widened else 0  # one layer of a small cache, in floats again
-            held = kv(capacity(end, context), 1) - kv(context, 1)
-            most = max(most, held + 4 * rows * max(feed_forward, attention) + wide)
+        most, rooms = 0, [0] * batch
+        for start, end in passes(context):
+            for parts in shared_passes([range(start, end)] * batch, PIECE):
+                attention = rows = new = wide = 0
+                for part in parts:
+                    at, before = part.ids[-1] + 1, rooms[part.sequence]
+                    room = rooms[part.sequence] = capacity(at, context)
+                    new = max(new, kv(room, 1) // c.num_hidden_layers) if 0 < before < room else new
+                    rows += len(part.ids)
+                    attention += len(part.ids) * (base + score * at)
+                    wide = max(wide, 4 * 2 * values * at) if widened else 0  # of a small cache, in floats again
+                held = sum(kv(room, 1) for room in rooms if room) - kv(context, batch)
+                most = max(most, held + wide + max(rows * feed_forward, attention + new))
         return most + _rotary(c, context, 1024) + 4 * batch * c.vocab_size
 
     return count

@@ -7,25 +7,15 @@ to that sequence's own cache, so nothing is padded to the longest and no cache i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from bitnet_mlx.backends.mlx_import import mx
 from bitnet_mlx.models.cache_mlx import SequenceCache
+from bitnet_mlx.models.parts import Part
 
 _FEW = 8  # rows up to which each number of them has its own compiled pass
-
-
-@dataclass(frozen=True)
-class Part:
-    """Tokens of one sequence that a pass takes. at: its first token in the pass. last: whether its tokens end here."""
-
-    sequence: int
-    ids: Sequence[int]
-    at: int
-    last: bool
 
 
 class Ragged:
@@ -50,23 +40,6 @@ class Ragged:
         if at < q.shape[2]:
             outputs.append(mx.zeros_like(q[:, :, at:]))
         return mx.concatenate(outputs, axis=2)
-
-
-def passes(tokens: Sequence[Sequence[int]], most: int) -> list[list[Part]]:
-    """All tokens in passes of at most `most` rows; a sequence that does not fit goes on in the next pass."""
-    found: list[list[Part]] = [[]]
-    room = most
-    for sequence, ids in enumerate(tokens):
-        start = 0
-        while start < len(ids):
-            if not room:
-                found.append([])
-                room = most
-            count = min(room, len(ids) - start)
-            end = start + count
-            found[-1].append(Part(sequence, ids[start:end], most - room, end == len(ids)))
-            room, start = room - count, end
-    return found
 
 
 def rows(parts: Sequence[Part], caches: Sequence[SequenceCache], pad: bool) -> tuple[mx.array, list[Ragged]]:

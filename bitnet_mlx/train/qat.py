@@ -61,8 +61,9 @@ def qat(options: QatOptions, report: Report) -> dict[str, Any]:
     """The whole run; see train/run.py for the log and `report`.
 
     Returns the command's record: first_loss and loss, and with held-out text the float model's figures ("parent"), those of
-    its weights made ternary without training ("before") and those after it ("after"). Under a launcher this is one rank of
-    several; all but the first return {"rank": n} and write nothing. Raises ConfigError, FormatError or TrainError.
+    its weights made ternary without training ("before") and those after it ("after"); with --teacher-cache also what that
+    holds. Under a launcher this is one rank of several; all but the first return {"rank": n} and write nothing. Raises
+    ConfigError, FormatError, MemoryLimitError or TrainError.
     """
     group = join(options.rank_timeout)
     refuse_earlier(options.output, options, "--output", group)

@@ -32,7 +32,7 @@ def test_the_notebook_runs_and_shows_what_it_holds() -> None:
     path = EXAMPLES / "quickstart.ipynb"
     held = notebook.cells(path)
     kinds = [_shown(cell) for cell in held["cells"]]
-    assert sum("text/html" in kind for kind in kinds) == 2, "execute it: python -m tests.support.notebook FILE"
+    assert sum("text/html" in kind for kind in kinds) == 4, "execute it: python -m tests.support.notebook FILE"
     ran = notebook.run(notebook.cells(path))
     assert [_shown(cell) for cell in ran["cells"]] == kinds
     text = "".join(ran["cells"][2]["outputs"][0]["text"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,6 +142,26 @@ def test_times_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.Mo
     other = NumpyDecoder(random_weights(tiny_config(num_hidden_layers=2)))
     row_times(other)
     assert len(list((tmp_path / "rows").iterdir())) == 2
+
+
+class Slow(NumpyDecoder):
+    """A row takes a row's time, by a clock that only it moves."""
+
+    now = 0.0
+    fed: list[int]
+
+    def step(self, tokens: Any, caches: Any, logits: Any = "last") -> list[np.ndarray]:
+        Slow.now += len(tokens[0]) * 0.1
+        self.fed.append(len(tokens[0]))
+        return super().step(tokens, caches, logits)
+
+
+def test_where_a_row_costs_a_row_little_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Slow(random_weights(tiny_config(num_hidden_layers=1)))
+    decoder.fed = []
+    monkeypatch.setattr(module.time, "perf_counter", lambda: Slow.now)
+    assert measure(decoder) == pytest.approx({1: 0.1, 2: 0.2})
+    assert decoder.fed[1:] == [1, 2, 1, 2]
 
 
 def test_a_short_context_is_no_error() -> None:

@@ -79,14 +79,18 @@ def test_bytes_of_the_2b_model() -> None:
 def by_hand(machine_gib: int) -> float:
     """Positions of the 2B model with an 8-bit head in bfloat16 on a Mac: what is left, over the bytes of a position.
 
-    80 MiB of process; 512 rows of 8 feed-forward and 5 hidden widths in float32, and the logits; a position has keys and
-    values of 30 x 5 heads of 128 in bfloat16, and 64 cosines and sines in float32.
+    80 MiB of process and the logits; 512 rows in float32 of 8 feed-forward and 4 hidden widths, or of what attention needs
+    and, where its cache grows, a layer's old array; a position has keys and values of 30 x 5 heads of 128 in bfloat16, and
+    64 cosines and sines in float32.
     """
     head = 128256 * 2560 + 128256 * 40 * 8
     words = 30 * (2560 * 2560 * 2 + 640 * 2560 * 2 + 3 * 6912 * 2560) / 4
-    work = 4 * 512 * (8 * 6912 + 5 * 2560) + 4 * 128256
-    room = BUDGETS[machine_gib][0] * GIB - 80 * MB - head - words - work
-    return min(room / (2 * 30 * 5 * 128 * 2 + 2 * 64 * 4), 1 << 20)
+    room = BUDGETS[machine_gib][0] * GIB - 80 * MB - head - words - 4 * 128256
+    layer = 2 * 5 * 128 * 2
+    position = 30 * layer + 2 * 64 * 4
+    feeding = (room - 4 * 512 * (8 * 6912 + 4 * 2560)) / position
+    attending = (room - 4 * 512 * (10 * 2560 + 6 * 640 + 2 * 2560)) / (position + layer)
+    return min(feeding, attending, 1 << 20)
 
 
 @pytest.mark.parametrize("memory", [8, 16, 24, 36, 64, 128, 512])

@@ -108,9 +108,10 @@ def test_the_cpu_engine_is_predicted_to_the_byte(context: int) -> None:
     assert measured.process_peak > measured.process_before
 
 
-def test_mlx_is_predicted_within_five_percent() -> None:
-    """At the model's own context. MLX's queue holds less than the bound where steps are short: see models/demand.py."""
-    plan = predict(embedded_model(), "embedded", "mlx")
+@pytest.mark.parametrize(("context", "batch"), [(16, 1), (130, 3), (200, 2), (513, 1)])
+def test_mlx_is_predicted_within_five_percent(context: int, batch: int) -> None:
+    """One row a pass and many, one sequence and several side by side, a cache that grows."""
+    plan = predict(embedded_model(), "embedded", "mlx", context, batch)
     measured = run(plan, embedded_model())
     assert (measured.weights, measured.head, measured.kv_cache) == (plan.weights, plan.head, plan.kv_cache)
     assert measured.within, measured.error

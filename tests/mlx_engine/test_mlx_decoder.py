@@ -128,7 +128,7 @@ def test_cache_and_chunks_change_rounding_only(case: str, monkeypatch: pytest.Mo
     np.testing.assert_array_equal(uncached, whole)
     cache = model.make_cache()
     single = np.stack([model.step([[t]], [cache])[0] for t in tokens])
-    monkeypatch.setattr(decoder_mlx, "_PREFILL", 7)
+    monkeypatch.setattr(decoder_mlx, "PIECE", 7)
     chunks = model.step([tokens], [model.make_cache()], "all")[0]
     last = model.step([tokens], [model.make_cache()], "last")[0]
     assert last.shape == (67,)
@@ -141,7 +141,7 @@ def test_memory_of_a_long_prompt_is_that_of_a_piece(monkeypatch: pytest.MonkeyPa
     model = MlxModel(random_weights(tiny_config(max_position_embeddings=1024)))
 
     def peak(piece: int) -> int:
-        monkeypatch.setattr(decoder_mlx, "_PREFILL", piece)
+        monkeypatch.setattr(decoder_mlx, "PIECE", piece)
         cache = model.make_cache()
         mx.clear_cache()
         before = mx.get_active_memory()

@@ -12,7 +12,8 @@ from bitnet_mlx.errors import ConfigError, MemoryLimitError
 from bitnet_mlx.models import decoder_mlx
 from bitnet_mlx.models.decoder_mlx import MlxModel
 from bitnet_mlx.models.decoder_numpy import NumpyDecoder
-from bitnet_mlx.models.ragged_mlx import padded_rows, passes
+from bitnet_mlx.models.parts import passes
+from bitnet_mlx.models.ragged_mlx import padded_rows
 from tests.mlx_engine.test_mlx_decoder import CASES, build, ids
 from tests.mlx_engine.test_mlx_token import Whole
 from tests.support.random_model import random_weights, tiny_config
@@ -39,7 +40,7 @@ def test_each_gets_what_it_gets_alone_and_what_the_reference_says(case: str, mon
     weights = build(case)
     model, reference = MlxModel(weights), NumpyDecoder(weights)
     together = run(model)
-    monkeypatch.setattr(decoder_mlx, "_PREFILL", 7)
+    monkeypatch.setattr(decoder_mlx, "PIECE", 7)
     pieces = run(model)
     near = []
     for i, text in enumerate(TEXTS):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import sys
 import time
 from collections import Counter
@@ -25,6 +26,8 @@ import numpy as np
 from bitnet_mlx.generation import SamplingConfig, generate
 
 COMPLETIONS = "/v1/completions"
+EMBEDDINGS = "/v1/embeddings"
+PATTERN = "[a-z]{3,8}=[0-9]{1,4}"
 GREEDY, SAMPLED = {"temperature": 0}, {"temperature": 0.8, "top_p": 0.95}
 # Bodies that are refused, by what is wrong with them: (changes, status).
 MALFORMED: dict[str, tuple[dict[str, Any], int]] = {
@@ -64,6 +67,7 @@ class Soak:
         self.url, self.name, self.prompts, self.reference, self.rss = url, name, prompts, reference, rss
         self.result = Result()
         self._known: dict[tuple[int, int, int | None], str] = {}
+        self._first: dict[Any, str] = {}
 
     def run(self, requests: int, at_once: int, seed: int = 0) -> Result:
         """Ask, and check what is left in the server afterwards."""
@@ -112,7 +116,14 @@ class Soak:
                 return "left while waiting", lambda client: self._leave(client, {**body, "max_tokens": 400})
             lines = int(rng.integers(1, 4))
             return "left while reading", lambda client: self._leave_stream(client, {**body, "max_tokens": 400}, lines)
-        if rng.random() < 0.4:
+        form = rng.random()
+        if form < 0.1:
+            asked = {"model": self.name, "input": self.prompts[which], "encoding_format": "base64"}
+            return "embedding", lambda client: self._embedding(client, asked, which)
+        if form < 0.2:
+            asked = {**body, "max_tokens": 30, "structured_outputs": {"regex": PATTERN}}
+            return "of a pattern", lambda client: self._pattern(client, asked, (which, seed))
+        if form < 0.5:
             return "streamed", lambda client: self._streamed(client, body, which, count, seed)
         n = int(rng.integers(1, 3))
         return f"whole, n {n}", lambda client: self._whole(client, {**body, "n": n}, which, count, seed)
@@ -133,10 +144,27 @@ class Soak:
         want = await asyncio.to_thread(self._want, which, count, seed)
         assert text == want, f"prompt {which}, {count} tokens, seed {seed}: {text!r}, alone {want!r}"
 
-    async def _post(self, client: httpx.AsyncClient, content: str) -> httpx.Response:
+    async def _embedding(self, client: httpx.AsyncClient, body: dict, which: int) -> None:
+        response = await self._post(client, json.dumps(body), EMBEDDINGS)
+        assert response.status_code == 200, response.text
+        self._again("embedding", which, response.json()["data"][0]["embedding"])
+
+    async def _pattern(self, client: httpx.AsyncClient, body: dict, key: tuple[int, int | None]) -> None:
+        response = await self._post(client, json.dumps(body))
+        assert response.status_code == 200, response.text
+        (choice,) = response.json()["choices"]
+        assert choice["finish_reason"] == "stop" and re.fullmatch(PATTERN, choice["text"]), choice
+        self._again("pattern", key, choice["text"])
+
+    def _again(self, kind: str, key: Any, value: str) -> None:
+        """The same question has the same answer, whatever else was in the batch."""
+        assert self._first.setdefault((kind, key), value) == value
+        self.result.compared += 1
+
+    async def _post(self, client: httpx.AsyncClient, content: str, path: str = COMPLETIONS) -> httpx.Response:
         """Where the queue is full the client comes again, as it is told to."""
         for _ in range(100):
-            response = await client.post(COMPLETIONS, content=content, headers={"Content-Type": "application/json"})
+            response = await client.post(path, content=content, headers={"Content-Type": "application/json"})
             if response.status_code != 429:
                 break
             self.result.counts["told to come again"] += 1
@@ -252,7 +280,7 @@ def main() -> int:
     model, tokenizer = load(backend="cpu")
     prompts = make_prompts(model.config.vocab_size, 300, 40)
     cap = 16_000_000
-    with started("--backend", "cpu", "--prompt-cache-bytes", str(cap)) as (process, url):
+    with started("--backend", "cpu", "--pooling", "mean", "--prompt-cache-bytes", str(cap)) as (process, url):
         soak = Soak(
             url, "embedded", prompts, lambda ids, count, how: generate(model, tokenizer, ids, count, sampling=how),
             lambda: psutil.Process(process.pid).memory_info().rss,

@@ -119,26 +119,26 @@ def command(flags: QatOptions, *more: str) -> list[str]:
 
 
 def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path: Path) -> None:
-    whole, part = options(tmp_path, "whole", iters=40, eval_data=()), options(tmp_path, "part", iters=40, eval_data=())
+    whole, part = options(tmp_path, "whole", iters=16, eval_data=()), options(tmp_path, "part", iters=16, eval_data=())
     qat(whole, silent)
-    with subprocess.Popen(command(part, "--iters=40"), stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(command(part, "--iters=16"), stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 60
         while not (part.output / "checkpoints" / "step-00000004").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
-    done = subprocess.run(command(part, "--iters=40", "--resume"), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command(part, "--iters=16", "--resume"), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
     def trace(run: QatOptions) -> dict[int, float]:
         entries = [json.loads(line) for line in (run.output / "log.jsonl").read_text().splitlines()]
         return {entry["step"]: entry["loss"] for entry in entries}
 
-    assert trace(part) == trace(whole) and len(trace(whole)) == 40
+    assert trace(part) == trace(whole) and len(trace(whole)) == 16
     assert (part.output / "model.safetensors").read_bytes() == (whole.output / "model.safetensors").read_bytes()
     with pytest.raises(ConfigError, match="earlier run; give --resume"):
         qat(part, silent)
     with pytest.raises(ConfigError, match="blend is 'constant'"):
-        qat(options(tmp_path, "part", iters=40, eval_data=(), blend="constant", resume=True), silent)
+        qat(options(tmp_path, "part", iters=16, eval_data=(), blend="constant", resume=True), silent)
 
 
 def test_layers_computed_twice_give_the_same_bits(tmp_path: Path) -> None:

@@ -19,13 +19,13 @@ from bitnet_mlx.bench.launches_mlx import launches
 from bitnet_mlx.bench.layer_launches_mlx import kernel_launches, stock_launches
 from bitnet_mlx.bench.profiled.engine import cache_traffic
 from bitnet_mlx.models.layers_mlx import attend, side_by_side
+from bitnet_mlx.models.parts import PIECE
 from bitnet_mlx.nn.lora import LoRALinear
 from bitnet_mlx.nn.norm import RMSNorm
 from bitnet_mlx.nn.site import PackedSite
 from bitnet_mlx.profile.spans import Recorder
 from bitnet_mlx.ternary import SCALES
 
-_PREFILL = 512
 _TOLLS = 9
 
 
@@ -72,8 +72,8 @@ class TimedMlx:
         for entry in cache:
             entry.reserve(len(ids))
         x = mx.zeros((1, 1, 1))
-        for start in range(0, len(ids), _PREFILL):
-            piece = mx.array(np.asarray(ids[start : start + _PREFILL], np.int32))[None]
+        for start in range(0, len(ids), PIECE):
+            piece = mx.array(np.asarray(ids[start : start + PIECE], np.int32))[None]
             x = model.model.embed_tokens.rows(piece).astype(model.model.dtype)
             self._end(x, "embedding", None)
             x = self._layers(x, cache)
