@@ -74,8 +74,8 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 def stored(parameters: Tensors) -> tuple[Tensors, dict[str, Any]]:
     """Masters by name -> the tensors of a folder, and its quantization_config.
 
-    A linear with a log_scale becomes uint8 [ceil(N / 4), K] and weight_scale float32 [1]. Its bias, if any, is divided by
-    the scale, since readers of packed weights multiply the whole sum by it.
+    A linear with a log_scale becomes uint8 [ceil(N / 4), K] and weight_scale float32 [1]; transformers loads it where N is a
+    multiple of 4. Its bias, if any, is divided by the scale, since readers of packed weights multiply the whole sum by it.
     """
     import mlx.core as mx
 

@@ -25,7 +25,9 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def test_from_text_to_a_model_that_generates(tmp_path: Path) -> None:
     texts = write_texts(tmp_path / "texts")
-    done = run("--data", texts, "--output", tmp_path / "out", *SMALL, "--eval-fraction", "0.2", "--json")
+    done = run(
+        "--data", texts, "--output", tmp_path / "out", *SMALL, "--eval-fraction", "0.2", "--ste", "soft", "--json"
+    )
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout.splitlines()[-1])
     assert record["steps"] == 3 and record["finished"] and 1 < record["bits_per_byte"] < 9
