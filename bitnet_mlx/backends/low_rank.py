@@ -68,6 +68,23 @@ class LowRank:
         return (w if self.gain is None else self.gain[rows, None] * w).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class FusedRows:
+    """A weight with its adapter's part, row by row when asked for."""
+
+    weight: Rows
+    part: LowRank
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.weight.shape
+
+    def rows(self, index: slice) -> np.ndarray:
+        """float32 [n, K]."""
+        return self.part.fused(self.weight, index)
+
+
 def blocks(weight: Rows) -> list[slice]:
     """Slices of some rows that cover a matrix."""
     n = weight.shape[0]

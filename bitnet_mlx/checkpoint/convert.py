@@ -124,7 +124,7 @@ def convert(
         if check is not None:
             check(place.path / target.file if target.whole else place.path)
         made = place.publish(target.file if target.whole else None)
-    written.add("relative_error", errors)
+    written.add("relative_error", {name: error for name, error in errors.items() if name in written.layers})
     return Conversion(
         path=str(made), source=str(path), format=format, tensors=written.tensors, parameters=written.parameters,
         ternary_parameters=written.ternary_parameters, bits_per_weight=written.bits_per_weight,

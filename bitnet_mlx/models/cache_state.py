@@ -78,6 +78,6 @@ def _arrays(name: str, value: Any) -> Iterator[tuple[str, np.ndarray]]:
     if isinstance(value, np.ndarray):
         yield name, value
     elif hasattr(value, "__dataclass_fields__"):
-        plain = [str(v) for f in fields(value) if isinstance(v := getattr(value, f.name), (int, str, tuple))]
+        plain = [str(v) for f in fields(value) if isinstance(v := getattr(value, f.name), (int, float, str, tuple))]
         for field in fields(value):
             yield from _arrays(f"{name}.{field.name} {plain}", getattr(value, field.name))

@@ -9,6 +9,7 @@ import numpy as np
 
 from bitnet_mlx.backends.mlx_import import mx
 from bitnet_mlx.models.cache_mlx import KVCache, SequenceCache
+from bitnet_mlx.nn.lora import LoRALinear
 
 _NAMES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32"}
 _TYPES = {name: dtype for dtype, name in _NAMES.items()}
@@ -47,9 +48,12 @@ def restore(cache: SequenceCache, array: Callable[[str], Stored], offset: int) -
 
 
 def parameters(model: Any) -> Iterator[tuple[str, Stored]]:
-    """Every parameter of a model, by name."""
+    """Every parameter of a model, by name, and the factors of its adapters."""
     from mlx.utils import tree_flatten
 
     found: Any = tree_flatten(model.parameters())
     for name, array in sorted(found):
         yield name, stored(array) if array.dtype in _NAMES else (np.array(array), str(array.dtype))
+    for name, module in sorted(model.named_modules()):
+        if isinstance(module, LoRALinear):
+            yield f"{name}.scale", (np.array(module.scale, np.float32), "F32")

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from bitnet_mlx.backends.low_rank import FusedRows
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.formats import words2
 from bitnet_mlx.models.decoder import Decoder
@@ -27,13 +28,15 @@ Figures = dict[str, float | None]
 def compare_linears(weights: DecoderWeights, reference: DecoderWeights | None) -> Iterator[tuple[str, Figures]]:
     """(module name, {"zeros", "positive", "mse", "sqnr_db", "cosine"}) of every linear, in the model's order.
 
-    zeros and positive, shares of the weights, are None for a linear that is not ternary; the others without a reference,
-    and sqnr_db where nothing differs. Raises ConfigError where the reference's linears have other shapes.
+    A linear with an adapter counts as the sum of the two. zeros and positive, shares of the weights, are None for what is
+    not ternary; the others without a reference, and sqnr_db where nothing differs. Raises ConfigError where the reference's
+    linears have other shapes.
     """
     if reference is not None:
         check_alike(weights, reference)
     for name in _names(weights):
-        own = weights.linears[name].weight
+        linear = weights.linears[name]
+        own = linear.weight if linear.adapter is None else FusedRows(linear.weight, linear.adapter)
         zeros, positive = _shares(own) if isinstance(own, TernaryTensor) else (None, None)
         figures: Figures = {"zeros": zeros, "positive": positive, "mse": None, "sqnr_db": None, "cosine": None}
         if reference is not None:
@@ -92,7 +95,7 @@ class Sums:
         }
 
 
-def _difference(own: Matrix, reference: Matrix) -> Figures:
+def _difference(own: Matrix | FusedRows, reference: Matrix) -> Figures:
     sums, n = Sums(), own.shape[0]
     for at in range(0, n, _ROWS):
         part = slice(at, min(at + _ROWS, n))

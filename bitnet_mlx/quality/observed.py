@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bitnet_mlx.api import embedded_model
+from bitnet_mlx.checkpoint.adapter import with_adapter
 from bitnet_mlx.checkpoint.hub import resolve
 from bitnet_mlx.checkpoint.read import read_weights
 from bitnet_mlx.models.decoder import Decoder
@@ -53,7 +54,8 @@ def tapped(decoder: Observable, tap: Tap | None) -> Iterator[None]:
 def weights_of(model: str | None, given: Mapping[str, Any]) -> DecoderWeights:
     """The weights that bitnet_mlx.load would run. given: its other keyword arguments; those about reading count."""
     names = ("head_bits", "activations", "i2s_layout", "ternarize")
-    return read_weights(folder_of(model, given), **{name: given[name] for name in names if name in given})
+    weights = read_weights(folder_of(model, given), **{name: given[name] for name in names if name in given})
+    return with_adapter(weights, given["adapter_path"]) if given.get("adapter_path") else weights
 
 
 def folder_of(model: str | None, given: Mapping[str, Any]) -> Path:

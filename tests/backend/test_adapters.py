@@ -13,6 +13,7 @@ import pytest
 from bitnet_mlx.backends import numpy_ref as ref
 from bitnet_mlx.backends.low_rank import LowRank
 from bitnet_mlx.formats import words2
+from bitnet_mlx.models.cache_state import fingerprint
 from bitnet_mlx.models.decoder_cpu import CpuDecoder
 from bitnet_mlx.models.decoder_mlx import MlxModel
 from bitnet_mlx.models.decoder_numpy import NumpyDecoder
@@ -35,7 +36,9 @@ CASES: dict[str, tuple[dict, dict]] = {
 }  # fmt: skip
 
 
-def with_parts(weights: DecoderWeights, rank: int, dora: bool, bare: tuple[str, ...] = ()) -> DecoderWeights:
+def with_parts(
+    weights: DecoderWeights, rank: int, dora: bool, bare: tuple[str, ...] = (), scale: float = 0.5
+) -> DecoderWeights:
     """A random adapter on every linear but those whose last name is in `bare`."""
     rng = np.random.default_rng(2)
     linears = dict(weights.linears)
@@ -44,7 +47,7 @@ def with_parts(weights: DecoderWeights, rank: int, dora: bool, bare: tuple[str, 
             n, k = linear.weight.shape
             a, b = (rng.standard_normal(shape).astype(np.float32) / 8 for shape in ((k, rank), (rank, n)))
             m = rng.uniform(0.5, 2, n).astype(np.float32) if dora else None
-            linears[name] = replace(linear, adapter=LowRank(a, b, 0.5, m).for_weight(linear.weight))
+            linears[name] = replace(linear, adapter=LowRank(a, b, scale, m).for_weight(linear.weight))
     return replace(weights, linears=linears)
 
 
@@ -97,3 +100,11 @@ def test_a_part_of_zeros_changes_no_bit() -> None:
     assert np.array_equal(run(NumpyDecoder(weights)), run(NumpyDecoder(base)))
     assert np.array_equal(run(CpuDecoder(weights)), run(NumpyDecoder(base)))
     assert weights.nbytes == base.nbytes + sum(x.adapter.nbytes for x in zeros.values() if x.adapter is not None)
+
+
+def test_a_stored_prompt_belongs_to_its_adapter() -> None:
+    base = random_weights(tiny_config())
+    once, twice = (with_parts(base, 2, False, scale=scale) for scale in (0.5, 1.0))
+    for make in (NumpyDecoder, CpuDecoder, MlxModel):
+        prints = [fingerprint(make(weights)) for weights in (base, once, twice, once)]
+        assert len(set(prints)) == 3 and prints[1] == prints[3]

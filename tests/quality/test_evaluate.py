@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -124,3 +125,27 @@ def test_as_a_command_it_needs_no_mlx(place: Path, tmp_path: Path) -> None:
         [sys.executable, "-W", "error", "-c", program, *map(str, words)], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0 and "perplexity" in done.stdout, done.stderr
+
+
+def test_with_an_adapter(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Figures are of base and adapter: the same on cpu and numpy, and its linears are the sums."""
+    parent = hf_folder.write(tmp_path / "again", "llama", "dense", seed=4, **SHAPES)
+    module, rng = "model.layers.1.mlp.up_proj", np.random.default_rng(0)
+    n, k = parent.floats[f"{module}.weight"].shape
+    a, b = rng.standard_normal((k, 2)).astype(np.float32) / 8, rng.standard_normal((2, n)).astype(np.float32) / 8
+    adapter = tmp_path / "ad"
+    adapter.mkdir()
+    tensors = {f"{module}.lora_a": mx.array(a), f"{module}.lora_b": mx.array(b)}
+    mx.save_safetensors(str(adapter / "adapters.safetensors"), tensors)
+    parameters = {"rank": 2, "scale": 3.0, "dropout": 0.0, "keys": ["mlp.up_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps({"num_layers": 1, "lora_parameters": parameters}))
+    flags = ["--model", place / "student", "--data", place / "text.txt", "--limit", 20]
+    more = ["--teacher", place / "teacher", "--layers", "--adapter-path", adapter]
+    base, own, cpu = (run(capsys, *flags, *x) for x in (["--backend", "cpu"], [*more, "--backend", "numpy"], more))
+    assert own["nats_per_token"] == cpu["nats_per_token"] != base["nats_per_token"]
+    w = parent.floats[f"{module}.weight"].astype(np.float64)
+    m = np.abs(w).mean()
+    error = np.square(np.clip(np.rint(w / m), -1, 1) * m + 3 * (a.astype(np.float64) @ b).T - w).mean()
+    [entry] = [x for x in own["linears"] if x["name"] == module]
+    assert entry["mse"] == pytest.approx(error, rel=1e-3) and entry["zeros"] is None
+    assert sum(x["zeros"] is None for x in own["linears"]) == 1

@@ -16,6 +16,9 @@ from pathlib import Path
 import openai
 import pytest
 
+from bitnet_mlx import generate, load
+from tests.train.test_fuse import base_folder, write_adapter
+
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 
@@ -94,3 +97,17 @@ def test_a_port_that_is_taken() -> None:
         command = [sys.executable, "-m", "bitnet_mlx", "serve", "--port", str(taken.getsockname()[1])]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "cannot be listened on" in done.stderr
+
+
+def test_base_and_adapter(tmp_path: Path) -> None:
+    base = base_folder(tmp_path / "base")
+    write_adapter(tmp_path / "ad", base, 0.5)
+    adapter = {"adapter_path": tmp_path / "ad"}
+    texts = [generate(*load(base.path, "cpu", **given), "hello", max_tokens=5) for given in ({}, adapter)]
+    with (
+        started("--model", str(base.path), "--adapter-path", str(tmp_path / "ad")) as (_, url),
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client,
+    ):
+        [model] = client.models.list()
+        found = client.completions.create(model=model.id, prompt="hello", max_tokens=5, temperature=0)
+    assert found.choices[0].text == texts[1] != texts[0]

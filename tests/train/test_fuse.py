@@ -187,3 +187,18 @@ def test_the_command(tmp_path: Path) -> None:
     wrong = command("fuse", "--model", other.path, "--adapter-path", tmp_path / "ad", "--save-path", tmp_path / "no")
     assert wrong.returncode == 1 and "mlp.down_proj.lora_a is [100, 2] and not [96, 2]" in wrong.stderr
     assert before == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in base.path.iterdir()}
+
+
+def test_over_master_weights(tmp_path: Path) -> None:
+    """What `train` writes: floats that are ternarised when read."""
+    base = hf_folder.write(tmp_path / "base", "bitnet", "online", vocab_size=420)
+    tiny_tokenizers.byte_level(base.path)
+    names = hf_folder.linears(base.config)
+    base.scale = {f"model.layers.{layer}.{name}": 0.1 for layer in range(2) for name in names}
+    write_adapter(tmp_path / "ad", base, 0.2)
+    assert run(tmp_path, dequantize=True)["lost"] == 0
+    before, after = (
+        read_weights(tmp_path / name).linears["model.layers.0.mlp.up_proj"].weight for name in ("base", "out")
+    )
+    assert np.array_equal(before.rows(slice(None)), after.rows(slice(None)))
+    assert run(tmp_path, force=True)["lost"] <= 1 + 1e-6
