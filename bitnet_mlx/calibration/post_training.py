@@ -15,10 +15,12 @@ from bitnet_mlx.calibration.keep import linears_of
 from bitnet_mlx.calibration.layerwise import gptq_linears, relative_error
 from bitnet_mlx.calibration.least_squares import check_granularity, fit, tensor
 from bitnet_mlx.checkpoint.convert import Conversion, convert
+from bitnet_mlx.checkpoint.folder import read_config
 from bitnet_mlx.checkpoint.hub import resolve
 from bitnet_mlx.checkpoint.read import OnDemand, open_weights
 from bitnet_mlx.errors import ConfigError, FormatError
 from bitnet_mlx.models.config import DecoderConfig
+from bitnet_mlx.models.hf_config import parse_config
 from bitnet_mlx.models.weights import DecoderWeights, Linear
 from bitnet_mlx.quality.observed import samples
 from bitnet_mlx.quality.score import score
@@ -71,7 +73,10 @@ def convert_ternary(
     """
     source = resolve(hf_path, more.get("revision"))
     config = open_weights(source, floats=True, activations=more.get("activations")).config
-    keep = _keep(options, config)
+    names = [
+        f"model.layers.{layer}.{name}" for layer in range(config.num_hidden_layers) for name in config.linear_shapes()
+    ]
+    keep = tuple(dict.fromkeys([*_floats_of_masters(source, names), *_keep(options, config)]))
     record: dict[str, Any] = {
         "method": options.method, "scales": options.scales or ("tensor" if options.method == "absmean" else "group"),
         "kept": list(keep), "calibration_data": None if options.data is None else str(options.data),
@@ -87,6 +92,12 @@ def convert_ternary(
     if held is not None:
         record["held_out"] = measured(source, done.path, held)
     return done, record
+
+
+def _floats_of_masters(source: Path, names: list[str]) -> list[str]:
+    """Linears that a folder of master weights itself leaves floats."""
+    quantization = parse_config(read_config(source), str(source / "config.json")).quantization
+    return [name for name in names if not quantization.converts(name)] if quantization.storage == "online" else []
 
 
 def _keep(options: TernarizeOptions, config: DecoderConfig) -> tuple[str, ...]:

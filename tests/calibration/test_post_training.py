@@ -171,6 +171,21 @@ def test_one_clear_message(place: Path, flags: list[str], message: str, capsys: 
     assert message in capsys.readouterr().err and not (place / "no").exists()
 
 
+def test_floats_of_master_weights_stay(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    left = "model.layers.0.mlp.up_proj"
+    kept = {"modules_to_not_convert": ["lm_head", left]}
+    hf_folder.write(tmp_path / "m", "llama", "online", quantization=kept, vocab_size=420)
+    tiny_tokenizers.byte_level(tmp_path / "m")
+    record = convert(
+        place, capsys, "--hf-path", tmp_path / "m", "--ternarize-method", "least-squares", "--keep-layers", 1
+    )
+    assert record["ternarize"]["kept"][0] == left and len(record["ternarize"]["kept"]) == 8
+    weights = read_weights(place / "out").linears
+    assert isinstance(weights[left].weight, DenseRows) and isinstance(
+        weights["model.layers.0.mlp.gate_proj"].weight, TernaryTensor
+    )
+
+
 def test_a_bitnet_gguf_holds_no_float_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hf_folder.write(
         tmp_path / "m", "bitnet", "dense", hidden_size=256, intermediate_size=256, head_dim=64, vocab_size=420
