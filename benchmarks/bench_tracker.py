@@ -30,8 +30,10 @@ def measure(backend: str, tokens: int, repeats: int) -> dict[str, Any]:
     model, tokenizer = load(backend=backend)
     tokens_s(model, tokenizer, tokens)
     off, on, spent, streamed, samples = [], [], 0.0, 0.0, 0
-    for _ in range(repeats):
-        off.append(tokens_s(model, tokenizer, tokens)[0])
+    for turn in range(2 * repeats):
+        if turn % 4 in (0, 3):  # which one is first alternates
+            off.append(tokens_s(model, tokenizer, tokens)[0])
+            continue
         with MemoryTracker() as tracker:
             token, whole = tokens_s(model, tokenizer, tokens)
         on.append(token)

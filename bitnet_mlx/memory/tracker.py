@@ -26,7 +26,7 @@ from bitnet_mlx.memory.pressure import COOLDOWN_S, LEVELS, SHARES, Callback, Pre
 from bitnet_mlx.memory.records import OWNERS, Leak, PressureEvent, Reading, Sample, ScopeRecord, Snapshot
 from bitnet_mlx.memory.timeline import Timeline
 
-INTERVAL_S = 0.1
+INTERVAL_S = 0.25  # a sample reads /proc: some 0.5 ms; peaks between two come from MLX's and the system's own counters
 _trackers: list[MemoryTracker] = []
 
 

@@ -51,6 +51,7 @@ class KVCache:
         self.keys: list[np.ndarray] = []
         self.values: list[np.ndarray] = []
         self.capacity = 0
+        self._row: np.ndarray | None = None
         self._grow(min(max(capacity, 1), self.limit))
 
     def _grow(self, capacity: int) -> None:
@@ -63,7 +64,20 @@ class KVCache:
                     arrays[layer] = new
                 else:
                     arrays.append(new)
-        self.capacity = capacity
+        self.capacity, self._row = capacity, None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy's arrays lie elsewhere."""
+        return {**self.__dict__, "_row": None}
+
+    @property
+    def row(self) -> np.ndarray:
+        """int64: the capacity, then the addresses of keys and of values of each layer, as the compiled step reads them. Kept
+        as long as the arrays, since asking numpy for all of them takes as long as a small model's step."""
+        if self._row is None:
+            pairs = zip(self.keys, self.values, strict=True)
+            self._row = np.array([self.capacity, *(array.ctypes.data for pair in pairs for array in pair)], np.int64)
+        return self._row
 
     def reserve(self, count: int) -> None:
         """Make room for `count` more positions. Raises MemoryLimitError past the context's limit."""

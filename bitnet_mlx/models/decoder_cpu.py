@@ -127,7 +127,7 @@ class CpuDecoder:
         state, hidden = self._state, self.config.hidden_size
         self._reach(int(positions.max()) + 1)
         y = np.empty((len(chosen), self.weights.lm_head.shape[0]), np.float32)
-        table = np.array([self._cache_row(cache) for cache in caches], np.int64)
+        table = np.stack([cache.row for cache in caches])
         state[at.CACHES], state[at.THREADS] = address(table), count
         done = 0
         for first in range(0, len(ids), at.CHUNK):
@@ -164,13 +164,6 @@ class CpuDecoder:
             cos, sin = cos_sin(self._inverse, self._rope_factor, have, more)
             self._cos, self._sin = np.concatenate([self._cos, cos]), np.concatenate([self._sin, sin])
             self._state[at.COS], self._state[at.SIN] = address(self._cos), address(self._sin)
-
-    @staticmethod
-    def _cache_row(cache: KVCache) -> list[int]:
-        row = [cache.capacity]
-        for keys, values in zip(cache.keys, cache.values, strict=True):
-            row += (address(keys), address(values))
-        return row
 
 
 def _floats_at(block: np.ndarray, where: int, rows: int, width: int) -> np.ndarray:

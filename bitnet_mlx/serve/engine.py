@@ -12,10 +12,9 @@ import logging
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -91,7 +90,7 @@ class Engine:
         self._running: list[Work] = []
         self._change = threading.Condition()
         self._stopping = False
-        self._counts = Counts()
+        self._tally: Counter[str] = Counter()  # fields of Counts
         self._finished_at: deque[float] = deque(maxlen=_RECENT)
         self._thread = threading.Thread(target=self._run, name="bitnet-mlx engine", daemon=True)
 
@@ -112,9 +111,9 @@ class Engine:
         with self._change:
             held = sum(w.cache.nbytes for w in self._running if w.cache is not None)
             kept = self._prefixes
-            return replace(
-                self._counts, running=len(self._running), waiting=len(self._queue), kv_bytes=held,
-                prefix_bytes=kept.nbytes, prefix_blocks=len(kept), prefix_evicted=kept.evicted,
+            return Counts(
+                **{**self._tally, "running": len(self._running), "waiting": len(self._queue), "kv_bytes": held,
+                "prefix_bytes": kept.nbytes, "prefix_blocks": len(kept), "prefix_evicted": kept.evicted},
             )  # fmt: skip
 
     def submit(self, tasks: Sequence[Task], listener: Listener) -> list[Work]:
@@ -242,9 +241,7 @@ class Engine:
 
     def _stepped(self, began: float, fed: int) -> None:
         with self._change:
-            counts = self._counts
-            self._count(steps=1, prompt_tokens=fed)
-            self._counts = replace(self._counts, step_seconds=counts.step_seconds + time.monotonic() - began)
+            self._count(steps=1, prompt_tokens=fed, step_seconds=time.monotonic() - began)
 
     def _alone(self) -> Work | None:
         """The only text there is, where it is being written and guesses are allowed."""
@@ -337,7 +334,7 @@ class Engine:
         told = str(error) if isinstance(error, BitnetError) else f"unexpected {type(error).__name__}"
         work.tell(ApiError(500, f"The engine failed: {told}", code="engine_error"))
 
-    def _leave(self, work: Work, **count: int) -> None:
+    def _leave(self, work: Work, **count: float) -> None:
         if work in self._running:
             self._running.remove(work)
             self._finished_at.append(time.monotonic())
@@ -346,9 +343,9 @@ class Engine:
         if self._ahead is not None and self._ahead[0] is work:
             self._ahead = None
 
-    def _count(self, **more: int) -> None:
-        values: dict[str, Any] = {name: getattr(self._counts, name) + value for name, value in more.items()}
-        self._counts = replace(self._counts, **values)
+    def _count(self, **more: float) -> None:
+        for name, value in more.items():
+            self._tally[name] += value  # type: ignore[assignment]
 
 
 def _unwanted(now: float) -> Callable[[Work], bool]:

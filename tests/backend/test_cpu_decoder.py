@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -171,3 +173,15 @@ def test_bad_requests_are_refused_and_change_nothing() -> None:
         decoder.step([[1, 2, 3]], [cache])
     assert cache.offset == 2
     same(decoder.step([[5]], [cache])[0], run(NumpyDecoder(weights), [1, 2, 5])[-1])
+
+
+def test_a_copied_cache_is_one_of_its_own() -> None:
+    """The addresses that a cache keeps are not the copy's; both go on, and grow, apart."""
+    weights = build("bitnet")
+    decoder, ids = CpuDecoder(weights), tokens(weights, 100)
+    want = run(decoder, ids)
+    cache = decoder.make_cache()
+    decoder.step([ids[:30]], [cache])
+    for twin in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
+        same(decoder.step([[5] * 60], [twin])[0], run(decoder, [*ids[:30], *[5] * 60])[-1])
+    same(decoder.step([ids[30:]], [cache], "all")[0], want[30:])

@@ -238,19 +238,32 @@ def test_many_on_the_cpu_engine_equal_one_at_a_time(tmp_path: Path) -> None:
 
 
 def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
-    """Whether it runs or waits."""
+    """Whether it runs or waits; others go on."""
     decoder, tokenizer = model(tmp_path)
     decoder.gate = threading.Semaphore(0)
-    with serving(decoder, tokenizer, running=1, seconds=0.3) as server, ThreadPoolExecutor(2) as pool:
-        asked = [pool.submit(ask, server, "hello", 3) for _ in range(2)]
-        until(lambda: sum(health(server)) == 2, "both are there")
-        threading.Event().wait(0.4)
-        decoder.gate.release(1)
-        for future in asked:
-            with pytest.raises(openai.APIStatusError, match=r"not complete after 0\.3 s") as caught:
-                future.result(30)
-            assert caught.value.status_code == 504 and caught.value.code == "timeout"
-        assert "texts_timed_out_total 2" in httpx.get(f"{server.url}/metrics").text
+    engine = Engine(decoder, tokenizer, Limits(running=1, seconds=1000))
+    told: dict[int, list[Any]] = {}
+    works = []
+    for number in range(3):
+        here = told[number] = []
+        works += engine.submit([Task([1, 2], 3, sampling())], lambda _, event, here=here: here.append(event))
+    assert all(900 < work.deadline - work.arrived <= 1000 for work in works)
+    engine.start()
+    until(lambda: engine.counts.running == 1, "the first runs")
+    works[0].deadline = works[1].deadline = 0.0
+    decoder.gate.release(100)
+    until(lambda: engine.counts.finished == 1, "the last ends")
+    engine.stop()
+    assert engine.counts.timed_out == 2 and len(told[2]) == 3
+    assert [told[i][-1].status for i in (0, 1)] == [504, 504]
+
+
+def test_a_client_is_told_that_it_took_too_long(tmp_path: Path) -> None:
+    with serving(*model(tmp_path), seconds=1e-9) as server:
+        with pytest.raises(openai.APIStatusError, match="not complete after 1e-09 s") as caught:
+            ask(server, "hello", 3)
+        assert caught.value.status_code == 504 and caught.value.code == "timeout"
+        assert "texts_timed_out_total 1" in httpx.get(f"{server.url}/metrics").text
 
 
 @pytest.mark.parametrize("where", ["share", "kv"])

@@ -22,7 +22,7 @@ GOOD: dict[str, Any] = {"model": "test/model", "prompt": "hello", "max_tokens": 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Running]:
-    with serving(*model(tmp_path), head_seconds=0.4) as running:
+    with serving(*model(tmp_path), head_seconds=1.0) as running:
         yield running
 
 

@@ -201,7 +201,7 @@ def test_what_is_read_does_not_depend_on_how_it_comes(text: str, content: str, c
         ("mistral", "[TOOL_CALLS]", f"Ay. [TOOL_CALLS]sail[ARGS]{ARGUMENTS}", "Ay."),
         ("qwen3_coder", "<tool_call>\n<function=",
          "<tool_call>\n<function=sail>\n<parameter=place>\nüber\n</parameter>\n</function>\n</tool_call>", ""),
-        ("pythonic", "<|tool_call_start|>", '<|tool_call_start|>[sail(place="über")]<|tool_call_end|>', ""),
+        ("pythonic", "<|tool_list_start|>", '<|tool_call_start|>[sail(place="über")]<|tool_call_end|>', ""),
     ],
 )  # fmt: skip
 def test_mlx_lms_parsers(tmp_path: Path, parser: str, template: str, text: str, content: str) -> None:
