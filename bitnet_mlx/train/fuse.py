@@ -64,6 +64,10 @@ def fuse(options: FuseOptions, progress: Progress | None = None) -> dict[str, An
         check=check, progress=progress, **reading,
     )  # fmt: skip
     record = {**done.record(), **found, "method": None if options.dequantize else options.chosen}
+    if record["method"] == "gptq":
+        record["notices"].append(
+            f"fitted to {options.calibration_data}: text that is unlike it loses more of the adapter"
+        )
     record["layers"] = {name: {**done.layers.get(name, {}), **losses[name].record()} for name in parts}
     return {**record, **total(losses).record()}
 

@@ -145,7 +145,9 @@ def test_no_field_of_the_client_is_left_out(client: openai.OpenAI) -> None:
         "embeddings": client.embeddings.create,
     }  # fmt: skip
     for method, create in creates.items():
-        assert set(inspect.signature(create).parameters) - OURS == set(METHODS[method]), method
+        assert set(inspect.signature(create).parameters) - OURS <= set(METHODS[method]), (
+            method
+        )  # an older client has fewer
 
 
 @pytest.mark.parametrize(("method", "field"), CASES, ids=[f"{m}-{f}" for m, f in CASES])
