@@ -18,8 +18,9 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -57,51 +58,42 @@ def serving(decoder: Any) -> Any:
             thread.join()
 
 
-class Client:
-    """Streams of random prompts of ids that all models here have."""
+def stream(url: str, length: int, tokens: int, seed: int = 0) -> list[float]:
+    """Seconds of perf_counter: the start, and each token's line, for a random prompt of ids that all models here have."""
+    # Log probabilities are asked for because every token then has a line; an end of text would make a stream shorter.
+    body = {
+        "model": "bench/model", "prompt": np.random.default_rng(seed).integers(300, 1000, length).tolist(),
+        "max_tokens": tokens, "stream": True, "temperature": 0, "logprobs": 0, "logit_bias": {str(i): -100 for i in range(4)},
+    }  # fmt: skip
+    times = [time.perf_counter()]
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=600) as response:
+        if response.status_code != 200:
+            raise SystemExit(f"[bench] the server answered {response.status_code}: {response.read().decode()}")
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                times.append(time.perf_counter())
+    return times
 
-    def __init__(self, url: str) -> None:
-        self.url, self._rng = url, np.random.default_rng(1)
-        self._http = httpx.Client(base_url=url, timeout=600, limits=httpx.Limits(max_connections=64))
 
-    def prompt(self, length: int) -> list[int]:
-        return self._rng.integers(300, 1000, length).tolist()
+def rate(url: str, streams: int, tokens: int) -> float:
+    """Tokens a second of so many streams at once, each from its first token on, added up."""
+    with ThreadPoolExecutor(streams) as pool:
+        times = list(pool.map(lambda seed: stream(url, PROMPT, tokens, seed), range(streams)))
+    return sum((tokens - 1) / (t[-1] - t[1]) for t in times)
 
-    def stream(self, prompt: list[int], tokens: int) -> list[float]:
-        """Seconds of perf_counter: the start, and each line with a token; the last line comes with the last token."""
-        # An end of text would make a stream shorter than the others.
-        body = {
-            "model": "bench/model", "prompt": prompt, "max_tokens": tokens, "stream": True, "temperature": 0,
-            "logit_bias": {str(i): -100 for i in range(4)},
-        }  # fmt: skip
-        times = [time.perf_counter()]
-        with self._http.stream("POST", "/v1/completions", json=body) as response:
-            if response.status_code != 200:
-                raise SystemExit(f"[bench] the server answered {response.status_code}: {response.read().decode()}")
-            for line in response.iter_lines():
-                if line.startswith("data: {"):
-                    times.append(time.perf_counter())
-        return times
 
-    def rate(self, streams: int, tokens: int) -> float:
-        """Tokens a second of so many streams at once, each from its first token on, added up."""
-        prompts = [self.prompt(PROMPT) for _ in range(streams)]
-        with ThreadPoolExecutor(streams) as pool:
-            times = list(pool.map(lambda p: self.stream(p, tokens), prompts))
-        return sum((tokens - 1) / (t[-1] - t[1]) for t in times)
-
-    def first_token_behind(self) -> tuple[float, float]:
-        """(seconds to the first token of a short request that comes while a long prompt is computed, seconds of the long
-        prompt)."""
-        with ThreadPoolExecutor(2) as pool:
-            long = pool.submit(self.stream, self.prompt(LONG), 2)
-            while httpx.get(f"{self.url}/health").json()["running"] == 0:
-                time.sleep(0.001)
-            time.sleep(0.05)
-            times = self.stream(self.prompt(8), 1)
-            whole = long.result()
-        assert times[1] < whole[1], "the long prompt was through before"
-        return times[1] - times[0], whole[1] - whole[0]
+def first_token_behind(url: str) -> tuple[float, float]:
+    """(seconds to the first token of a short request that comes while a long prompt is computed, seconds of the long
+    prompt)."""
+    with ThreadPoolExecutor(2) as pool:
+        long = pool.submit(stream, url, LONG, 2)
+        while httpx.get(f"{url}/health").json()["running"] == 0:
+            time.sleep(0.001)
+        time.sleep(0.05)
+        times = stream(url, 8, 1)
+        whole = long.result()
+    assert times[1] < whole[1], "the long prompt was through before"
+    return times[1] - times[0], whole[1] - whole[0]
 
 
 def step_seconds(decoder: Any, rows: int, count: int) -> Callable[[], float]:
@@ -138,9 +130,11 @@ def measure(name: str, decoder: Any, tokens: int, repeats: int, long: bool) -> d
     """One model's record, and its lines."""
     engine = take_turns({str(m): step_seconds(decoder, m, 4) for m in STREAMS}, repeats)
     steps = {m: statistics.median(engine[str(m)]) for m in STREAMS}
-    with serving(decoder) as url:
-        client = Client(url)
-        rates = take_turns({str(m): lambda m=m: client.rate(m, tokens) for m in STREAMS}, repeats)
+    # The clients are a process of their own, as they would be: here they would take the server's interpreter in turns.
+    with serving(decoder) as url, ProcessPoolExecutor(1, get_context("spawn")) as clients:
+        rates = take_turns(
+            {str(m): lambda m=m: clients.submit(rate, url, m, tokens).result() for m in STREAMS}, repeats
+        )
         found: dict[str, Any] = {"model": name, "tokens": tokens, "streams": {}}
         one = statistics.median(rates["1"])
         for m in STREAMS:
@@ -155,7 +149,7 @@ def measure(name: str, decoder: Any, tokens: int, repeats: int, long: bool) -> d
             )  # fmt: skip
         if long:
             turns = take_turns({"chunk": chunk_seconds(decoder)}, repeats)
-            pairs = [client.first_token_behind() for _ in range(repeats)]
+            pairs = [clients.submit(first_token_behind, url).result() for _ in range(repeats)]
             first, chunk = statistics.median(p[0] for p in pairs), statistics.median(turns["chunk"])
             # The chunk's time as it was while these requests ran: the long prompt's, divided by its number of steps.
             beside = statistics.median(p[1] for p in pairs) / -(-LONG // STEP_TOKENS)

@@ -2,7 +2,7 @@
 
 The sum of a ternary weight and an adapter is not ternary. Rounded to the nearest it mostly falls back to the weight that
 was there: what an adapter adds is small against the step from 0 to 1. GPTQ carries each column's rounding error on to the
-next, on a text's inputs, and so keeps far more of it.
+next, on a text's inputs, and so keeps more of it on that text; on text of many kinds there is no room for both.
 """
 
 from __future__ import annotations
@@ -130,6 +130,6 @@ def judge(losses: dict[str, Loss], quality: dict[str, dict[str, float | int]] | 
         return []
     text = f"fusing loses {fused / base:.1%} of the adapter; {told}. {_INSTEAD}"
     if quality is None:
-        text += "; --calibration-data FILE keeps more"
+        text += "; --calibration-data FILE keeps more of it on that text"
     _log.warning("[fuse] %s", text)
     return [text]
