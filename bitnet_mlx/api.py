@@ -53,12 +53,11 @@ def load(
     activations: 8 or 16 bits; None is the model's own. threads: CPU threads. i2s_layout: "128", "64" or "rows", of a
     GGUF file's I2_S tensors; None finds it from the weights. ternarize: take float layers for BitNet's master weights,
     whatever config.json says or leaves out. kv_bits: 16, 8 or 4 of the KV cache, on MLX engines; None is dtype's.
-    precision: "memory", "balanced" or "accuracy" sets head_bits, kv_bits and dtype together (models/precision.py), as far
-    as the engine has them; an argument given beside it goes before it. adapter_path: a folder with an adapter (LoRA or
-    DoRA, in mlx-lm's layout) that runs beside the weights.
+    precision: "memory", "balanced" or "accuracy" (models/precision.py) sets head_bits, kv_bits and dtype, as far as the
+    engine has them; arguments beside it go before it. adapter_path: a folder with a LoRA or DoRA adapter, in mlx-lm's layout.
 
-    The model offers models/decoder.py's protocol; on MLX it is an mlx.nn.Module as well, which mlx_lm's generate accepts.
-    Raises ConfigError, BackendError, UnsupportedModelError or FormatError.
+    The model offers models/decoder.py's protocol and on MLX is an mlx.nn.Module, which mlx_lm's generate accepts. Raises
+    ConfigError, BackendError, UnsupportedModelError or FormatError.
     """
     _check(head_bits, dtype, activations)
     choice = choose(backend)
@@ -70,7 +69,7 @@ def load(
         _log.info("[precision] %s", note)
     from bitnet_mlx.checkpoint.adapter import with_adapter
     from bitnet_mlx.checkpoint.hub import resolve
-    from bitnet_mlx.checkpoint.read import read_weights
+    from bitnet_mlx.checkpoint.read import opened_once, read_weights
     from bitnet_mlx.tokenizer import load_tokenizer
 
     _log.debug("[load] backend %s: %s", choice.name, choice.reason)
@@ -80,11 +79,13 @@ def load(
         raise ConfigError(f"[load] dtype is {dtype} and the backend is {choice.name}, which computes in float32 alone")
     folder = embedded_model() if path_or_repo is None else resolve(path_or_repo, revision)
     with memory.scope("load"):
+        source = opened_once(folder)
         with memory.scope("tokenizer") as grown:
-            tokenizer = load_tokenizer(folder)
+            tokenizer = load_tokenizer(source)
         weights = read_weights(
-            folder, head_bits=head_bits, activations=activations, i2s_layout=i2s_layout, ternarize=ternarize
+            source, head_bits=head_bits, activations=activations, i2s_layout=i2s_layout, ternarize=ternarize
         )
+        del source  # metadata, tens of MB for a large vocabulary, goes before the engine is made
         weights = weights if adapter_path is None else with_adapter(weights, adapter_path)
         model = make_decoder(choice.name, weights, dtype, threads, kv_bits)
         if grown is not None:

@@ -15,7 +15,7 @@ from bitnet_mlx.checkpoint.folder import read_config
 from bitnet_mlx.checkpoint.gguf_folder import described
 from bitnet_mlx.checkpoint.hub import resolve
 from bitnet_mlx.checkpoint.peak_memory import peak_memory
-from bitnet_mlx.checkpoint.read import open_weights
+from bitnet_mlx.checkpoint.read import open_weights, opened_once
 from bitnet_mlx.checkpoint.target import Target, check_dtype
 from bitnet_mlx.checkpoint.target_float import FloatTarget
 from bitnet_mlx.checkpoint.target_gguf import TYPES, GgufTarget
@@ -112,10 +112,10 @@ def convert(
         head_bits, dtype = use.head_bits or 16, use.dtype
     start = time.perf_counter()
     path = resolve(hf_path, revision)
-    with Workplace(mlx_path, force, (path,)) as place, described(path) as texts:
+    with Workplace(mlx_path, force, (path,)) as place, described(source := opened_once(path)) as texts:
         errors: dict[str, float] = {}
         reading = {"activations": activations, "ternarize": ternarize, "i2s_layout": i2s_layout, "floats": floats}
-        weights = open_weights(path, errors=errors, keep=() if prepare else keep, **reading)
+        weights = open_weights(source, errors=errors, keep=() if prepare else keep, **reading)
         weights = weights if prepare is None else prepare(weights, errors)
         target = make_target(weights, texts, format, head_bits, dtype, Path(mlx_path).name)
         place.check_room(room(weights, format, head_bits, len(keep)))
@@ -128,7 +128,7 @@ def convert(
     return Conversion(
         path=str(made), source=str(path), format=format, tensors=written.tensors, parameters=written.parameters,
         ternary_parameters=written.ternary_parameters, bits_per_weight=written.bits_per_weight,
-        bytes_in=detect(path).nbytes, bytes_out=size, seconds=time.perf_counter() - start,
+        bytes_in=detect(source).nbytes, bytes_out=size, seconds=time.perf_counter() - start,
         peak_memory_bytes=peak_memory(), verified=True, notices=target.notices, layers=written.layers,
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitnet_mlx.checkpoint.folder import TOKENIZER_FILES, checkpoint_folder, read_config, weight_files
-from bitnet_mlx.checkpoint.gguf_file import is_gguf
+from bitnet_mlx.checkpoint.gguf_file import GgufFile, is_gguf
 from bitnet_mlx.checkpoint.read_gguf import GgufModel
 from bitnet_mlx.models.config import DecoderConfig
 from bitnet_mlx.models.hf_config import ModelConfig, parse_config
@@ -69,7 +69,7 @@ class CheckpointInfo:
         return None if self.storage == "dense" else self.quantization.activation_bits
 
 
-def detect(path: Path | str) -> CheckpointInfo:
+def detect(path: Path | str | GgufFile) -> CheckpointInfo:
     """Look at a folder or a GGUF file.
 
     Raises ConfigError where there is no such folder, UnsupportedModelError for what is not read (pickles, other families

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ TOKENIZER_FILES = (
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
-def checkpoint_folder(path: Path | str) -> Path:
+def checkpoint_folder(path: str | os.PathLike[str]) -> Path:
     """The path as an existing checkpoint folder. Raises ConfigError or UnsupportedModelError that say what works."""
     folder = Path(path)
     if folder.is_file():

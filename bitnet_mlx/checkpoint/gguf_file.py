@@ -48,7 +48,10 @@ class GgufTensor:
 
 
 class GgufFile:
-    """One open file. `metadata`: its keys. `tensors`: its table. `nbytes`: its size. `alignment`: of the data, bytes."""
+    """One open file. `metadata`: its keys. `tensors`: its table. `nbytes`: its size. `alignment`: of the data, bytes.
+
+    It stands for its path wherever a path is taken, so that what reads a part of it need not parse it again (`opened`).
+    """
 
     def __init__(self, path: Path | str) -> None:
         """Map the file and check its header. Raises FormatError that names the file, the key or tensor and the fault."""
@@ -68,6 +71,12 @@ class GgufFile:
         table = [_tensor_info(cursor) for _ in range(tensors)]
         data_start = -(-cursor.at // self.alignment) * self.alignment
         self.tensors = _place(table, data_start, self.alignment, self.nbytes, self.path)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
 
     def array(self, name: str) -> np.ndarray:
         """A tensor's bytes, a read-only uint8 view of the map. Raises FormatError on an unknown name or size."""
@@ -99,8 +108,15 @@ class GgufFile:
             self._map.madvise(mmap.MADV_DONTNEED, first, whole)
 
 
-def is_gguf(path: Path | str) -> bool:
+def opened(source: Path | str | GgufFile) -> GgufFile:
+    """The file itself where it is open already, else opened here. Raises what GgufFile raises."""
+    return source if isinstance(source, GgufFile) else GgufFile(source)
+
+
+def is_gguf(path: Path | str | GgufFile) -> bool:
     """Whether a path is a file called .gguf, or one without such an ending (a cache's) that begins as GGUF does."""
+    if isinstance(path, GgufFile):
+        return True
     path = Path(path)
     if not path.is_file() or path.suffix:
         return path.is_file() and path.suffix.lower() == ".gguf"

@@ -9,22 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bitnet_mlx.checkpoint.gguf_config import hf_config
-from bitnet_mlx.checkpoint.gguf_file import GgufFile, is_gguf
+from bitnet_mlx.checkpoint.gguf_file import GgufFile
 from bitnet_mlx.tokenizer.gguf import hf_files, read_vocabulary
 
 
 @contextmanager
-def described(source: Path) -> Iterator[Path]:
+def described(source: Path | GgufFile) -> Iterator[Path]:
     """A folder that tells what `source` is: itself, or for a GGUF file one that is there as long as the context is.
 
     Raises what reading the file's metadata raises.
     """
-    if not is_gguf(source):
+    if not isinstance(source, GgufFile):
         yield source
         return
-    file = GgufFile(source)
-    files = hf_files(read_vocabulary(file.metadata, file.path))
-    config = hf_config(file, [])
+    files = hf_files(read_vocabulary(source.metadata, source.path))
+    config = hf_config(source, [])
     ends = json.loads(files["generation_config.json"])["eos_token_id"]
     config["eos_token_id"] = list(dict.fromkeys([*config["eos_token_id"], *ends]))
     with tempfile.TemporaryDirectory(prefix="bitnet-mlx-") as name:

@@ -18,7 +18,7 @@ import numpy as np
 
 from bitnet_mlx.checkpoint import masters, mlx_tensors, tensors, ternary_floats
 from bitnet_mlx.checkpoint.folder import TensorTable, checkpoint_folder, read_config
-from bitnet_mlx.checkpoint.gguf_file import is_gguf
+from bitnet_mlx.checkpoint.gguf_file import GgufFile, is_gguf
 from bitnet_mlx.checkpoint.layout import Layout, plan
 from bitnet_mlx.checkpoint.read_gguf import GgufModel, read_gguf
 from bitnet_mlx.checkpoint.settle import HEAD
@@ -32,8 +32,13 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
+def opened_once(source: Path) -> Path | GgufFile:
+    """A GGUF file opened, for all who read a part of it; any other path as it is. Raises what GgufFile raises."""
+    return GgufFile(source) if is_gguf(source) else source
+
+
 def read_weights(
-    folder: Path | str,
+    folder: Path | str | GgufFile,
     *,
     head_bits: int | None = None,
     activations: int | None = None,
@@ -61,7 +66,7 @@ def read_weights(
 
 
 def open_weights(
-    folder: Path | str,
+    folder: Path | str | GgufFile,
     *,
     errors: dict[str, float] | None = None,
     activations: int | None = None,
@@ -98,7 +103,9 @@ def open_weights(
     return reader.read(OnDemand())
 
 
-def _check_options(head_bits: int | None, activations: int | None, ternarize: bool, folder: Path | str) -> None:
+def _check_options(
+    head_bits: int | None, activations: int | None, ternarize: bool, folder: Path | str | GgufFile
+) -> None:
     for option, value, allowed in (("head_bits", head_bits, (32, 16, 8, 6, 4)), ("activations", activations, (8, 16))):
         if value is not None and value not in allowed:
             raise ConfigError(f"[checkpoint] {option} is {value!r}; {', '.join(map(str, allowed))} are allowed")
@@ -114,7 +121,7 @@ class OnDemand(UserDict):
 
 
 def _open(
-    folder: Path | str,
+    folder: Path | str | GgufFile,
     head_bits: int | None,
     activations: int | None,
     progress: Progress | None,

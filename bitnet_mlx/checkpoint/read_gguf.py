@@ -14,7 +14,7 @@ from bitnet_mlx.checkpoint import gguf_tensors as tensors
 from bitnet_mlx.checkpoint import gguf_types, i2s_probe
 from bitnet_mlx.checkpoint.folder import name_list
 from bitnet_mlx.checkpoint.gguf_config import architecture, hf_config
-from bitnet_mlx.checkpoint.gguf_file import GgufFile
+from bitnet_mlx.checkpoint.gguf_file import GgufFile, opened
 from bitnet_mlx.checkpoint.tensors import quantize_in_blocks
 from bitnet_mlx.errors import ConfigError, FormatError, UnsupportedModelError
 from bitnet_mlx.formats import ggml_floats, i2s, q2, words2
@@ -42,7 +42,7 @@ _PERMUTED = ("self_attn.q_proj", "self_attn.k_proj")
 
 
 def read_gguf(
-    path: Path | str,
+    path: Path | str | GgufFile,
     *,
     head_bits: int | None = None,
     activations: int | None = None,
@@ -68,14 +68,16 @@ class GgufModel:
     layout: the I2_S layout, None where no tensor has that type. bits: of the ternary layers' inputs.
     """
 
-    def __init__(self, path: Path | str, i2s_layout: str | None = None, activations: int | None = None) -> None:
-        """activations: 8 or 16 bits, as the user wants them. No weight is read but a sample.
+    def __init__(
+        self, path: Path | str | GgufFile, i2s_layout: str | None = None, activations: int | None = None
+    ) -> None:
+        """path: of the file, or the open file. activations: 8 or 16 bits, as the user wants them. No weight is read but a sample.
 
         Raises ConfigError, FormatError or UnsupportedModelError.
         """
         if i2s_layout is not None and i2s_layout not in i2s.LAYOUTS:
             raise ConfigError(f"[gguf] i2s_layout is {i2s_layout!r}; {', '.join(i2s.LAYOUTS)} are allowed")
-        self.file = GgufFile(path)
+        self.file = opened(path)
         self.architecture = architecture(self.file)
         self.notices: list[str] = []
         where = str(self.file.path)

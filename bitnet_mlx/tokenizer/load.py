@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bitnet_mlx.errors import ConfigError, FormatError
 from bitnet_mlx.tokenizer import chat
@@ -15,20 +15,25 @@ from bitnet_mlx.tokenizer.gguf import read_vocabulary
 from bitnet_mlx.tokenizer.metadata import Metadata, read_metadata
 from bitnet_mlx.tokenizer.pieces import Pieces
 
+if TYPE_CHECKING:
+    from bitnet_mlx.checkpoint.gguf_file import GgufFile
+
 log = logging.getLogger(__name__)
 
 _SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
+def load_tokenizer(folder: str | Path | GgufFile) -> Tokenizer:
     """The tokenizer of a model folder (tokenizer.json, else tokenizer.model or spiece.model), or of a GGUF file.
+
+    An open file's metadata is not parsed again.
 
     Raises FormatError when none is there or a file is damaged, UnsupportedModelError for an unknown kind of decoder,
     ConfigError when the library that reads the file is not installed.
     """
-    folder = Path(folder)
+    given, folder = folder, Path(folder)
     if folder.is_file():
-        return _from_gguf(folder)
+        return _from_gguf(given)
     meta = read_metadata(folder)
     path = folder / "tokenizer.json"
     if path.is_file():
@@ -42,10 +47,11 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     )
 
 
-def _from_gguf(path: Path) -> Tokenizer:
-    from bitnet_mlx.checkpoint.gguf_file import GgufFile
+def _from_gguf(source: str | Path | GgufFile) -> Tokenizer:
+    from bitnet_mlx.checkpoint.gguf_file import opened
 
-    found = read_vocabulary(GgufFile(path).metadata, path)
+    file = opened(source)
+    path, found = file.path, read_vocabulary(file.metadata, file.path)
     for notice in found.notices:
         log.warning("%s: %s", path, notice)
     engine = JsonEngine if found.file == "tokenizer.json" else SentencePieceEngine

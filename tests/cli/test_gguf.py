@@ -14,6 +14,7 @@ import pytest
 
 import bitnet_mlx
 from bitnet_mlx.api import embedded_model
+from bitnet_mlx.checkpoint.convert import convert
 from bitnet_mlx.checkpoint.read import read_weights
 from bitnet_mlx.checkpoint.write import write_native
 from bitnet_mlx.cli.main import main
@@ -96,6 +97,28 @@ def test_python(paths: dict[str, Path]) -> None:
     ids = tokenizer.encode("the quick brown fox")
     ours, theirs = (d.step([ids], [d.make_cache()], "all")[0] for d in (decoder, there))
     np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.fixture(scope="module")
+def opens() -> list[str]:
+    """The interpreter's own record of the files that are opened from now on."""
+    found: list[str] = []
+    sys.addaudithook(lambda event, given: found.append(str(given[0])) if event == "open" else None)
+    return found
+
+
+def test_a_file_is_parsed_once(paths: dict[str, Path], opens: list[str], tmp_path: Path) -> None:
+    """Tokenizer and weights share one open file when a model is loaded, and all readers do in a conversion."""
+    path = str(paths["TQ1_0"])
+    opens.clear()
+    _, tokenizer = bitnet_mlx.load(path, backend="numpy")
+    assert opens.count(path) == 1 and tokenizer.name_or_path == path
+    opens.clear()
+    convert(path, tmp_path / "out", force=True)
+    assert opens.count(path) == 1
+    load_tokenizer(path)
+    read_weights(path)
+    assert opens.count(path) == 3
 
 
 @pytest.mark.parametrize("kind", KINDS)
