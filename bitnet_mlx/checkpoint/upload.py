@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from bitnet_mlx import __version__
@@ -78,7 +79,7 @@ class Upload:
         except (OSError, ValueError, RuntimeError, http_error()) as error:
             raise HubError(
                 f"[upload] {path} was not uploaded to {self.repo}: {self._reason(error)}. The converted model stays in "
-                f"{path}; to upload it without converting again: hf upload {self.repo} {path}"
+                f"{path}; to upload it without converting again: hf upload {self.repo} {quote(str(path))}"
             ) from error
         return Uploaded(self.repo, str(url), str(commit.oid), tuple(sorted(files)))
 

@@ -93,7 +93,7 @@ NO_MODEL: dict[str, tuple[Callable[[Path], Path], type[BitnetError], str]] = {
     "unknown family": (
         _config('{"model_type": "mamba"}'),
         UnsupportedModelError,
-        "'mamba'; bitnet, llama, qwen3, olmo are",
+        "'mamba'; bitnet, llama, qwen3, bitnet_qwen3, olmo are",
     ),
     "no weights": (_config(GOOD, None), FormatError, "no model.safetensors"),
     "pickles": (

@@ -99,7 +99,7 @@ def test_what_is_uploaded_is_loaded_back(model: Path, tmp_path: Path) -> None:
 
 
 def test_what_fails_leaves_the_conversion(model: Path, tmp_path: Path) -> None:
-    outs = [tmp_path / name for name in ("unknown", "reader", "broken", "none")]
+    outs = [tmp_path / name for name in ("unknown", "a reader", "broken", "none")]
     with serving({}, made=tmp_path / "repos") as server:
         server.breaks.add("me/broken")
         unknown, reader, broken, none = run(
@@ -113,7 +113,7 @@ def test_what_fails_leaves_the_conversion(model: Path, tmp_path: Path) -> None:
     assert "the hub does not know the token (401): log in with `hf auth login`" in unknown[2]
     assert "all of them read again and equal to the source" in unknown[1] and "uploaded" not in unknown[1]
     assert "the token may not write there (403): take one with write access to me's models" in reader[2]
-    assert f"stays in {outs[1]}; to upload it without converting again: hf upload me/x {outs[1]}" in reader[2]
+    assert f"stays in {outs[1]}; to upload it without converting again: hf upload me/x '{outs[1]}'" in reader[2]
     record = json.loads(reader[1].splitlines()[-1])
     assert record["uploaded"] is None and record["verified"] is True
     assert f"{outs[2]} was not uploaded to me/broken: Server disconnected" in broken[2]
