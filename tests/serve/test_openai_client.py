@@ -119,7 +119,12 @@ def test_usage_comes_last_when_asked_for(client: openai.OpenAI) -> None:
     chunks = list(client.chat.completions.create(**options, stream_options={"include_usage": True}))
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [c.usage for c in chunks[:-1]] == [None] * (len(chunks) - 1)
-    assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage
+    usage = chunks[-1].usage
+    assert chunks[-1].choices == [] and usage is not None and whole.usage is not None
+    for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
+        assert getattr(usage, name) == getattr(whole.usage, name)
+    # The prompt's first block was kept when the answer before was made.
+    assert usage.prompt_tokens_details is not None and usage.prompt_tokens_details.cached_tokens == 32
     assert len({c.id for c in chunks}) == 1
     assert all(c.usage is None for c in client.chat.completions.create(**options))
 
