@@ -34,7 +34,7 @@ PROGRAMS = blocks("python")
 # Which command makes a file or folder that others name: these tests may be spread over several processes.
 MADE = {name: line for line in COMMANDS for name in re.findall(r"--(?:output|mlx-path|save-path) (\S+)", line)}
 MADE |= {name: line for line in COMMANDS for name in re.findall(r" lora --train .*--adapter-path (\S+)", line)}
-MADE |= {"calibration.json": line for line in COMMANDS if " calibrate " in line}
+MADE["calibration.json"] = next(line for line in COMMANDS if " calibrate " in line)
 Workshop = tuple[Path, dict[str, str], dict[str, subprocess.CompletedProcess[str]]]
 
 
