@@ -30,7 +30,7 @@ import numpy as np
 from bitnet_mlx.api import embedded_model, load
 from bitnet_mlx.bench.random_decoder import config_2b, random_decoder
 from bitnet_mlx.bench.samples import Spread, take_turns
-from bitnet_mlx.bench.stamp import stamp
+from bitnet_mlx.bench.stamp import append, stamp
 from bitnet_mlx.models.decoder_cpu import CpuDecoder
 from bitnet_mlx.serve.engine import STEP_TOKENS
 from bitnet_mlx.serve.server import Server, listen
@@ -180,8 +180,7 @@ def main() -> None:
     models.append(measure(f"{args.layers} layers", large, args.tokens, args.repeats, long=True))
     record = {"bench": "serve", "head_rows": ROWS, "prompt": PROMPT, "models": models, **stamp("cpu")}
     if args.record:
-        with args.record.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append(record, args.record)
     print(json.dumps(record))
 
 

@@ -11,13 +11,12 @@ import argparse
 import json
 import statistics
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from bitnet_mlx import stream_generate
 from bitnet_mlx.api import embedded_model, make_decoder
 from bitnet_mlx.bench.random_decoder import config_2b, random_decoder
-from bitnet_mlx.bench.stamp import stamp
+from bitnet_mlx.bench.stamp import append, stamp
 from bitnet_mlx.checkpoint.read import read_weights
 from bitnet_mlx.generation import SamplingConfig, Speculation
 from bitnet_mlx.generation.row_times import measure as measure_rows
@@ -95,8 +94,7 @@ def main() -> None:
         record |= {"layers_2b": args.layers, "row_seconds_2b": rows_of_2b(args.backend, args.layers)}
     print(json.dumps(record))
     if args.record:
-        with Path(args.record).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append(record, args.record)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT)]
 
 from bitnet_mlx.api import load, make_decoder  # noqa: E402
 from bitnet_mlx.backends import choose  # noqa: E402
-from bitnet_mlx.bench.stamp import stamp  # noqa: E402
+from bitnet_mlx.bench.stamp import append, stamp  # noqa: E402
 from bitnet_mlx.calibration.post_training import TernarizeOptions, convert_ternary  # noqa: E402
 from bitnet_mlx.checkpoint.read import open_weights  # noqa: E402
 from bitnet_mlx.quality.score import score  # noqa: E402
@@ -73,8 +73,7 @@ def main() -> None:
         record["ways"].append(entry)
         print(json.dumps(entry), flush=True)
     if args.record:
-        with open(args.record, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append(record, args.record)
 
 
 if __name__ == "__main__":

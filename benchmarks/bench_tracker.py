@@ -10,11 +10,10 @@ import argparse
 import json
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 from bitnet_mlx import MemoryTracker, load, stream_generate
-from bitnet_mlx.bench.stamp import stamp
+from bitnet_mlx.bench.stamp import append, stamp
 
 
 def tokens_s(model: Any, tokenizer: Any, tokens: int) -> tuple[float, float]:
@@ -56,8 +55,7 @@ def main() -> None:
     record = measure(args.backend, args.tokens, args.repeats)
     print(json.dumps(record))
     if args.record:
-        with Path(args.record).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append(record, args.record)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from bitnet_mlx.bench.stamp import stamp
+from bitnet_mlx.bench.stamp import append, stamp
 from bitnet_mlx.checkpoint.read import read_weights
 from bitnet_mlx.train import loop, optimizer, qat
 from bitnet_mlx.train.data import Windows
@@ -197,8 +197,7 @@ def main() -> None:
     record = measure(args.preset, args.only.split(","), args.steps, args.repeats)
     print(json.dumps(record))
     if args.record:
-        with Path(args.record).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append(record, args.record)
 
 
 if __name__ == "__main__":

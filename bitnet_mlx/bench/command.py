@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
+from bitnet_mlx.bench.stamp import append
 from bitnet_mlx.errors import ConfigError
 
 Done = tuple[Mapping[str, Any], Iterable[str], int]  # the record, its lines, the exit code
@@ -21,8 +20,7 @@ def measured(what: str, asked: Mapping[str, Any]) -> Done:
 def keep(record: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Append the record to --record's file and draw --plot's picture. Raises OSError."""
     if asked.get("record"):
-        with Path(asked["record"]).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append(record, asked["record"])
     if asked.get("plot"):
         from bitnet_mlx.profile.plots import draw
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,12 @@ def stamp(backend: str) -> dict[str, Any]:
 
         found |= {"body": isa.body_name(), "threads": threads.get_threads(), "layer": threads.threading_layer()}
     return found
+
+
+def append(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Add a record to a file of them, one a line. Raises OSError."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
 
 
 def processor() -> str:

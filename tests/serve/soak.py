@@ -268,7 +268,7 @@ def main() -> int:
     import psutil
 
     from bitnet_mlx import load
-    from bitnet_mlx.bench.stamp import stamp
+    from bitnet_mlx.bench.stamp import append, stamp
     from tests.serve.test_command import started
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -301,8 +301,7 @@ def main() -> int:
         **stamp("cpu"),
     }  # fmt: skip
     if args.record:
-        with args.record.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append(record, args.record)
     print(json.dumps(record))
     return 1 if result.wrong else 0
 
