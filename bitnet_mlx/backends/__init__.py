@@ -36,6 +36,10 @@ def missing(name: str) -> str | None:
             from bitnet_mlx.backends import cuda
 
             return cuda.missing()
+        if name == "mlx":
+            from bitnet_mlx.backends import metal
+
+            return metal.hidden()
     except BackendError as error:  # MLX is there and does not import
         return str(error)
     return None
