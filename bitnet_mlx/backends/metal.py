@@ -26,7 +26,9 @@ def hidden() -> str | None:
     """
     if not mx.metal.is_available() or mx.is_available(mx.gpu):
         return None
-    return "MLX finds no Metal device here and allocates nothing without one; sandboxes and some virtual machines hide it"
+    return (
+        "MLX finds no Metal device here and allocates nothing without one; sandboxes and some virtual machines hide it"
+    )
 
 
 def make_ops() -> KernelOps:
