@@ -52,9 +52,8 @@ def add_ste(parser: argparse.ArgumentParser) -> None:
     """The flags of the straight-through estimator, for train and qat; those left out keep its defaults."""
     group = parser.add_argument_group("gradients through rounding")
     text = (
-        "of weights: unchanged, clipped, a smooth staircase's (tanh), or clipped with each matrix's scale trained too "
+        "of weights: unchanged, clipped, a smooth staircase's (tanh), or clipped with scales trained (default standard)"
     )
-    text += "and written packed (default standard)"
     group.add_argument("--ste", choices=["standard", "clipped", "soft", "learnable"], help=text)
     numbers = (
         ("--ste-clip", float, "C", "|w| / scale beyond which a clipped one is 0 (default 1.5)"),
