@@ -13,7 +13,7 @@ from importlib import import_module
 from types import ModuleType
 
 from bitnet_mlx import __version__
-from bitnet_mlx.errors import BitnetError, KernelWarning
+from bitnet_mlx.errors import BackendError, BitnetError, KernelWarning
 
 _FORMAT = warnings.formatwarning
 COMMANDS = {
@@ -117,11 +117,22 @@ def run_command(command: str, arguments: list[str]) -> int:
         return 1
     except OSError as error:
         return _fail(error, debug, 1)
-    except Exception as error:  # a fault of ours: say so in one line, and where the traceback is to be had
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("mlx"):
+            return _unexpected(command, error, debug)
         note = (
-            f"[{command}] unexpected {type(error).__name__}: {error}; run again with --debug and report what it prints"
+            f"[{command}] MLX is needed, and is not installed here ({error}); it runs on Macs with Apple silicon and on "
+            "Linux: pip install bitnet-mlx again, which brings the version that it was tested with"
         )
-        return _fail(RuntimeError(note).with_traceback(error.__traceback__), debug, 1)
+        return _fail(BackendError(note).with_traceback(error.__traceback__), debug, 1)
+    except Exception as error:
+        return _unexpected(command, error, debug)
+
+
+def _unexpected(command: str, error: Exception, debug: bool) -> int:
+    """A fault of ours: say so in one line, and where the traceback is to be had."""
+    note = f"[{command}] unexpected {type(error).__name__}: {error}; run again with --debug and report what it prints"
+    return _fail(RuntimeError(note).with_traceback(error.__traceback__), debug, 1)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -47,6 +47,18 @@ def test_a_default_device_that_is_the_cpu_is_said(monkeypatch: pytest.MonkeyPatc
         assert "default device" in str(module.missing()) and "default device" in str(backends.missing(name))
 
 
+def test_a_mac_whose_gpu_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a sandbox MLX, built for Metal, still says that Metal and its default device are there."""
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
+    assert not mx.is_available(mx.gpu)
+    for name in ("metal", "mlx"):
+        assert "finds no Metal device" in str(backends.missing(name))
+    assert choose().name == "cpu"
+    with pytest.raises(BackendError, match="sandboxes.*use --backend cpu or numpy"):
+        choose("mlx")
+
+
 def test_a_machine_without_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
     assert backends.missing("metal") == backends.missing("mlx") == "the package mlx is not installed"
