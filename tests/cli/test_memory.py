@@ -83,3 +83,8 @@ def test_a_small_machine_holds_a_shorter_context(capsys: pytest.CaptureFixture[s
 def test_what_cannot_be(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["memory", *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_adapter_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["memory", "--adapter-path", str(tmp_path)]) == 2
+    assert "no adapter_config.json" in capsys.readouterr().err
