@@ -22,6 +22,17 @@ _MOST_ALTERNATIVES = 200  # of a schema at one place: its compilation takes time
 _MARK = "\x02"  # a character that no token joins with what follows it
 
 
+def library() -> Any:
+    """llguidance. Raises ConfigError where it is not installed."""
+    try:
+        import llguidance
+    except ImportError as error:
+        raise ConfigError(
+            f"[grammar] {error.name} is not installed; grammars need the extra: pip install 'bitnet-mlx[serve]'"
+        ) from error
+    return llguidance
+
+
 class Grammar:
     """A compiled grammar over one vocabulary. Texts of it are made with `begin`, one object each."""
 
@@ -71,12 +82,7 @@ class Grammars:
     """
 
     def __init__(self, tokenizer: Tokenizer, size: int, stop_ids: frozenset[int]) -> None:
-        try:
-            import llguidance
-        except ImportError as error:
-            raise ConfigError(
-                f"[grammar] {error.name} is not installed; grammars need the extra: pip install 'bitnet-mlx[serve]'"
-            ) from error
+        llguidance = library()
         self._library, self._size = llguidance, size
         # A step of the grammar holds up every text of a batch: what would take it longer is refused.
         self._limits = llguidance.LLParserLimits(verbose_errors=False, max_items_in_row=_MOST_ITEMS)

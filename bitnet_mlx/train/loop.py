@@ -13,7 +13,7 @@ from bitnet_mlx.quality.bits import bits_per_byte
 from bitnet_mlx.train.data import Windows
 from bitnet_mlx.train.disk import writing
 from bitnet_mlx.train.evaluate import compiled, master_model, total_nats
-from bitnet_mlx.train.export import read_master, write_hf
+from bitnet_mlx.train.export import config_json, read_master, write_hf
 from bitnet_mlx.train.group import Group, join
 from bitnet_mlx.train.losses import output_losses
 from bitnet_mlx.train.model import TrainDecoder, with_scales
@@ -24,6 +24,8 @@ from bitnet_mlx.train.run import Job, Report, begin, refuse_earlier, run
 from bitnet_mlx.train.update import Part, Task
 
 DTYPES = {"bfloat16": mx.bfloat16, "float32": mx.float32}
+# What of a model's graph the shapes of its arrays do not tell.
+_GRAPH = ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta")
 
 
 def make_task(options: TrainOptions, dataset: Dataset, windows: Windows, model: TrainDecoder) -> Task:
@@ -88,7 +90,9 @@ def read_teacher(options: TrainOptions, dataset: Dataset, vocab_size: int) -> Tr
 def make_job(options: TrainOptions, dataset: Dataset, model: TrainDecoder, group: Group) -> Job:
     """The run's task in its folder. Raises ConfigError where the data is shorter than one window."""
     windows = Windows(len(dataset.ids), options.seq_length, options.batch_size, options.seed)
-    course = {**options.course(group.size), "data": dataset.digest()}
+    described = config_json(model.config, None)
+    graph = {name: described[name] for name in _GRAPH}
+    course = {**options.course(group.size), **graph, "data": dataset.digest()}
     return Job(make_task(options, dataset, windows, model), options.output, course, windows.position)
 
 

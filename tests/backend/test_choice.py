@@ -18,7 +18,7 @@ def test_the_names() -> None:
         choose("gpu")
 
 
-@pytest.mark.parametrize(("name", "what"), [("metal", "Mac with an M chip"), ("cuda", r"mlx\[cuda13\]")])
+@pytest.mark.parametrize(("name", "what"), [("metal", "Mac with an M chip|default device"), ("cuda", r"mlx\[cuda13\]")])
 def test_a_gpu_that_is_not_here_is_refused(name: str, what: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BackendError, match=what) as caught:
         load(backend=name)
@@ -45,6 +45,18 @@ def test_a_default_device_that_is_the_cpu_is_said(monkeypatch: pytest.MonkeyPatc
     for module, name in ((metal, "metal"), (cuda, "cuda")):
         monkeypatch.setattr(getattr(mx, name), "is_available", lambda: True)
         assert "default device" in str(module.missing()) and "default device" in str(backends.missing(name))
+
+
+def test_a_mac_whose_gpu_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a sandbox MLX, built for Metal, still says that Metal and its default device are there."""
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
+    assert not mx.is_available(mx.gpu)
+    for name in ("metal", "mlx"):
+        assert "finds no Metal device" in str(backends.missing(name))
+    assert choose().name == "cpu"
+    with pytest.raises(BackendError, match="sandboxes.*use --backend cpu or numpy"):
+        choose("mlx")
 
 
 def test_a_machine_without_mlx(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -306,6 +306,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], Any, dict[str, Any], str]] = {
     "ternary head": ("hf", {}, _ternary_head, {}, "lm_head is ternary"),
     "float activations": ("hf", {}, _float_activations, {}, "activations that are not quantised"),
     "head bits": ("hf", {}, None, {"head_bits": 8}, "head_bits is 8; --format hf holds"),
+    "bits that no head has": ("mlx-2bit", {}, None, {"head_bits": 5}, r"\[convert\] head_bits is 5; 16, 8, 6 or 4"),
     "a scale below float16": ("mlx-2bit", {}, _tiny_scale, {"dtype": "float16"}, "float16 cannot hold.*float32"),
     "words2 with a ternary head alone": ("words2", {}, _ternary_head, {}, "ternary"),
 }

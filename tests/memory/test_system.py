@@ -64,15 +64,19 @@ class Library:
     def __init__(self, fails: bool = False) -> None:
         self.fails = fails
         self.asked: list[tuple[str, int]] = []
+        self.hosts = 0
 
     def mach_task_self(self) -> int:
         return 7
 
     def mach_host_self(self) -> int:
+        self.hosts += 1
         return 8
 
-    def getpagesize(self) -> int:
-        return 16384
+    def host_page_size(self, host: int, place: Any) -> int:
+        assert host == 8
+        place._obj.value = 16384
+        return 0
 
     def _answer(self, what: tuple[str, int], place: Any, count: Any, answer: bytes) -> int:
         self.asked.append(what)
@@ -93,8 +97,11 @@ class Library:
         return self._answer(("host", flavor), place, count, struct.pack("<4I", 1000, 5000, 2000, 700) + bytes(96))
 
     def sysctlbyname(self, name: bytes, place: Any, size: Any, new: Any, length: int) -> int:
-        assert name == b"hw.memsize"
-        place._obj.value = 64 << 30
+        if name == b"hw.memsize":
+            place._obj.value = 64 << 30
+        else:
+            assert name == b"machdep.cpu.brand_string" and size._obj.value == ctypes.sizeof(place) > 40
+            place.value = b"Apple M2 Pro"
         return -1 if self.fails else 0
 
 
@@ -104,12 +111,15 @@ def test_macos_answers_are_read_by_their_layout() -> None:
     assert mach.task() == (111_000_000, 222_000_000)
     assert mach.available() == 3000 * 16384
     assert mach.total() == 64 << 30
+    assert mach.processor() == "Apple M2 Pro"
     assert library.asked == [("task", 22), ("host", 4)]
+    mach.available()
+    assert library.hosts == 1, "each call leaves a reference to the host's port"
 
 
 def test_macos_that_refuses_is_unknown() -> None:
     mach = Mach(Library(fails=True))
-    assert (mach.task(), mach.available(), mach.total()) == (None, None, None)
+    assert (mach.task(), mach.available(), mach.total(), mach.processor()) == (None,) * 4
 
 
 def test_on_macos_the_footprint_and_pages_are_what_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +128,7 @@ def test_on_macos_the_footprint_and_pages_are_what_is_told(monkeypatch: pytest.M
     assert system.footprint_bytes() == 222_000_000
     assert system.total_bytes() == 64 << 30
     assert system.available_bytes() == 3000 * 16384
+    assert system.processor() == "Apple M2 Pro"
 
 
 def test_a_system_that_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,9 @@ from bitnet_mlx.errors import ConfigError, FormatError, MemoryLimitError
 from bitnet_mlx.generation import generate
 from bitnet_mlx.memory.plan import Machine
 from bitnet_mlx.serve import budget
-from bitnet_mlx.serve.service import loaders, open_service
+from bitnet_mlx.serve.failures import ApiError
+from bitnet_mlx.serve.fleet import Fleet
+from bitnet_mlx.serve.service import loaders, open_service, serve_model
 from tests.serve.running import Running, model, serving, until
 
 
@@ -125,6 +127,25 @@ def test_one_that_cannot_be_loaded(server: Running, others: Others) -> None:
         with pytest.raises(openai.BadRequestError):
             ask(server, "b", logit_bias={"999999": 1})
     assert ask(server, "c")
+
+
+def test_engines_end_with_their_models(tmp_path: Path, others: Others) -> None:
+    """One that gives its place to another ends its thread, and nothing is loaded once the server is ending."""
+
+    def running() -> int:
+        return sum(thread.name == "bitnet-mlx engine" for thread in threading.enumerate())
+
+    before = running()
+    fleet = Fleet(serve_model(*model(tmp_path / "a"), "a"), ("b", "c"), lambda n: serve_model(*others.loaders[n](), n))
+    fleet.start()
+    for name in ("b", "c", "b"):
+        fleet.release(fleet.take(name))
+        assert running() == before + 2
+    fleet.stop()
+    assert running() == before
+    with pytest.raises(ApiError, match="shutting down"):
+        fleet.take("c")
+    assert others.asked == ["b", "c", "b"]
 
 
 def test_folders_are_listed_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

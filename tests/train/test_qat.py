@@ -21,11 +21,13 @@ from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.formats.dense import DenseRows
 from bitnet_mlx.models.decoder_mlx import MlxModel
 from bitnet_mlx.nn.dense import DenseLinear
+from bitnet_mlx.tokenizer import load_tokenizer
 from bitnet_mlx.train.blend import SCHEDULES, blends
 from bitnet_mlx.train.losses import distance
 from bitnet_mlx.train.masters import MasterLinear, make_student, set_blend, trained
 from bitnet_mlx.train.qat import qat
 from bitnet_mlx.train.qat_options import QatOptions
+from bitnet_mlx.train.qat_run import prepare
 from tests.support import hf_folder
 from tests.support.random_model import random_weights, tiny_config
 from tests.train.support import SMALL, silent
@@ -110,6 +112,13 @@ def test_from_float_to_ternary(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert np.array_equal(
         weights.embed_tokens.rows(slice(None)), read_weights(tmp_path / "float").embed_tokens.rows(slice(None))
     )
+
+
+def test_a_text_ends_where_its_document_does(tmp_path: Path) -> None:
+    run = prepare(options(tmp_path, "out"))
+    tokenizer = load_tokenizer(tmp_path / "float")
+    text = tokenizer.encode((tmp_path / "train.txt").read_text())
+    assert run.ids.tolist() == [*text, tokenizer.eos_token_id]
 
 
 def command(flags: QatOptions, *more: str) -> list[str]:

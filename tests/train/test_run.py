@@ -119,6 +119,8 @@ def test_resume_refuses_what_would_change_its_course(data: Path, tmp_path: Path)
         train(options(data, out, iters=2, resume=True, learning_rate=0.1), silent)
     with pytest.raises(FormatError, match=r"this model needs \(320, 32\)"):
         train(options(data, out, iters=2, resume=True, hidden_size=32), silent)
+    with pytest.raises(ConfigError, match="num_attention_heads is 2, but .* was written with 4"):  # of the same shapes
+        train(options(data, out, iters=2, resume=True, num_heads=2, num_kv_heads=1), silent)
     state = out / "checkpoints" / "step-00000002" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(FormatError, match="damaged"):
@@ -208,6 +210,7 @@ def test_the_float_twin_is_described_as_float(data: Path, tmp_path: Path) -> Non
         {"learning_rate": float("nan")},
         {"vocab_size": 10},
         {"dtype": "float16"},
+        {"quantise": False, "ste": "soft"},
         {"optimizer": "sgd"},
         {"grad_accumulation_steps": 0},
         {"plot": Path("nowhere/loss.png")},
