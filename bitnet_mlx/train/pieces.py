@@ -41,8 +41,8 @@ def frozen(model: MlxModel) -> Head:
 
 def cut(count: int, head: Head) -> list[slice]:
     """The pieces of `count` positions: one where all their logits are small. Each passes once over the gradient of the weights
-    that are trained, and so is larger than that."""
-    most = max(BYTES, *(2 * w.nbytes for w in head.weights)) if head.weights else BYTES
+    that are trained, and so may be as large as that."""
+    most = max(BYTES, *(w.nbytes for w in head.weights)) if head.weights else BYTES
     pieces = max(1, min(count, -(-count * head.width * 4 // most)))
     size = -(-count // pieces)
     return [slice(at, min(at + size, count)) for at in range(0, count, size)]
