@@ -57,8 +57,11 @@ class Terminal:
         readline loop keeps a signal to itself until the next key, which no person is fast enough to meet.
         """
         child = psutil.Process(self.process.pid)
+        asleep = (psutil.STATUS_SLEEPING, psutil.STATUS_RUNNING)[
+            : 2 if sys.platform == "darwin" else 1
+        ]  # macOS's word for it
         end, before = time.monotonic() + PATIENCE, None
-        while (now := (child.status(), child.cpu_times())) != before or now[0] != psutil.STATUS_SLEEPING:
+        while (now := (child.status(), child.cpu_times())) != before or now[0] not in asleep:
             assert time.monotonic() < end, f"it does not come to rest: {self.shown!r}"
             before = now
             time.sleep(0.2)
