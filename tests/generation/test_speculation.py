@@ -13,6 +13,7 @@ from bitnet_mlx.api import make_decoder
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.generation import ChatSession, GenerationResponse, Sampler, SamplingConfig, Speculation, stream_generate
 from bitnet_mlx.generation.drafting import PromptLookup
+from bitnet_mlx.generation.row_times import RowTimes
 from bitnet_mlx.models.decoder_numpy import NumpyDecoder
 from bitnet_mlx.tokenizer import Tokenizer, load_tokenizer
 from tests.support import tiny_tokenizers as tiny
@@ -128,6 +129,10 @@ def test_a_text_that_ends_within_its_guesses(tokenizer: Tokenizer) -> None:
         b, cache = run(decoder, tokenizer, sampling=SAMPLINGS["drawn"], speculation=oracle, **options)
         assert [(r.token, r.text, r.finish_reason) for r in a] == [(r.token, r.text, r.finish_reason) for r in b]
         assert cache.offset == held.offset and len(a) < 40
+    short = decoder_of(tokenizer, max_position_embeddings=plain[0].prompt_tokens + 17)
+    a, _ = run(short, tokenizer)
+    b, _ = run(short, tokenizer, speculation=Speculation(short, Guesses([r.token for r in a], 10**6), 12))
+    assert [r.token for r in a] == [r.token for r in b] and len(b) == 18, "no guess goes past the model's context"
     cache = decoder.make_cache()
     stream = stream_generate(
         decoder, tokenizer, PROMPT, 40, sampling=SAMPLINGS["drawn"], cache=cache, speculation=oracle
@@ -136,6 +141,18 @@ def test_a_text_that_ends_within_its_guesses(tokenizer: Tokenizer) -> None:
     assert cache.offset > taken[0].prompt_tokens + 5, "guesses are ahead of the text"
     stream.close()  # type: ignore[attr-defined]
     assert cache.offset == taken[0].prompt_tokens + 5
+
+
+def test_guesses_that_were_not_made_are_learned_from(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows cost 1.9 of one here: guessing pays where nine in ten are right, which plain steps must find out."""
+    times = RowTimes({rows: 0.1 + 0.9 * rows for rows in (1, 2, 16)})
+    monkeypatch.setattr("bitnet_mlx.generation.speculation.row_times", lambda _: times)
+    decoder = decoder_of(tokenizer)
+    tokens = [r.token for r in run(decoder, tokenizer)[0]]
+    for wrong, pays in ((10**6, True), (1, False)):
+        responses, _ = run(decoder, tokenizer, speculation=Speculation(decoder, Guesses(tokens, wrong)))
+        report = responses[-1].speculation
+        assert report is not None and (report.drafted > 0) == pays and not any(r.from_draft for r in responses[:5])
 
 
 def test_draws_with_guesses_follow_the_models_probabilities(tokenizer: Tokenizer) -> None:
