@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 the work failed, 2 the command was used wrongly, 130 inter
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import warnings
@@ -13,6 +12,8 @@ from importlib import import_module
 from types import ModuleType
 
 from bitnet_mlx import __version__
+from bitnet_mlx.cli import foreign
+from bitnet_mlx.cli.parser import Parser
 from bitnet_mlx.errors import BackendError, BitnetError, KernelWarning
 
 _FORMAT = warnings.formatwarning
@@ -57,15 +58,18 @@ def _module(command: str) -> ModuleType:
     return import_module(f"bitnet_mlx.cli.{command.replace('-', '_')}")
 
 
-def build_parser(command: str) -> argparse.ArgumentParser:
+def build_parser(command: str) -> Parser:
     """The parser of one command, with the options that all commands share."""
-    parser = argparse.ArgumentParser(prog=f"bitnet-mlx {command}", description=COMMANDS[command])
+    parser = Parser(command, COMMANDS[command])
     parser.add_argument("--json", action="store_true", help="print one JSON record as the last line of stdout")
     parser.add_argument(
         "--verbose", action="store_true", help="tell more on stderr, such as the backend chosen and why"
     )
     parser.add_argument("--debug", action="store_true", help="show a traceback when something fails")
     _module(command).add_arguments(parser)
+    if command in foreign.NOT_AS_IN_MLX_LM:
+        told = f"Not as in mlx-lm (in brackets what that does): {foreign.NOT_AS_IN_MLX_LM[command]}"
+        parser.epilog = f"{parser.epilog} {told}" if parser.epilog else told
     return parser
 
 
@@ -146,6 +150,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     command = arguments[0]
     if command not in COMMANDS:
-        print(f"error: [bitnet-mlx] no command {command!r}; known are {', '.join(COMMANDS)}", file=sys.stderr)
+        meant = foreign.COMMANDS.get(command) or foreign.nearest(command, COMMANDS)
+        told = f", did you mean {meant}?" if meant else ""
+        print(f"error: [bitnet-mlx] no command {command!r}{told} Known are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     return run_command(command, arguments[1:])

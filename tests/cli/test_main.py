@@ -60,3 +60,21 @@ def test_a_users_mistake_shows_no_traceback(tmp_path: object) -> None:
 def test_debug_shows_the_traceback(tmp_path: object) -> None:
     done = run("generate", "--model", f"{tmp_path}/absent", "--prompt", "x", "--debug")
     assert "Traceback" in done.stderr and "absent" in done.stderr
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_help_explains_every_option_and_tells_each_default_of_a_number_or_a_choice(command: str) -> None:
+    for action in cli.build_parser(command)._actions:
+        flag, text = "/".join(action.option_strings), action.help or ""
+        assert text, f"{flag} has no help"
+        if action.option_strings and not action.required and (action.type in (int, float) or action.choices):
+            assert "default" in text or "with it" in text, f"{flag}: {text}"
+        if (
+            action.default
+            and isinstance(action.default, (str, int, float))
+            and not isinstance(action.default, bool)
+            and action.nargs != 0
+        ):
+            assert str(action.default) in text or f"{action.default:g}" in text or "the default" in text, (
+                f"{flag}: {text}"
+            )

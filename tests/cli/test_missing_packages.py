@@ -45,7 +45,7 @@ def test_what_needs_no_mlx_runs_without_it(arguments: str) -> None:
 
 
 def test_the_doctor_says_that_mlx_is_missing() -> None:
-    code = WITHOUT_MLX + "from bitnet_mlx.doctor import machine\nprint(machine._chip(None), machine.missing('mlx'))"
+    code = WITHOUT_MLX + "from bitnet_mlx.doctor import machine\nprint(machine._chip(), machine.missing('mlx'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "the package mlx is not installed" in done.stdout, done.stderr
 
