@@ -12,7 +12,7 @@ import pytest
 from bitnet_mlx.api import make_decoder
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.generation import ChatSession, GenerationResponse, Sampler, SamplingConfig, Speculation, stream_generate
-from bitnet_mlx.generation.drafting import PromptLookup
+from bitnet_mlx.generation.drafting import DraftModel, PromptLookup
 from bitnet_mlx.generation.row_times import RowTimes
 from bitnet_mlx.models.decoder_numpy import NumpyDecoder
 from bitnet_mlx.tokenizer import Tokenizer, load_tokenizer
@@ -155,6 +155,19 @@ def test_guesses_that_were_not_made_are_learned_from(tokenizer: Tokenizer, monke
         assert report is not None and (report.drafted > 0) == pays and not any(r.from_draft for r in responses[:5])
 
 
+def test_the_end_of_guessing_is_told_once(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    times = RowTimes({rows: 2.0 * rows - 1 for rows in (1, 2, 16)})
+    monkeypatch.setattr("bitnet_mlx.generation.speculation.row_times", lambda _: times)
+    decoder = decoder_of(tokenizer)
+    with caplog.at_level("INFO", "bitnet_mlx"):
+        responses, _ = run(decoder, tokenizer, speculation=Speculation(decoder, Guesses([0] * 60, 10**6)))
+    report = responses[-1].speculation
+    assert report is not None and report.off is not None and report.drafted == 0
+    assert [r.getMessage() for r in caplog.records] == [f"[speculate] an oracle is off from here on: {report.off}"]
+
+
 def test_draws_with_guesses_follow_the_models_probabilities(tokenizer: Tokenizer) -> None:
     """The pair of tokens after the first, of 800 seeded texts, against probabilities from separate forward passes."""
     decoder, draft = decoder_of(tokenizer, "cpu"), decoder_of(tokenizer, "cpu", seed=5)
@@ -195,6 +208,8 @@ def test_look_up_finds_the_longest_and_latest(tokenizer: Tokenizer) -> None:
     history += [60, 9, 3, 4]
     assert lookup.kind(history) == 3 and lookup.draft(history, 2, 0, sampler) == [60, 9], "9 3 4 was followed by 60"
     assert lookup.kind([*history, 77]) is None
+    lookup.begin([8, 1, 2])
+    assert lookup.kind([8, 1, 2]) is None, "nothing is left of the text before"
     pattern = [5, 6, 7, 5, 6]
     lookup.begin(pattern)
     assert lookup.kind(pattern) == 2 and lookup.draft(pattern, 7, 0, sampler) == [7, 5, 6, 7, 5, 6, 7]
@@ -228,6 +243,10 @@ def test_a_draft_with_a_padded_table_and_a_shorter_context(tokenizer: Tokenizer)
         responses, _ = run(decoder, tokenizer, 60, speculation=speculation)
         assert [r.token for r in responses] == tokens
         assert not any(r.from_draft for r in responses[48:])
+        fitted = DraftModel(draft, tokenizer, decoder, tokenizer)._fitted(np.zeros(size, np.float32))
+        assert len(fitted) == tokenizer.vocab_size and np.isneginf(fitted[size:]).all(), (
+            "what it lacks is never guessed"
+        )
 
 
 def test_a_conversation_with_guesses(tokenizer: Tokenizer) -> None:
