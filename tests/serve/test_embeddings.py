@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -24,7 +25,7 @@ from bitnet_mlx.serve.pooling import Pooling, find_pooling
 from bitnet_mlx.tokenizer import load_tokenizer
 from tests.golden import recipe
 from tests.golden.cases import CASES
-from tests.serve.running import Running, model, serving
+from tests.serve.running import Running, model, serving, until
 from tests.support import tiny_tokenizers as tiny
 
 DATA = Path(__file__).parent / "data" / "embeddings_torch.npz"
@@ -85,6 +86,21 @@ def test_texts_and_ids_and_many_at_a_time(server: Running) -> None:
         assert one[0].embedding == some.data[1].embedding
         alone = client.completions.create(model="test/model", prompt="hello", max_tokens=30)
         assert writing.result(60).choices[0].text == alone.choices[0].text
+
+
+def test_a_client_that_leaves_frees_its_place(tmp_path: Path) -> None:
+    """Its text waits behind one that is being written, and is never read."""
+    decoder, tokenizer = model(tmp_path)
+    decoder.gate = threading.Semaphore(2)
+    with serving(decoder, tokenizer, pooling="mean", running=1) as server, server.client() as client:
+        stream = client.completions.create(model="test/model", prompt="hello", max_tokens=30, stream=True)
+        next(stream)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{server.url}/v1/embeddings", json={"model": "test/model", "input": "x"}, timeout=0.3)
+        until(lambda: 'embeddings",status="499"} 1' in httpx.get(f"{server.url}/metrics").text, "it has left")
+        decoder.gate.release(100)
+        assert list(stream)
+        until(lambda: "texts_cancelled_total 1" in httpx.get(f"{server.url}/metrics").text, "its text is let go of")
 
 
 def test_a_text_longer_than_a_step(tmp_path: Path) -> None:

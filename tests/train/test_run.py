@@ -171,6 +171,8 @@ def test_a_checkpoint_that_was_cut_off_is_not_seen(tmp_path: Path) -> None:
     newest = checkpoint.latest(tmp_path)
     assert newest is not None and newest.name == "step-00000007"
     facts, loaded = checkpoint.load(newest, state, {})
+    with pytest.raises(ConfigError, match="teacher is 'a model', but .* was written with None"):
+        checkpoint.load(newest, state, {"teacher": "a model"})
     assert facts["step"] == 7 and [float(part["w"].sum()) for part in loaded.values()] == [0.0, 4.0, 8.0]
 
 
