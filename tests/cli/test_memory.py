@@ -36,6 +36,17 @@ def test_the_embedded_model_is_predicted_without_a_weight_read(
     assert (found["fits"], found["longest_context"], found["model_context"]) == (True, 1024, 1024)
 
 
+def test_bits_of_head_and_cache_are_planned_with(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["memory", "--context", "1024", "--backend", "mlx", "--json"]
+    assert main(command) == 0
+    plain = record(capsys)
+    assert main([*command, "--kv-bits", "8", "--head-bits", "4"]) == 0
+    small = record(capsys)
+    assert small["head"] < 0.6 * plain["head"] and small["kv_cache"] < 0.35 * plain["kv_cache"]
+    assert main([*command, "--batch", "3"]) == 0
+    assert record(capsys)["kv_cache"] == 3 * plain["kv_cache"]
+
+
 def test_a_run_holds_the_prediction_and_a_machine_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["memory", "--context", "64", "--batch", "2", "--backend", "cpu", "--memory", "8", "--run"]
     assert main([*command, "--json"]) == 0

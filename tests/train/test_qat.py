@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -190,6 +191,15 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     hf_folder.write(tmp_path / "other", "llama", "dense", vocab_size=400)
     with pytest.raises(ConfigError, match="knows 400 tokens, the model 420"):
         qat(options(tmp_path, "out", teacher=str(tmp_path / "other")), silent)
+    shutil.copytree(tmp_path / "float", tmp_path / "renamed")
+    table = json.loads((tmp_path / "renamed" / "tokenizer.json").read_text())
+    vocab = table["model"]["vocab"]
+    one, two = load_tokenizer(tmp_path / "float").encode("hello world", add_special_tokens=False)[:2]
+    names = {i: name for name, i in vocab.items()}
+    vocab[names[one]], vocab[names[two]] = two, one
+    (tmp_path / "renamed" / "tokenizer.json").write_text(json.dumps(table))
+    with pytest.raises(ConfigError, match=r"token \d+ is .* to the model and .* to the teacher"):
+        qat(options(tmp_path, "out", teacher=str(tmp_path / "renamed")), silent)
     for change, message in (
         ({"iters": 0}, "--iters is 0"),
         ({"kl_weight": 2}, "0 to 1"),
