@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from bitnet_mlx.bench.memory import Measured, usual_dtype
 from bitnet_mlx.cli.main import main
+from tests.support.random_model import tiny_config
 
 EMBEDDED_WEIGHTS, EMBEDDED_HEAD = 3217120, 3072 * 384 + 3072 * 6 * 4
 
@@ -94,3 +96,20 @@ def test_a_small_machine_holds_a_shorter_context(capsys: pytest.CaptureFixture[s
 def test_what_cannot_be(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["memory", *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_prediction_may_be_off_either_way_by_5_percent() -> None:
+    for error, within in ((0.049, True), (-0.049, True), (0.051, False), (-0.051, False)):
+        assert Measured(1, 1, 1, 1, 4, error, 0, 0).within == within
+
+
+@pytest.mark.parametrize(
+    ("stored", "activation", "engine", "want"),
+    [
+        ("bfloat16", "silu", "metal", "bfloat16"), ("float16", "silu", "cuda", "float16"), ("float32", "silu", "metal", "float32"),
+        ("float16", "relu2", "metal", "bfloat16"), ("bfloat16", "relu2", "cpu", "float32"), ("float16", "silu", "numpy", "float32"),
+    ],
+)  # fmt: skip
+def test_the_type_that_a_plan_takes(stored: str, activation: str, engine: str, want: str) -> None:
+    """Squared ReLU can pass float16's largest number."""
+    assert usual_dtype(tiny_config(dtype=stored, hidden_act=activation), engine) == want
