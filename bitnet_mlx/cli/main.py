@@ -116,9 +116,7 @@ def run_command(command: str, arguments: list[str]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader has gone: point stdout at nothing, so that the interpreter's own flush does not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        raise  # main's
     except OSError as error:
         return _fail(error, debug, 1)
     except ModuleNotFoundError as error:
@@ -140,8 +138,29 @@ def _unexpected(command: str, error: Exception, debug: bool) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of `bitnet-mlx`."""
-    arguments = sys.argv[1:] if argv is None else argv
+    """Entry point of `bitnet-mlx`. What it printed has arrived when it returns, or it says why not."""
+    code = 0
+    try:
+        try:
+            code = _run(sys.argv[1:] if argv is None else argv)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        _point_stdout_at_nothing()  # the reader has gone, as `head` goes: nobody is left to complain to
+        return 1
+    except OSError as error:  # such as a full disk, unless that was told already
+        _point_stdout_at_nothing()
+        return code or _fail(error, False, 1)
+    return code
+
+
+def _point_stdout_at_nothing() -> None:
+    """So that the interpreter's own flush at its end does not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0 if arguments else 2

@@ -30,9 +30,9 @@ def machine(gpu: str | None) -> Machine:
         found.bandwidth = _copy_cpu()
         return found
     from bitnet_mlx.backends.kernels import chips
-    from bitnet_mlx.backends.mlx_device import copy_bandwidth
+    from bitnet_mlx.backends.mlx_device import copy_bandwidth, keeps_float32
 
-    found.bandwidth = copy_bandwidth()
+    found.bandwidth, found.keeps_float32 = copy_bandwidth(), keeps_float32()
     listed = chips.find(found.chip, cores)
     found.nominal_bandwidth = listed.bandwidth if listed else None
     return found

@@ -7,7 +7,7 @@ late and belongs to the extra `serve`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,11 @@ class Grammars:
     def regex(self, pattern: str) -> Grammar:
         """A text that the whole expression matches (Rust's syntax: no look-around, no back-references)."""
         return self._compile(self._library.LLMatcher.grammar_from_regex(pattern), "the regular expression")
+
+    def choice(self, texts: Sequence[str]) -> Grammar:
+        """One of these texts."""
+        source = "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+        return self._compile(self._library.LLMatcher.grammar_from_lark(source), "the choice")
 
     def lark(self, source: str) -> Grammar:
         """A text of a grammar in llguidance's variant of Lark's language."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
 from typing import Any
 
 import pytest
@@ -14,8 +16,9 @@ from bitnet_mlx.cli import options
 from bitnet_mlx.cli.main import build_parser, main
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.generation import SamplingConfig
-from bitnet_mlx.serve.engine import Limits
-from bitnet_mlx.serve.service import Service
+from bitnet_mlx.serve import server
+from bitnet_mlx.serve.engine import Engine, Limits
+from bitnet_mlx.serve.server import Server
 from tests.support import tiny_tokenizers as tiny
 
 MODEL = {
@@ -44,6 +47,30 @@ def test_what_is_asked_of_a_model(command: str, monkeypatch: pytest.MonkeyPatch)
     more = ["--port", "0"] if command == "serve" else []
     assert main([*command.split(), *more, "--model", "some/model", *flags(MODEL)]) == 2
     assert asked == [("some/model", MODEL)]
+
+
+@pytest.mark.parametrize(
+    ("line", "module"),
+    [
+        ("generate --prompt x --model", "checkpoint.hub"),
+        ("inspect", "checkpoint.hub"),
+        ("memory", "checkpoint.hub"),
+        ("evaluate --data x.txt --model", "checkpoint.hub"),
+        ("convert --mlx-path x --hf-path", "checkpoint.convert"),
+        ("calibrate --data x.txt --model", "quality.observed"),
+        ("fuse --model", "train.fuse"),
+    ],
+)
+def test_a_revision_is_what_is_fetched(line: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def resolve(*given: Any, **_: Any) -> None:
+        asked.append(given)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(f"bitnet_mlx.{module}.resolve", resolve)
+    assert main([*line.split(), "some/model", "--revision", "v1"]) == 2
+    assert asked == [("some/model", "v1")]
 
 
 def test_what_is_asked_of_a_draft_model(given: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,13 +113,23 @@ def test_a_chat_obeys_its_flags(given: Any, capsys: pytest.CaptureFixture[str]) 
     assert told["fed"] == told["tokenizer"].apply_chat_template(messages)
 
 
+def test_an_address_of_ipv6_is_a_url(
+    given: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given(template=tiny.CHAT)
+    monkeypatch.setattr(Server, "serve_until_told", lambda self: None)
+    monkeypatch.setattr(server, "listen", lambda host, port: socket.create_server(("127.0.0.1", port)))
+    assert main(["serve", "--port", "0", "--json", "--host", "::1"]) == 0
+    assert re.fullmatch(r"http://\[::1\]:\d+", json.loads(capsys.readouterr().out)["url"])
+
+
 def test_a_server_obeys_its_flags(
     given: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran: dict[str, Any] = {}
-    monkeypatch.setattr(
-        Service, "run", lambda self, _, drain: ran.update(app=self.app, limits=self.limits, drain=drain)
-    )
+    start = Engine.start
+    monkeypatch.setattr(Server, "serve_until_told", lambda self: ran.update(vars(self.config)))
+    monkeypatch.setattr(Engine, "start", lambda self: (ran.setdefault("limits", self.limits), start(self)))
     given(template=tiny.CHAT)
     asked = {
         "model": "own/model", "max_tokens": 3, "max_kv_size": 300, "max_batch": 2, "max_queue": 5, "max_kv_bytes": "40K",
@@ -103,8 +140,7 @@ def test_a_server_obeys_its_flags(
     assert main(["serve", "--port", "0", "--json", *flags({**asked, **same})]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["context"] == 300 and record["model"] == "own/model"
-    assert ran["limits"] == Limits(running=2, waiting=5, kv_bytes=40_000, prefix_bytes=20_000, seconds=9.0)
-    assert ran["drain"] == 4
+    assert ran["timeout_graceful_shutdown"] == 4
     key = {"Authorization": "Bearer secret", "Origin": "http://page.example"}
     with TestClient(ran["app"], base_url="http://box.local:8080", headers=key) as client:
         found = client.get("/v1/models")
@@ -117,8 +153,18 @@ def test_a_server_obeys_its_flags(
         assert client.get("/v1/models", headers={"Host": "other.local"}).status_code == 421
         message = {"model": "own/model", "messages": [{"role": "user", "content": "a b a b a b"}]}
         assert client.post("/v1/chat/completions", json=message).json()["usage"]["completion_tokens"] == 3
+        said = [
+            client.post(
+                "/v1/chat/completions",
+                json={**message, "messages": [{"role": role, "content": "x"}, *message["messages"]]},
+            )
+            for role in ("system", "developer")
+        ]
+        assert said[0].json()["choices"] == said[1].json()["choices"], "OpenAI's newer name of the same role"
         text = {"model": "own/model", "prompt": "hello"}
         assert client.post("/v1/completions", json=text).json()["usage"]["completion_tokens"] == 16
         assert client.post("/v1/embeddings", json={"model": "own/model", "input": "hello"}).status_code == 200
         assert client.post("/v1/completions", json={**text, "model": "tiny"}).status_code == 200
+        assert client.get("/v1/models/tiny").json()["context_length"] == 300
+    assert ran["limits"] == Limits(running=2, waiting=5, kv_bytes=40_000, prefix_bytes=20_000, seconds=9.0)
     assert given.asked[1] == (embedded_model(), {"backend": "numpy", **same})

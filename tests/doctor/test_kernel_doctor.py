@@ -47,6 +47,13 @@ def examined(device: Device) -> Report:
     return report
 
 
+def test_a_gpu_that_rounds_float32_is_told() -> None:
+    assert mlx_device.keeps_float32(), "the CPU takes all 24 bits"
+    for keeps, told in ((True, False), (None, False), (False, True)):
+        here = Machine("macOS", "arm64", "Apple M5", keeps_float32=keeps)
+        assert ("MLX_ENABLE_TF32=0" in table(Report("0.1.0", "3.12", here, {}, "metal", "here", []))) is told
+
+
 def test_sound_kernels() -> None:
     report = examined(Device())
     assert report.ok and not report.switched_off

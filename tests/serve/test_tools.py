@@ -219,8 +219,7 @@ def test_mlx_lms_parsers(tmp_path: Path, parser: str, template: str, text: str, 
 @pytest.mark.parametrize(
     ("changes", "param", "code"),
     [
-        ({"tools": None, "tool_choice": "auto"}, "tool_choice", "invalid_value"),
-        ({"tools": None, "parallel_tool_calls": True}, "parallel_tool_calls", "invalid_value"),
+        ({"tools": None, "tool_choice": "required"}, "tool_choice", "invalid_value"),
         ({"tool_choice": "sometimes"}, "tool_choice", "invalid_value"),
         ({"tool_choice": {"type": "function", "function": {"name": "sink"}}}, "tool_choice", "invalid_value"),
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type", "invalid_value"),

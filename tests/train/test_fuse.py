@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from bitnet_mlx.api import make_decoder
+from bitnet_mlx.checkpoint.adapter import read_parts
 from bitnet_mlx.checkpoint.read import read_weights
 from bitnet_mlx.errors import BitnetError, ConfigError, FormatError, TrainError
 from bitnet_mlx.quality.score import score
@@ -20,6 +21,7 @@ from bitnet_mlx.ternary import TernaryTensor
 from bitnet_mlx.tokenizer import load_tokenizer
 from bitnet_mlx.train.fuse import _texts, fuse
 from bitnet_mlx.train.fuse_options import FuseOptions
+from bitnet_mlx.train.fused import fused_weights
 from tests.support import hf_folder, tiny_tokenizers
 from tests.train.test_lora import command
 
@@ -105,6 +107,20 @@ def test_floats_are_weight_and_adapter(dora: bool, tmp_path: Path) -> None:
     assert kinds == ["TernaryTensor"] * 7 + ["DenseRows"] * 7  # the first layer had no adapter
 
 
+def test_floats_of_another_type_and_the_bits_of_inputs(tmp_path: Path) -> None:
+    base = base_folder(tmp_path / "base")
+    tensors = write_adapter(tmp_path / "ad", base, 0.2)
+    run(tmp_path, dequantize=True, dtype="bfloat16")
+    written: Any = mx.load(str(tmp_path / "out" / "model.safetensors"))
+    assert all(written[f"{module}.weight"].dtype == mx.bfloat16 for module in base.t)
+    weights = read_weights(base.path, activations=16)
+    module = next(name for name in base.t if f"{name}.lora_a" in tensors)
+    parts = read_parts(tmp_path / "ad", weights.config)
+    for method in ("absmean", "least-squares"):
+        made = fused_weights(weights, parts, method, None, [], {}).linears[module].weight
+        assert isinstance(made, TernaryTensor) and made.activation_bits == 16
+
+
 def test_ternary_again_tells_what_is_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     base = base_folder(tmp_path / "base")
     tensors = write_adapter(tmp_path / "ad", base, 0.2)
@@ -187,6 +203,7 @@ def test_a_model_that_is_worse_than_the_base_is_not_written(tmp_path: Path) -> N
         ({"adapter_path": Path("nowhere")}, ConfigError, "no adapter_config.json in nowhere"),
         ({"format": "hf", "scales": "row"}, FormatError, "has a scale for each row"),
         ({"limit": 0}, ConfigError, "--limit is 0"),
+        ({"calibration_samples": 0}, ConfigError, "--calibration-samples is 0"),
     ],
 )
 def test_what_is_refused(changes: dict[str, Any], kind: type[BitnetError], message: str, tmp_path: Path) -> None:
