@@ -14,7 +14,6 @@ from bitnet_mlx.checkpoint.detect import detect
 from bitnet_mlx.checkpoint.folder import read_config
 from bitnet_mlx.checkpoint.gguf_folder import described
 from bitnet_mlx.checkpoint.hub import resolve
-from bitnet_mlx.checkpoint.peak_memory import peak_memory
 from bitnet_mlx.checkpoint.read import open_weights, opened_once
 from bitnet_mlx.checkpoint.target import Target, check_dtype
 from bitnet_mlx.checkpoint.target_float import FloatTarget
@@ -25,6 +24,7 @@ from bitnet_mlx.checkpoint.target_native import NativeTarget
 from bitnet_mlx.checkpoint.workplace import Workplace
 from bitnet_mlx.checkpoint.write import Written, copy_files, write_folder
 from bitnet_mlx.errors import ConfigError, MemoryLimitError
+from bitnet_mlx.memory.system import peak_resident_bytes
 from bitnet_mlx.models.precision import policy
 from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.ternary import padded
@@ -131,7 +131,7 @@ def convert(
         path=str(made), source=str(path), format=format, tensors=written.tensors, parameters=written.parameters,
         ternary_parameters=written.ternary_parameters, bits_per_weight=written.bits_per_weight,
         bytes_in=detect(source).nbytes, bytes_out=size, seconds=time.perf_counter() - start,
-        peak_memory_bytes=peak_memory(), verified=True, notices=target.notices, layers=written.layers,
+        peak_memory_bytes=peak_resident_bytes(), verified=True, notices=target.notices, layers=written.layers,
     )  # fmt: skip
 
 

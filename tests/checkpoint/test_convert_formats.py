@@ -224,6 +224,25 @@ def test_a_head_by_mlxs_own_quantiser_is_refused(tmp_path: Path) -> None:
         read_weights(tmp_path / "mlx")
 
 
+def test_codes_and_scales_that_no_head_of_ours_has_are_refused(tmp_path: Path) -> None:
+    wrote = hf_folder.write(tmp_path / "source", "llama", **WIDE)
+    convert(wrote.path, tmp_path / "mlx", "mlx-2bit", dtype="float32")
+    file = tmp_path / "mlx" / "model.safetensors"
+    right: dict[str, Any] = {name: np.array(array) for name, array in mx.load(str(file)).items()}  # type: ignore[union-attr]
+    words = right["lm_head.weight"].copy()
+    words.view(np.uint8)[3, 7] = 0
+    flipped = {part: -right[f"lm_head.{part}"] for part in ("scales", "biases")}
+    for changes, message in (
+        ({"weight": words}, "holds the code 0, which stands for -128"),
+        (flipped, "is not -128 times"),
+    ):
+        file.unlink()
+        tensors = right | {f"lm_head.{part}": array for part, array in changes.items()}
+        mx.save_safetensors(str(file), {name: mx.array(array) for name, array in tensors.items()})
+        with pytest.raises(FormatError, match=message):
+            read_weights(tmp_path / "mlx")
+
+
 @pytest.mark.parametrize("scale", ["tensor", "row", "group"])
 @pytest.mark.parametrize("width", [128, 192, 320])
 def test_packed_weights_are_what_mlx_unpacks(scale: str, width: int) -> None:

@@ -174,8 +174,10 @@ def test_inspect_counts_biases_float_layers_and_a_tied_head_once(
         tmp_path, "llama", dense=(kept,), quantization={"modules_to_not_convert": ["lm_head", kept]}, attention_bias=True,
         tie_word_embeddings=True,
     )  # fmt: skip
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
     found, weights = inspected(tmp_path, capsys), read_weights(tmp_path)
-    assert found["tied"] and found["parameters"] == sum(a.size for a in (*wrote.t.values(), *wrote.floats.values()))
+    assert found["chat_template"] and found["tied"]
+    assert found["parameters"] == sum(a.size for a in (*wrote.t.values(), *wrote.floats.values()))
     biases = [linear.bias for linear in weights.linears.values() if linear.bias is not None]
     assert len(biases) == 8
     assert found["read_bytes"]["norms"] == sum(a.nbytes for a in (*weights.norms.values(), *biases))

@@ -71,13 +71,14 @@ def test_master_weights_are_ternarised_as_the_definition_says(tmp_path: Path, dt
         assert np.array_equal(found.words, words2.pack(t)) and found.scale == m
 
 
-def test_a_master_tensor_of_many_blocks_and_of_ties(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16, mx.float32])
+def test_a_master_tensor_of_many_blocks_and_of_ties(tmp_path: Path, dtype: mx.Dtype) -> None:
     """Values on the halves of the scale, m = 1: 0.5 and -0.5 round to 0, and 1.5 is clipped."""
     wrote = hf_folder.write(
-        tmp_path, storage="online", dtype=mx.float32, hidden_size=64, intermediate_size=8200, head_dim=16
+        tmp_path, storage="online", dtype=dtype, hidden_size=64, intermediate_size=8200, head_dim=16
     )
     row = np.array([0.5, -0.5, 1.5, -1.5] * 16, np.float32)
-    wrote.tensors["model.layers.0.mlp.up_proj.weight"] = mx.array(np.tile(row, (8200, 1)))
+    wrote.tensors["model.layers.0.mlp.up_proj.weight"] = mx.array(np.tile(row, (8200, 1))).astype(dtype)
     wrote.save()
     found = ternary(read_weights(tmp_path), "model.layers.0.mlp.up_proj")
     assert found.scale == 1
@@ -108,6 +109,12 @@ def test_tied_untied_and_a_head_that_is_there_all_the_same(tmp_path: Path, caplo
     both = read_weights(tied.path)
     assert both.lm_head is not both.embed_tokens and not both.config.tie_word_embeddings
     assert "lm_head.weight differs from model.embed_tokens.weight" in caplog.text
+    # A tensor of the same bytes and another shape is none of the model's.
+    tied.tensors["lm_head.weight"] = mx.contiguous(tied.tensors["model.embed_tokens.weight"].reshape(72, 67))
+    tied.save()
+    with pytest.raises(FormatError, match=r"'lm_head.weight' is BF16 \[72, 67\]"):
+        read_weights(tied.path)
+    tied.tensors["lm_head.weight"] = tied.tensors["model.embed_tokens.weight"] * 2
     # ... and takes the head where the embedding is absent.
     del tied.tensors["model.embed_tokens.weight"]
     tied.save()

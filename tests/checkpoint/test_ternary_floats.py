@@ -84,6 +84,19 @@ def test_floats_are_packed_as_they_are(tmp_path: Path, caplog: pytest.LogCapture
         assert np.array_equal(w.rows(slice(None)), expected), name
         assert w.nbytes < expected.nbytes / 10
     assert read_weights(tmp_path, activations=8).config.activation_bits == 8
+    assert take_census(tmp_path).info.scale_direction is None  # the file has no scales
+
+
+def test_a_linear_that_is_nothing_like_ternary_stays_a_float(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Such as one that an adapter was fused into."""
+    wrote, _ = bonsai(tmp_path)
+    values = np.random.default_rng(5).standard_normal(wrote.tensors[f"{DOWN}.weight"].shape).astype(np.float16)
+    wrote.tensors[f"{DOWN}.weight"] = mx.array(values)
+    wrote.save()
+    weights = read_weights(tmp_path)
+    floats = {name: linear.weight for name, linear in weights.linears.items() if isinstance(linear.weight, DenseRows)}
+    assert list(floats) == [DOWN] and np.array_equal(floats[DOWN].rows(slice(None)), values.astype(np.float32))
+    assert "1 of 14 linears are not ternary and stay floats" in caplog.text
 
 
 @pytest.mark.parametrize("group", [128, 64])

@@ -105,6 +105,18 @@ def test_the_config_and_the_tokenizer_files(tmp_path: Path) -> None:
         "tokenizer.json": b'{"a": "\xc3\xa9"}\n',
         "tokenizer_config.json": b"{}",
         "chat_template.jinja": b"{{ x }}\r\n",
+        "generation_config.json": b'{"eos_token_id": [2, 9]}',
+        **dict.fromkeys(
+            (
+                "tokenizer.model",
+                "special_tokens_map.json",
+                "added_tokens.json",
+                "vocab.json",
+                "merges.txt",
+                "chat_template.json",
+            ),
+            b"\0any bytes\xff",
+        ),
     }
     for name, content in {**contents, "modeling.py": b"import os", "pytorch_model.bin": b"x"}.items():
         (wrote.path / name).write_bytes(content)

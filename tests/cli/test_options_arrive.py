@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from bitnet_mlx.cli import options
 from bitnet_mlx.cli.main import build_parser, main
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.generation import SamplingConfig
+from bitnet_mlx.serve import server
 from bitnet_mlx.serve.engine import Engine, Limits
 from bitnet_mlx.serve.server import Server
 from tests.support import tiny_tokenizers as tiny
@@ -110,6 +113,16 @@ def test_a_chat_obeys_its_flags(given: Any, capsys: pytest.CaptureFixture[str]) 
     assert told["fed"] == told["tokenizer"].apply_chat_template(messages)
 
 
+def test_an_address_of_ipv6_is_a_url(
+    given: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given(template=tiny.CHAT)
+    monkeypatch.setattr(Server, "serve_until_told", lambda self: None)
+    monkeypatch.setattr(server, "listen", lambda host, port: socket.create_server(("127.0.0.1", port)))
+    assert main(["serve", "--port", "0", "--json", "--host", "::1"]) == 0
+    assert re.fullmatch(r"http://\[::1\]:\d+", json.loads(capsys.readouterr().out)["url"])
+
+
 def test_a_server_obeys_its_flags(
     given: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +153,14 @@ def test_a_server_obeys_its_flags(
         assert client.get("/v1/models", headers={"Host": "other.local"}).status_code == 421
         message = {"model": "own/model", "messages": [{"role": "user", "content": "a b a b a b"}]}
         assert client.post("/v1/chat/completions", json=message).json()["usage"]["completion_tokens"] == 3
+        said = [
+            client.post(
+                "/v1/chat/completions",
+                json={**message, "messages": [{"role": role, "content": "x"}, *message["messages"]]},
+            )
+            for role in ("system", "developer")
+        ]
+        assert said[0].json()["choices"] == said[1].json()["choices"], "OpenAI's newer name of the same role"
         text = {"model": "own/model", "prompt": "hello"}
         assert client.post("/v1/completions", json=text).json()["usage"]["completion_tokens"] == 16
         assert client.post("/v1/embeddings", json={"model": "own/model", "input": "hello"}).status_code == 200

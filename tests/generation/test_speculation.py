@@ -162,7 +162,10 @@ def test_the_end_of_guessing_is_told_once(
     monkeypatch.setattr("bitnet_mlx.generation.speculation.row_times", lambda _: times)
     decoder = decoder_of(tokenizer)
     with caplog.at_level("INFO", "bitnet_mlx"):
-        responses, _ = run(decoder, tokenizer, speculation=Speculation(decoder, Guesses([0] * 60, 10**6)))
+        told, silent = (Speculation(decoder, Guesses([0] * 60, 10**6)) for _ in range(2))
+        responses, _ = run(decoder, tokenizer, speculation=told)
+        silent.tell = False  # as a server has it
+        run(decoder, tokenizer, speculation=silent)
     report = responses[-1].speculation
     assert report is not None and report.off is not None and report.drafted == 0
     assert [r.getMessage() for r in caplog.records] == [f"[speculate] an oracle is off from here on: {report.off}"]

@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import psutil
 import pytest
 
 from bitnet_mlx.memory import system
 from bitnet_mlx.memory.darwin import Mach
+from bitnet_mlx.memory.machine import this_machine
 
 LINUX = sys.platform.startswith("linux")
 
@@ -30,6 +32,29 @@ def test_the_resident_set_is_psutils_and_grows_by_what_is_touched() -> None:
     assert after - before == pytest.approx(8 << 20, abs=1 << 20)
     assert after == pytest.approx(psutil.Process().memory_info().rss, abs=1 << 20)
     assert (system.peak_resident_bytes() or 0) >= after - (1 << 20)
+
+
+@pytest.mark.skipif(not LINUX, reason="elsewhere there is one source")
+def test_both_sources_of_the_peak_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = system.peak_resident_bytes()
+    monkeypatch.setattr(system, "_table", lambda path, key: None)
+    assert system.peak_resident_bytes() == pytest.approx(found, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("engine", "told", "expected"),
+    [
+        ("metal", {"max_recommended_working_set_size": 5, "memory_size": 9}, 5), ("cuda", {"memory_size": 9}, 9),
+        ("metal", {}, None), ("mlx", {"memory_size": 9}, None), ("cpu", {"memory_size": 9}, None),
+    ],
+)  # fmt: skip
+def test_what_a_gpu_may_hold_is_mlxs_word(
+    engine: str, told: dict[str, int], expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mx, "device_info", lambda device: told)
+    found = this_machine(engine)
+    assert found.working_set == expected
+    assert found.total == system.total_bytes()
 
 
 def test_the_machine_is_psutils() -> None:
