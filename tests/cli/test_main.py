@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import pytest
 
 from bitnet_mlx import __version__
 from bitnet_mlx.cli import main as cli
+from bitnet_mlx.cli import options
+from bitnet_mlx.errors import KernelWarning
 
 
 def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -109,6 +112,18 @@ def test_what_stops_a_command_is_told_in_a_line(
     assert cli.main(["inspect"]) == code
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1 and ("unexpected" in err) == isinstance(fault, ValueError)
+
+
+def test_our_warnings_are_plain_lines_and_others_are_as_ever() -> None:
+    assert cli._warning_text(KernelWarning("it is slow here"), KernelWarning, "a.py", 3) == "warning: it is slow here\n"
+    assert cli._warning_text(UserWarning("other"), UserWarning, "a.py", 3).startswith("a.py:3: UserWarning: other")
+
+
+def test_text_is_escaped_where_a_terminal_lacks_its_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    options.show("café")
+    assert raw.getvalue() == b"caf\\xe9"
 
 
 def test_debug_shows_the_traceback(tmp_path: object) -> None:

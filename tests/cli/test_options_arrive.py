@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from bitnet_mlx.cli import options
 from bitnet_mlx.cli.main import build_parser, main
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.generation import SamplingConfig
+from bitnet_mlx.serve import server
 from bitnet_mlx.serve.engine import Engine, Limits
 from bitnet_mlx.serve.server import Server
 from tests.support import tiny_tokenizers as tiny
@@ -70,6 +74,33 @@ def test_a_revision_is_what_is_fetched(line: str, module: str, monkeypatch: pyte
     assert asked == [("some/model", "v1")]
 
 
+@pytest.mark.parametrize(("mode", "adapter"), [("--train", None), ("--test", Path("ad"))])
+def test_what_lora_asks_of_its_base(mode: str, adapter: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter is trained from the base alone, and tested on the base with it."""
+    asked: list[Any] = []
+
+    def load(path: str, **given: Any) -> None:
+        asked.append((path, given))
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(bitnet_mlx, "load", load, raising=False)
+    line = ["lora", mode, "--model", "some/model", "--data", "d", "--adapter-path", "ad"]
+    assert main([*line, "--backend", "mlx", "--dtype", "bfloat16"]) == 2
+    assert asked == [("some/model", {"backend": "mlx", "dtype": "bfloat16", "adapter_path": adapter})]
+
+
+def test_how_fuse_reads_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def open_weights(path: Path, **given: Any) -> None:
+        asked.append((path, given))
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("bitnet_mlx.train.fuse.open_weights", open_weights)
+    assert main(["fuse", "--ternarize", "--i2s-layout", "64"]) == 2
+    assert asked == [(embedded_model(), {"i2s_layout": "64", "ternarize": True})]
+
+
 def test_what_is_asked_of_a_draft_model(given: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """It runs on the model's own engine, with the same precision."""
     given()
@@ -110,6 +141,16 @@ def test_a_chat_obeys_its_flags(given: Any, capsys: pytest.CaptureFixture[str]) 
     assert told["fed"] == told["tokenizer"].apply_chat_template(messages)
 
 
+def test_an_address_of_ipv6_is_a_url(
+    given: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given(template=tiny.CHAT)
+    monkeypatch.setattr(Server, "serve_until_told", lambda self: None)
+    monkeypatch.setattr(server, "listen", lambda host, port: socket.create_server(("127.0.0.1", port)))
+    assert main(["serve", "--port", "0", "--json", "--host", "::1"]) == 0
+    assert re.fullmatch(r"http://\[::1\]:\d+", json.loads(capsys.readouterr().out)["url"])
+
+
 def test_a_server_obeys_its_flags(
     given: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +181,14 @@ def test_a_server_obeys_its_flags(
         assert client.get("/v1/models", headers={"Host": "other.local"}).status_code == 421
         message = {"model": "own/model", "messages": [{"role": "user", "content": "a b a b a b"}]}
         assert client.post("/v1/chat/completions", json=message).json()["usage"]["completion_tokens"] == 3
+        said = [
+            client.post(
+                "/v1/chat/completions",
+                json={**message, "messages": [{"role": role, "content": "x"}, *message["messages"]]},
+            )
+            for role in ("system", "developer")
+        ]
+        assert said[0].json()["choices"] == said[1].json()["choices"], "OpenAI's newer name of the same role"
         text = {"model": "own/model", "prompt": "hello"}
         assert client.post("/v1/completions", json=text).json()["usage"]["completion_tokens"] == 16
         assert client.post("/v1/embeddings", json={"model": "own/model", "input": "hello"}).status_code == 200

@@ -21,12 +21,17 @@ from bitnet_mlx.models.decoder_cpu import CpuDecoder
 from bitnet_mlx.models.decoder_mlx import MlxModel
 from bitnet_mlx.models.decoder_numpy import NumpyDecoder
 from bitnet_mlx.models.weights import DecoderWeights
+from bitnet_mlx.serve.embedding import Embeddings
+from bitnet_mlx.serve.jobs import Model
 from bitnet_mlx.serve.pooling import Pooling, find_pooling
+from bitnet_mlx.serve.schema import EmbeddingBody
+from bitnet_mlx.serve.work import Vector
 from bitnet_mlx.tokenizer import load_tokenizer
 from tests.golden import recipe
 from tests.golden.cases import CASES
 from tests.serve.running import Running, model, serving, until
 from tests.support import tiny_tokenizers as tiny
+from tests.support.random_model import random_weights, tiny_config
 
 DATA = Path(__file__).parent / "data" / "embeddings_torch.npz"
 TOLERANCE = 2e-6  # of vectors of length 1; measured on x86: 3e-7
@@ -128,6 +133,20 @@ def test_a_text_longer_than_a_step(tmp_path: Path) -> None:
 def test_what_is_refused(server: Running, changes: dict[str, Any], status: int, param: str) -> None:
     response = httpx.post(f"{server.url}/v1/embeddings", json={"model": "test/model", "input": "x", **changes})
     assert (response.status_code, response.json()["error"]["param"]) == (status, param)
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "normalize", "want"),
+    [(None, False, [3, 4, 12]), (2, False, [3, 4]), (3, True, [3 / 13, 4 / 13, 12 / 13]), (2, True, [0.6, 0.8])],
+)
+def test_a_length_of_1_is_given_where_the_model_has_it(
+    dimensions: int | None, normalize: bool, want: list[float], server: Running
+) -> None:
+    decoder = NumpyDecoder(random_weights(tiny_config(hidden_size=3, num_attention_heads=1, num_key_value_heads=1)))
+    own = Model("m", decoder, server.tokenizer, 256, 16, 0, Pooling("mean", normalize))
+    asked = Embeddings(own, EmbeddingBody(model="m", input=[[1, 2]], dimensions=dimensions))
+    asked.add(0, Vector(np.array([3, 4, 12], np.float32)))
+    assert asked.answer()["data"][0]["embedding"] == pytest.approx(want, rel=1e-6)
 
 
 def modules(folder: Path, kinds: list[str], pooling: dict[str, Any]) -> Path:

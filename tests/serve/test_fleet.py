@@ -11,12 +11,14 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from starlette.testclient import TestClient
 
 from bitnet_mlx.api import embedded_model
 from bitnet_mlx.errors import ConfigError, FormatError, MemoryLimitError
 from bitnet_mlx.generation import generate
 from bitnet_mlx.memory.plan import Machine
 from bitnet_mlx.serve import budget
+from bitnet_mlx.serve.app import make_app
 from bitnet_mlx.serve.failures import ApiError
 from bitnet_mlx.serve.fleet import Fleet, Served
 from bitnet_mlx.serve.service import loaders, open_service, serve_model
@@ -151,6 +153,18 @@ def test_engines_end_with_their_models(tmp_path: Path, others: Others) -> None:
     with pytest.raises(ApiError, match="shutting down"):
         fleet.take("c")
     assert others.asked == ["b", "c", "b"]
+
+
+def test_a_fault_of_ours_tells_its_kind_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = Fleet(serve_model(*model(tmp_path / "a"), "a"))
+
+    def take(_: str) -> Served:
+        raise RuntimeError("/home/somebody/secret")
+
+    monkeypatch.setattr(fleet, "take", take)
+    with TestClient(make_app(fleet)) as client:
+        answer = client.post("/v1/completions", json={"model": "a", "prompt": "x"})
+    assert answer.status_code == 500 and "RuntimeError" in answer.text and "secret" not in answer.text
 
 
 def test_embeddings_hold_their_model_no_longer_than_they_take(tmp_path: Path, others: Others) -> None:

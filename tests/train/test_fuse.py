@@ -203,6 +203,7 @@ def test_a_model_that_is_worse_than_the_base_is_not_written(tmp_path: Path) -> N
         ({"adapter_path": Path("nowhere")}, ConfigError, "no adapter_config.json in nowhere"),
         ({"format": "hf", "scales": "row"}, FormatError, "has a scale for each row"),
         ({"limit": 0}, ConfigError, "--limit is 0"),
+        ({"calibration_samples": 0}, ConfigError, "--calibration-samples is 0"),
     ],
 )
 def test_what_is_refused(changes: dict[str, Any], kind: type[BitnetError], message: str, tmp_path: Path) -> None:

@@ -117,6 +117,8 @@ def test_resume_refuses_what_would_change_its_course(data: Path, tmp_path: Path)
         train(options(data, out, iters=2), silent)
     with pytest.raises(ConfigError, match=r"learning_rate is 0.1, but .* was written with 0.003"):
         train(options(data, out, iters=2, resume=True, learning_rate=0.1), silent)
+    with pytest.raises(ConfigError, match="data is "):
+        train(options(write_texts(tmp_path / "other", seed=1), out, iters=2, resume=True), silent)
     with pytest.raises(FormatError, match=r"this model needs \(320, 32\)"):
         train(options(data, out, iters=2, resume=True, hidden_size=32), silent)
     with pytest.raises(ConfigError, match="num_attention_heads is 2, but .* was written with 4"):  # of the same shapes
