@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +72,33 @@ def test_a_revision_is_what_is_fetched(line: str, module: str, monkeypatch: pyte
     monkeypatch.setattr(f"bitnet_mlx.{module}.resolve", resolve)
     assert main([*line.split(), "some/model", "--revision", "v1"]) == 2
     assert asked == [("some/model", "v1")]
+
+
+@pytest.mark.parametrize(("mode", "adapter"), [("--train", None), ("--test", Path("ad"))])
+def test_what_lora_asks_of_its_base(mode: str, adapter: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter is trained from the base alone, and tested on the base with it."""
+    asked: list[Any] = []
+
+    def load(path: str, **given: Any) -> None:
+        asked.append((path, given))
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(bitnet_mlx, "load", load, raising=False)
+    line = ["lora", mode, "--model", "some/model", "--data", "d", "--adapter-path", "ad"]
+    assert main([*line, "--backend", "mlx", "--dtype", "bfloat16"]) == 2
+    assert asked == [("some/model", {"backend": "mlx", "dtype": "bfloat16", "adapter_path": adapter})]
+
+
+def test_how_fuse_reads_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def open_weights(path: Path, **given: Any) -> None:
+        asked.append((path, given))
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("bitnet_mlx.train.fuse.open_weights", open_weights)
+    assert main(["fuse", "--ternarize", "--i2s-layout", "64"]) == 2
+    assert asked == [(embedded_model(), {"i2s_layout": "64", "ternarize": True})]
 
 
 def test_what_is_asked_of_a_draft_model(given: Any, capsys: pytest.CaptureFixture[str]) -> None:
