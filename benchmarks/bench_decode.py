@@ -28,6 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from bitnet_mlx.backends.cpu_jit import isa, threads  # noqa: E402
 from bitnet_mlx.bench.random_decoder import config_2b, random_decoder, ternary_weights  # noqa: E402
+from bitnet_mlx.memory.system import processor  # noqa: E402
 from bitnet_mlx.models.cache import KVCache  # noqa: E402
 from bitnet_mlx.models.config import DecoderConfig  # noqa: E402
 from bitnet_mlx.models.decoder_cpu import CpuDecoder  # noqa: E402
@@ -208,15 +209,11 @@ def machine() -> dict[str, object]:
     import llvmlite
     import numba
 
-    info = Path("/proc/cpuinfo")
-    names = (
-        [x.split(":")[1].strip() for x in info.read_text().splitlines() if "model name" in x] if info.exists() else []
-    )
     commit = subprocess.run(
         ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True
     ).stdout.strip()
     return {
-        "machine": platform.machine(), "system": platform.platform(), "processor": names[0] if names else "unknown",
+        "machine": platform.machine(), "system": platform.platform(), "processor": processor(),
         "cores": os.cpu_count(), "body": isa.body_name(), "threading_layer": threads.threading_layer(),
         "threads": threads.get_threads(), "python": platform.python_version(), "numpy": np.__version__,
         "numba": numba.__version__, "llvmlite": llvmlite.__version__, "commit": commit,

@@ -1,15 +1,21 @@
-"""Every test runs without the network: a connection that leaves this machine is an error."""
+"""Every test runs without the network, where a connection that leaves this machine is an error, and on MLX's CPU device."""
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support import tally
+from tests.support.on_cpu import sitecustomize  # for this process; others find it by the path
 
+_FOLDER = str(Path(sitecustomize.__file__).parent)
+_PATHS = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+os.environ["PYTHONPATH"] = os.pathsep.join([_FOLDER, *(path for path in _PATHS if path not in ("", _FOLDER))])
 _LOCAL = ("127.", "::1", "localhost")
 
 

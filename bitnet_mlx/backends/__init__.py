@@ -10,7 +10,8 @@ from bitnet_mlx.errors import BackendError, ConfigError
 NAMES = ("auto", "metal", "cuda", "mlx", "cpu", "numpy")
 GPUS = ("metal", "cuda")
 ON_MLX = (*GPUS, "mlx")  # models of these are MLX modules, of any dtype
-_PACKAGES = {"metal": "mlx", "cuda": "mlx", "mlx": "mlx", "cpu": "numba"}
+# What must be there, by a module of its own: pip leaves empty folders where mlx was, and Python takes those for a package.
+_NEEDS = {"metal": "mlx.core", "cuda": "mlx.core", "mlx": "mlx.core", "cpu": "numba"}
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class Choice:
 
 def missing(name: str) -> str | None:
     """Why the backend cannot run here, or None if it can. Imports nothing but what the question needs."""
-    package = _PACKAGES.get(name)
-    if package and not importlib.util.find_spec(package):
-        return f"the package {package} is not installed"
+    needed = _NEEDS.get(name)
+    if needed and not _found(needed):
+        return f"the package {needed.partition('.')[0]} is not installed"
     try:
         if name == "metal":
             from bitnet_mlx.backends import metal
@@ -35,9 +36,20 @@ def missing(name: str) -> str | None:
             from bitnet_mlx.backends import cuda
 
             return cuda.missing()
+        if name == "mlx":
+            from bitnet_mlx.backends import metal
+
+            return metal.hidden()
     except BackendError as error:  # MLX is there and does not import
         return str(error)
     return None
+
+
+def _found(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it is in
+        return False
 
 
 def choose(name: str = "auto") -> Choice:

@@ -45,6 +45,16 @@ def measured_ops(platform: Platform) -> KernelOps:
     return KernelOps(platform, chooser=measured(platform))
 
 
+def keeps_float32() -> bool:
+    """Whether a matrix product of float32 takes its inputs whole on MLX's default device.
+
+    On GPUs with units for matrices, the M5's and NVIDIA's, MLX rounds them to some 11 bits unless MLX_ENABLE_TF32 is 0 as
+    the process starts. Ternary products are exact either way: their inputs are int8 codes and -1, 0, 1.
+    """
+    x = mx.full((256, 256), 1 + 2.0**-20, mx.float32)
+    return bool((x @ mx.eye(256) == x).all().item())
+
+
 def copy_bandwidth(size: int = 256 << 20) -> float:
     """GB/s that are read and written when an array of `size` bytes is copied on MLX's default device; the best of a few."""
     x = mx.ones(size // 4, mx.float32)

@@ -15,6 +15,7 @@ from typing import Any
 
 from bitnet_mlx import __version__
 from bitnet_mlx.backends import ON_MLX
+from bitnet_mlx.memory.system import processor
 
 _PACKAGES = ("mlx", "mlx-lm", "numpy", "numba", "tbb")
 
@@ -42,17 +43,6 @@ def append(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Add a record to a file of them, one a line. Raises OSError."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
-
-
-def processor() -> str:
-    """The processor's name as its system gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # not Linux: Python's own answer follows
-    return platform.processor() or platform.machine()
 
 
 def commit() -> str | None:

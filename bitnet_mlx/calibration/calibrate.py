@@ -13,11 +13,11 @@ from typing import Any
 from bitnet_mlx import __version__
 from bitnet_mlx.api import make_decoder
 from bitnet_mlx.backends import choose
-from bitnet_mlx.bench.stamp import processor
 from bitnet_mlx.calibration.clips import METHODS, clip_points
 from bitnet_mlx.calibration.collect import Collector, Input, Twins
 from bitnet_mlx.calibration.keep import RULE, noise_by_layer, recommend
 from bitnet_mlx.calibration.options import CalibrateOptions
+from bitnet_mlx.memory.system import processor
 from bitnet_mlx.models.decoder import Decoder
 from bitnet_mlx.models.weights import DecoderWeights, Linear
 from bitnet_mlx.quality.linears import sensitivity

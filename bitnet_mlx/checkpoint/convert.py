@@ -14,7 +14,6 @@ from bitnet_mlx.checkpoint.detect import detect
 from bitnet_mlx.checkpoint.folder import read_config
 from bitnet_mlx.checkpoint.gguf_folder import described
 from bitnet_mlx.checkpoint.hub import resolve
-from bitnet_mlx.checkpoint.peak_memory import peak_memory
 from bitnet_mlx.checkpoint.read import open_weights, opened_once
 from bitnet_mlx.checkpoint.target import Target, check_dtype
 from bitnet_mlx.checkpoint.target_float import FloatTarget
@@ -25,22 +24,25 @@ from bitnet_mlx.checkpoint.target_native import NativeTarget
 from bitnet_mlx.checkpoint.workplace import Workplace
 from bitnet_mlx.checkpoint.write import Written, copy_files, write_folder
 from bitnet_mlx.errors import ConfigError, MemoryLimitError
+from bitnet_mlx.memory.system import peak_resident_bytes
 from bitnet_mlx.models.precision import policy
 from bitnet_mlx.models.weights import DecoderWeights
+from bitnet_mlx.ternary import padded
 from bitnet_mlx.tokenizer.gguf_vocabulary import vocabulary
 
 FORMATS = ("words2", "trits5", "hf", "hf-float", "gguf-tq1_0", "gguf-tq2_0", "mlx-2bit")
-# Bits of a ternary weight with its scales, and of an embedding's value where no --head-bits says otherwise.
+# Bits of a ternary weight with its scales, and of an embedding's value where no --head-bits says otherwise; 16 and what
+# MLX's scales take are those of floats in two bytes.
 _BITS = {
     "words2": (2.0, 8),
     "trits5": (1.6, 8),
     "hf": (2.0, 16),
-    "hf-float": (32.0, 32),
+    "hf-float": (16.0, 16),
     "gguf-tq1_0": (1.69, 8),
     "gguf-tq2_0": (2.07, 8),
     "mlx-2bit": (2.5, 8),
 }
-_SPARE = 16 << 20  # bytes of disk beside the weights: tokenizer, header
+SPARE = 16 << 20  # bytes of disk beside the weights: tokenizer, header
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def convert(
         weights = open_weights(source, errors=errors, keep=() if prepare else keep, **reading)
         weights = weights if prepare is None else prepare(weights, errors)
         target = make_target(weights, texts, format, head_bits, dtype, Path(mlx_path).name)
-        place.check_room(room(weights, format, head_bits, len(keep)))
+        place.check_room(room(weights, format, head_bits, dtype, len(keep)))
         written = _write(weights, target, place, texts, progress)
         size = (place.path / target.file).stat().st_size
         if check is not None:
@@ -129,7 +131,7 @@ def convert(
         path=str(made), source=str(path), format=format, tensors=written.tensors, parameters=written.parameters,
         ternary_parameters=written.ternary_parameters, bits_per_weight=written.bits_per_weight,
         bytes_in=detect(source).nbytes, bytes_out=size, seconds=time.perf_counter() - start,
-        peak_memory_bytes=peak_memory(), verified=True, notices=target.notices, layers=written.layers,
+        peak_memory_bytes=peak_resident_bytes(), verified=True, notices=target.notices, layers=written.layers,
     )  # fmt: skip
 
 
@@ -166,14 +168,31 @@ def make_target(
     return NativeTarget(weights, config, format, head_bits, dtype)
 
 
-def room(weights: DecoderWeights, format: str, head_bits: int | None, kept: int = 0) -> int:  # noqa: A002
+def room(
+    weights: DecoderWeights,
+    format: str,  # noqa: A002
+    head_bits: int | None,
+    dtype: str | None = None,
+    kept: int = 0,
+) -> int:
     """Bytes of disk that the result needs, a little above the truth. kept: how many linears stay floats."""
     c = weights.config
-    ternary = c.num_hidden_layers * sum(n * k for n, k in c.linear_shapes().values())
-    table = c.vocab_size * c.hidden_size * (1 if weights.lm_head is weights.embed_tokens else 2)
+    sizes = [n * padded(k) for n, k in c.linear_shapes().values()]
     bits, head = _BITS[format]
-    floats = 4 * kept * max(n * k for n, k in c.linear_shapes().values())
-    return floats + int(ternary * (bits / 8 + 0.002) + table * (max(head_bits or head, 8) / 8 + 0.07)) + _SPARE
+    wide = (dtype or ("float32" if format == "hf-float" else c.dtype)) == "float32"
+    if wide and format in ("hf-float", "mlx-2bit"):
+        bits += 16 if format == "hf-float" else 0.5
+    tables = 0.0
+    for rows in {id(rows): rows for rows in (weights.embed_tokens, weights.lm_head)}.values():
+        value = head_bits or head
+        if value < 8 and format in ("words2", "trits5"):
+            value = 8  # a code takes a byte there
+        if value >= 16:
+            own = "float32" if format == "hf-float" else getattr(rows, "dtype", c.dtype)
+            value = 32 if (dtype or own) == "float32" else 16
+        tables += rows.shape[0] * rows.shape[1] * (value / 8 + 0.07 * (2 if wide else 1))
+    ternary = c.num_hidden_layers * sum(sizes) * (bits / 8 + 0.002)
+    return int(ternary + tables) + 4 * kept * max(sizes) + SPARE
 
 
 def _write(

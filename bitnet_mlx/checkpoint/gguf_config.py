@@ -192,7 +192,7 @@ def _from_factors(file: GgufFile, theta: float, dim: int) -> dict[str, Any]:
     if (factors == 1).all():
         return {}
     factor = float(factors.max())
-    if np.isfinite(factors).all() and factor > 1:
+    if factor > 1:
         rope = RopeConfig(rope_theta=theta, rope_type="llama3", factor=factor, **_LLAMA3)
         wanted, _ = scaled_frequencies(rope, dim, 0)
         plain, _ = scaled_frequencies(RopeConfig(rope_theta=theta), dim, 0)

@@ -32,6 +32,8 @@ class MlxTarget(common.FolderTarget):
     ) -> None:
         """dtype: of scales and floats; None takes the checkpoint's, to which scales are rounded."""
         super().__init__(weights, source, dtype)
+        if head_bits not in (None, 32, 16, 8, 6, 4):
+            raise ConfigError(f"[convert] head_bits is {head_bits}; 16, 8, 6 or 4 are allowed")
         config = weights.config
         if config.model_type not in FAMILIES or config.sub_norms:
             kind = f"{config.model_type} model{' with sub-norms' if config.sub_norms else ''}"

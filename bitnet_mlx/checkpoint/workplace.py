@@ -37,10 +37,10 @@ class Workplace:
         self.path = parent / f".{self.destination.name}.converting"
         self._replaced = parent / f".{self.destination.name}.replaced"
         self._lock: int | None = None
-        for source in map(os.path.realpath, sources):
-            if self.destination == Path(source) or self.destination in Path(source).parents:
+        for source in map(Path, map(os.path.realpath, sources)):
+            if any(_same(self.destination, place) for place in (source, *source.parents)):
                 raise ConfigError(f"[write] {given} is, or holds, the model that is read; give another name")
-            if Path(source) in self.destination.parents:
+            if any(_same(source, place) for place in self.destination.parents):
                 raise ConfigError(f"[write] {given} lies inside the model that is read; give another name")
         self._check()
 
@@ -108,6 +108,14 @@ class Workplace:
         _remove(self._replaced)
         _sync_folder(self.destination.parent)
         return self.destination
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two resolved paths are one place: on a Mac Model and model are, as a rule."""
+    try:
+        return one == other or os.path.samefile(one, other)
+    except OSError:  # one of them is not there
+        return False
 
 
 def _remove(path: Path) -> None:

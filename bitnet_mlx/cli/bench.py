@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from bitnet_mlx.api import DTYPES
 from bitnet_mlx.backends import NAMES
+from bitnet_mlx.cli.options import add_dtype_argument
 
 WHAT = {
     "matmul": "the ternary product alone, our GPU kernels against stock MLX",
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="DIR|REPO", help="a real model instead")
     add("--layers", type=int, metavar="N", help="layers of a random model (default: the preset's)")
     add("--head-bits", type=int, choices=(8, 16), default=8, help="head of a random model (default: 8)")
-    add("--dtype", choices=DTYPES, help="type of everything that is not ternary")
+    add_dtype_argument(group)
     add("--prompt", type=int, metavar="N", help="tokens of the prompt (default: 256 for decode, else 64)")
     add("--tokens", type=int, metavar="N", help="tokens to decode behind it (default: 64 for decode, else 16)")
     add("--repeats", type=int, metavar="N", help="medians are of so many turns (default: 5)")

@@ -11,11 +11,15 @@ from bitnet_mlx.cli import options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompt", required=True, metavar="TEXT|-", help="the text to compute; - reads it from stdin")
+    parser.add_argument(
+        "--prompt", "-p", required=True, metavar="TEXT|-", help="the text to compute; - reads it from stdin"
+    )
     options.add_prompt_cache_argument(parser, required=True)
     options.add_model_arguments(parser)
     group = parser.add_argument_group("prompt")
-    group.add_argument("--max-kv-size", type=int, metavar="N", help="limit the context to N tokens")
+    group.add_argument(
+        "--max-kv-size", type=int, metavar="N", help="limit the context to N tokens (default: the model's)"
+    )
     options.add_template_arguments(group)
 
 

@@ -27,8 +27,9 @@ FORMATS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--hf-path", required=True, metavar="SRC", help="a model folder, a GGUF file, or owner/name on the hub")
-    add("--mlx-path", required=True, metavar="DST", help="where the result is to be")
+    source = "a model folder, a GGUF file, or owner/name on the hub"
+    add("--hf-path", "--model", required=True, metavar="SRC", help=source)
+    add("--mlx-path", default="mlx_model", metavar="DST", help="where the result is to be (default: mlx_model)")
     add("--format", choices=FORMATS, default="words2", help="; ".join(f"{k}: {v}" for k, v in FORMATS.items()))
     add(
         "--head-bits", type=int, choices=HEAD_BITS,
@@ -36,12 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--dtype", choices=DTYPES, help="type of what stays floats (default: the checkpoint's)")
     add(
-        "--precision", choices=PRESETS, help="head bits and dtype together: 4 and 8 bits, or as in the file and float32"
+        "--precision",
+        choices=PRESETS,
+        help="head bits and dtype together: 4 and 8 bits, or as in the file and float32 (default: each by its flag)",
     )
     add("--force", action="store_true", help="replace the model at DST")
     add("--activations", type=int, choices=ACTIVATIONS, help="bits of the layers' inputs (default: the model's own)")
     ternarizing.add_arguments(parser)
-    add("--revision", help="branch, tag or commit on the hub")
+    add("--revision", help="branch, tag or commit on the hub (default: main)")
     add("--upload-repo", metavar="OWNER/NAME", help="then upload the result to this repository on the Hugging Face hub")
     add("--i2s-layout", choices=I2S_LAYOUTS, help="byte layout of I2_S tensors (default: found from the weights)")
 

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit",
         type=int,
         metavar="N",
-        help="the first N tokens of each file, the first N samples of each task, alone",
+        help="the first N tokens of each file, the first N samples of each task, alone (default: all)",
     )
     add(
         "--layers",
@@ -39,8 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--sensitivity", action="store_true", help="rank layers by the loss that the teacher's weights would take away")
     tasks = parser.add_argument_group("tasks of lm-eval (pip install 'bitnet-mlx[eval]')").add_argument
-    tasks("--tasks", metavar="NAME,NAME", help="run these; without --data nothing else")
-    tasks("--num-fewshot", type=int, metavar="N", help="examples before each question (default: the task's own)")
+    tasks("--tasks", nargs="+", metavar="NAME", help="run these; without --data nothing else")
+    text = "examples before each question (default: the task's own)"
+    tasks("--num-fewshot", "--num-shots", type=int, metavar="N", help=text)
     tasks("--include-path", type=Path, metavar="DIR", help="folder with YAML files of further tasks")
     tasks("--apply-chat-template", action="store_true", help="put questions into the model's chat template")
     options.add_model_arguments(parser)
@@ -55,7 +56,11 @@ def run(args: argparse.Namespace) -> int:
     given = {name: getattr(args, name) for name in names}
     if args.tasks is not None:
         given["tasks"] = TaskOptions(
-            tuple(args.tasks.split(",")), args.num_fewshot, args.include_path, args.apply_chat_template, args.limit
+            tuple(name for word in args.tasks for name in word.split(",")),
+            args.num_fewshot,
+            args.include_path,
+            args.apply_chat_template,
+            args.limit,
         )
     wanted = EvaluateOptions(tuple(args.data), options.load_arguments(args), **given)
     record = evaluate(wanted, _progress if args.verbose else None)

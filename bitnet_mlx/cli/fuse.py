@@ -22,17 +22,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dequantize", action="store_true", help="write floats (float32, or --dtype), the adapter added exactly")
     add("--format", choices=FORMATS, help="of convert (default: words2)")
     methods = "the nearest by absmean or least squares, or what a text makes the nearest outputs of (gptq)"
-    add("--method", choices=["absmean", "least-squares", "gptq"], help=f"how the sum becomes ternary: {methods}")
+    default = "default: gptq with --calibration-data, else least-squares"
+    add(
+        "--method",
+        choices=["absmean", "least-squares", "gptq"],
+        help=f"how the sum becomes ternary: {methods}; {default}",
+    )
     add("--scales", choices=SCALES, help="a scale for each (default: as in the base)")
     add("--calibration-data", type=Path, metavar="FILE", help="UTF-8 text that gptq fits to; its end is held out")
     add("--calibration-samples", type=int, metavar="N", help="stretches of 512 tokens of it (default 16)")
     add("--data", nargs="+", type=Path, metavar="FILE", help="texts to measure base, base and adapter, and fused on")
     add("--length", type=int, metavar="L", help="tokens a window (default 512, or the context)")
-    add("--limit", type=int, metavar="N", help="measure on the first N tokens of each text alone")
+    add("--limit", type=int, metavar="N", help="measure on the first N tokens of each text alone (default: all)")
     add("--head-bits", type=int, choices=HEAD_BITS, help="bits of embedding and head (default: as they are)")
     add("--dtype", choices=DTYPES, help="type of what stays floats (default: the checkpoint's)")
     add("--force", action="store_true", help="replace the model at DST")
-    add("--revision", help="branch, tag or commit on the hub")
+    add("--revision", help="branch, tag or commit on the hub (default: main)")
     add("--i2s-layout", choices=I2S_LAYOUTS, help="byte layout of I2_S tensors (default: found from the weights)")
     add("--ternarize", action="store_true", help="take float layers for BitNet's master weights")
     add("--backend", choices=NAMES, default="auto", help="what measures (default: auto)")

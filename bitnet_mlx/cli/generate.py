@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompt", required=True, metavar="TEXT|-", help="the prompt; - reads it from stdin")
+    parser.add_argument("--prompt", "-p", required=True, metavar="TEXT|-", help="the prompt; - reads it from stdin")
     options.add_model_arguments(parser)
     options.add_generation_arguments(parser)
     options.add_prompt_cache_argument(parser)

@@ -21,7 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """What can be refused before anything is loaded. Raises ConfigError."""
-    _schema(args)
+    if _schema(args) is not None:
+        from bitnet_mlx.generation.grammar import library
+
+        library()
 
 
 def sampler(args: argparse.Namespace, model: Any, tokenizer: Any, config: SamplingConfig) -> Sampler:

@@ -13,7 +13,7 @@ DEFAULT_CONTEXT = 1024
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     model = "a model folder, a GGUF file, or owner/name on the Hugging Face hub (default: the model in the package)"
     parser.add_argument("model", nargs="?", metavar="MODEL", help=model)
-    parser.add_argument("--revision", help="branch, tag or commit on the hub")
+    parser.add_argument("--revision", help="branch, tag or commit on the hub (default: main)")
     parser.add_argument(
         "--context", type=int, metavar="N",
         help=f"positions in the KV cache for the bytes read (default {DEFAULT_CONTEXT} or the model's context)",

@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 the work failed, 2 the command was used wrongly, 130 inter
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import warnings
@@ -13,7 +12,9 @@ from importlib import import_module
 from types import ModuleType
 
 from bitnet_mlx import __version__
-from bitnet_mlx.errors import BitnetError, KernelWarning
+from bitnet_mlx.cli import foreign
+from bitnet_mlx.cli.parser import Parser
+from bitnet_mlx.errors import BackendError, BitnetError, KernelWarning
 
 _FORMAT = warnings.formatwarning
 COMMANDS = {
@@ -57,15 +58,18 @@ def _module(command: str) -> ModuleType:
     return import_module(f"bitnet_mlx.cli.{command.replace('-', '_')}")
 
 
-def build_parser(command: str) -> argparse.ArgumentParser:
+def build_parser(command: str) -> Parser:
     """The parser of one command, with the options that all commands share."""
-    parser = argparse.ArgumentParser(prog=f"bitnet-mlx {command}", description=COMMANDS[command])
+    parser = Parser(command, COMMANDS[command])
     parser.add_argument("--json", action="store_true", help="print one JSON record as the last line of stdout")
     parser.add_argument(
         "--verbose", action="store_true", help="tell more on stderr, such as the backend chosen and why"
     )
     parser.add_argument("--debug", action="store_true", help="show a traceback when something fails")
     _module(command).add_arguments(parser)
+    if command in foreign.NOT_AS_IN_MLX_LM:
+        told = f"Not as in mlx-lm (in brackets what that does): {foreign.NOT_AS_IN_MLX_LM[command]}"
+        parser.epilog = f"{parser.epilog} {told}" if parser.epilog else told
     return parser
 
 
@@ -112,21 +116,51 @@ def run_command(command: str, arguments: list[str]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader has gone: point stdout at nothing, so that the interpreter's own flush does not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        raise  # main's
     except OSError as error:
         return _fail(error, debug, 1)
-    except Exception as error:  # a fault of ours: say so in one line, and where the traceback is to be had
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("mlx"):
+            return _unexpected(command, error, debug)
         note = (
-            f"[{command}] unexpected {type(error).__name__}: {error}; run again with --debug and report what it prints"
+            f"[{command}] MLX is needed, and is not installed here ({error}); it runs on Macs with Apple silicon and on "
+            "Linux: pip install bitnet-mlx again, which brings the version that it was tested with"
         )
-        return _fail(RuntimeError(note).with_traceback(error.__traceback__), debug, 1)
+        return _fail(BackendError(note).with_traceback(error.__traceback__), debug, 1)
+    except Exception as error:
+        return _unexpected(command, error, debug)
+
+
+def _unexpected(command: str, error: Exception, debug: bool) -> int:
+    """A fault of ours: say so in one line, and where the traceback is to be had."""
+    note = f"[{command}] unexpected {type(error).__name__}: {error}; run again with --debug and report what it prints"
+    return _fail(RuntimeError(note).with_traceback(error.__traceback__), debug, 1)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of `bitnet-mlx`."""
-    arguments = sys.argv[1:] if argv is None else argv
+    """Entry point of `bitnet-mlx`. What it printed has arrived when it returns, or it says why not."""
+    code = 0
+    try:
+        try:
+            code = _run(sys.argv[1:] if argv is None else argv)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        _point_stdout_at_nothing()  # the reader has gone, as `head` goes: nobody is left to complain to
+        return 1
+    except OSError as error:  # such as a full disk, unless that was told already
+        _point_stdout_at_nothing()
+        return code or _fail(error, False, 1)
+    return code
+
+
+def _point_stdout_at_nothing() -> None:
+    """So that the interpreter's own flush at its end does not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0 if arguments else 2
@@ -135,6 +169,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     command = arguments[0]
     if command not in COMMANDS:
-        print(f"error: [bitnet-mlx] no command {command!r}; known are {', '.join(COMMANDS)}", file=sys.stderr)
+        meant = foreign.COMMANDS.get(command) or foreign.nearest(command, COMMANDS)
+        told = f", did you mean {meant}?" if meant else ""
+        print(f"error: [bitnet-mlx] no command {command!r}{told} Known are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     return run_command(command, arguments[1:])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 
-from bitnet_mlx.api import DTYPES, HEAD_BITS
+from bitnet_mlx.api import HEAD_BITS
 from bitnet_mlx.backends import NAMES
-from bitnet_mlx.cli.options import add_precision_arguments
+from bitnet_mlx.cli.options import add_dtype_argument, add_precision_arguments
 from bitnet_mlx.errors import ConfigError
 
 
@@ -15,15 +15,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model = "a model folder, a GGUF file, or owner/name on the Hugging Face hub (default: the model in the package)"
     parser.add_argument("model", nargs="?", metavar="MODEL", help=model)
     add = parser.add_argument
-    add("--revision", help="branch, tag or commit on the hub")
+    add("--revision", help="branch, tag or commit on the hub (default: main)")
     add("--context", type=int, metavar="N", help="positions of each sequence (default: the model's context)")
     add("--batch", type=int, default=1, metavar="B", help="sequences at once (default: 1)")
     add("--backend", choices=NAMES, default="auto", help="what would compute (default: auto)")
     add("--head-bits", type=int, choices=HEAD_BITS, help="bits of the output head (default: as in the file)")
     add_precision_arguments(parser)
-    add("--dtype", choices=DTYPES, help="type of everything that is not ternary")
+    add_dtype_argument(parser)
     add("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
-    add("--memory", type=float, metavar="GB", help="plan for a machine of so many GB (2^30 bytes) instead of this one")
+    add("--memory", type=float, metavar="GB", help="plan for a machine of so many GB (2^30 bytes) (default: this one)")
     add("--run", action="store_true", help="load and run the model as planned, and hold the prediction against it")
     add("--plot", metavar="FILE.png|.html", help="draw the run's memory over time, by owner (needs matplotlib)")
     parser.epilog = "Exit code 1 when --run finds the prediction off by more than 5 % on the cpu or mlx engine."

@@ -25,7 +25,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR|REPO|GGUF",
         help="a folder, a Hugging Face name or a GGUF file (default: the model in the package)",
     )
-    group.add_argument("--revision", help="branch, tag or commit of a Hugging Face model")
+    group.add_argument("--revision", help="branch, tag or commit of a Hugging Face model (default: main)")
     group.add_argument("--backend", choices=NAMES, default="auto", help="what computes (default: auto)")
     group.add_argument(
         "--activations", type=int, choices=ACTIVATIONS, help="bits of activations (default: the model's own)"
@@ -34,7 +34,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--head-bits", type=int, choices=HEAD_BITS, help="bits of the output head (default: as in the file)"
     )
     add_precision_arguments(group)
-    group.add_argument("--dtype", choices=DTYPES, help="type of everything that is not ternary")
+    add_dtype_argument(group)
     group.add_argument(
         "--i2s-layout",
         choices=I2S_LAYOUTS,
@@ -57,29 +57,65 @@ def add_precision_arguments(group: Any) -> None:
     group.add_argument(
         "--precision",
         choices=PRESETS,
-        help="head, KV cache and dtype together: the least memory, a balance, or the most accurate; other flags go before",
+        help="head, KV cache and dtype together: the least memory, a balance, or the most accurate; other flags go before "
+        "(default: each as its own flag says)",
     )
+
+
+def add_dtype_argument(group: Any) -> None:
+    """Of what is not ternary."""
+    text = (
+        "type of everything that is not ternary (default: float32 on cpu, numpy and MLX's CPU device, else the model's)"
+    )
+    group.add_argument("--dtype", choices=DTYPES, help=text)
 
 
 def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     """How text is made. Sampling flags left out keep what the model's generation_config.json says, else greedy."""
-    group = parser.add_argument_group("generation")
+    told = "the model's: what its generation_config.json says"
+    group = parser.add_argument_group("generation", told)
     group.add_argument(
         "--max-tokens", type=int, default=256, metavar="N", help="tokens to generate at most (default: 256)"
     )
-    group.add_argument("--temp", type=float, metavar="T", help="temperature; 0 takes the most likely token")
-    group.add_argument("--top-p", type=float, metavar="P", help="keep the most likely tokens that hold this share")
-    group.add_argument("--top-k", type=int, metavar="K", help="keep the K most likely tokens")
-    group.add_argument("--min-p", type=float, metavar="P", help="keep tokens at least P times as likely as the best")
-    group.add_argument("--repetition-penalty", type=float, metavar="R", help="make recent tokens less likely (1: off)")
+    group.add_argument(
+        "--temp",
+        type=float,
+        metavar="T",
+        help="temperature; 0 takes the most likely token (default: the model's, else 0)",
+    )
+    group.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="keep the most likely tokens that hold this share (default: the model's, else 1)",
+    )
+    group.add_argument(
+        "--top-k", type=int, metavar="K", help="keep the K most likely tokens (default: the model's, else 0: all)"
+    )
+    group.add_argument(
+        "--min-p",
+        type=float,
+        metavar="P",
+        help="keep tokens at least P times as likely as the best (default: the model's, else 0)",
+    )
+    group.add_argument(
+        "--repetition-penalty",
+        type=float,
+        metavar="R",
+        help="make recent tokens less likely (default: the model's, else 1: off)",
+    )
     group.add_argument(
         "--repetition-context-size", type=int, metavar="N", help="how many tokens are recent (default: 20)"
     )
-    group.add_argument("--seed", type=int, metavar="S", help="makes sampling repeatable")
+    group.add_argument(
+        "--seed", type=int, metavar="S", help="makes sampling repeatable (default: another one each time)"
+    )
     group.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
     )
-    group.add_argument("--max-kv-size", type=int, metavar="N", help="limit the context to N tokens")
+    group.add_argument(
+        "--max-kv-size", type=int, metavar="N", help="limit the context to N tokens (default: the model's)"
+    )
     add_template_arguments(group)
 
 

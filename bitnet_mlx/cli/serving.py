@@ -21,7 +21,9 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--max-tokens", type=int, default=1024, metavar="N", help="of a chat reply that names no number (default: 1024)"
     )
-    add("--max-kv-size", type=int, metavar="N", help="limit the context of each text to N tokens")
+    add(
+        "--max-kv-size", type=int, metavar="N", help="limit the context of each text to N tokens (default: the model's)"
+    )
     add("--max-batch", type=int, default=16, metavar="N", help="texts written at one time (default: 16)")
     add("--max-queue", type=int, default=64, metavar="N", help="texts that may wait, 429 beyond them (default: 64)")
     add("--max-kv-bytes", metavar="SIZE", help="keys and values of all texts, such as 2GB (default: the memory plan's)")

@@ -40,9 +40,10 @@ def add_loop(parser: argparse.ArgumentParser, **defaults: float) -> None:
         group.add_argument(flag, type=kind, metavar=metavar, help=f"{text} (default {default:g})")
     text = f"steps between reports (default {usual['steps_per_report']:g}); the log has them all"
     group.add_argument("--steps-per-report", "--log-every", type=int, metavar="N", help=text)
-    text = "compute each layer twice instead of keeping its insides: slower, and less memory"
+    text = "compute each layer twice, keep nothing of its insides: slower, and less memory"
     group.add_argument("--grad-checkpoint", action="store_true", help=text)
-    group.add_argument("--max-seconds", type=float, metavar="S", help="stop early, with a checkpoint, after this long")
+    text = "stop early, with a checkpoint, after this long (default: never)"
+    group.add_argument("--max-seconds", type=float, metavar="S", help=text)
     group.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
     group.add_argument("--plot", type=Path, metavar="FILE.png|.html", help="draw the log at the end (needs matplotlib)")
 
@@ -51,9 +52,8 @@ def add_ste(parser: argparse.ArgumentParser) -> None:
     """The flags of the straight-through estimator, for train and qat; those left out keep its defaults."""
     group = parser.add_argument_group("gradients through rounding")
     text = (
-        "of weights: unchanged, clipped, a smooth staircase's (tanh), or clipped with each matrix's scale trained too, "
+        "of weights: unchanged, clipped, a smooth staircase's (tanh), or clipped with scales trained (default standard)"
     )
-    text += "which is written packed (default standard)"
     group.add_argument("--ste", choices=["standard", "clipped", "soft", "learnable"], help=text)
     numbers = (
         ("--ste-clip", float, "C", "|w| / scale beyond which a clipped one is 0 (default 1.5)"),

@@ -16,6 +16,7 @@ import numpy as np
 from bitnet_mlx.backends import missing
 from bitnet_mlx.bench.stamp import installed
 from bitnet_mlx.doctor.report import Machine
+from bitnet_mlx.memory.system import processor
 
 PACKAGES = ("mlx", "mlx-lm", "numba", "tbb", "numpy", "tokenizers", "sentencepiece", "huggingface-hub")
 _COPIED = 128 << 20  # bytes; larger than caches
@@ -24,14 +25,14 @@ _COPIED = 128 << 20  # bytes; larger than caches
 def machine(gpu: str | None) -> Machine:
     """gpu: "metal" or "cuda" where one of them runs, else None."""
     cores = _apple_cores() if gpu == "metal" else None
-    found = Machine(platform.platform(), platform.machine(), _chip(gpu), cores, _memory(), mlx_from=_mlx_from())
+    found = Machine(platform.platform(), platform.machine(), _chip(), cores, _memory(), mlx_from=_mlx_from())
     if gpu is None:
         found.bandwidth = _copy_cpu()
         return found
     from bitnet_mlx.backends.kernels import chips
-    from bitnet_mlx.backends.mlx_device import copy_bandwidth
+    from bitnet_mlx.backends.mlx_device import copy_bandwidth, keeps_float32
 
-    found.bandwidth = copy_bandwidth()
+    found.bandwidth, found.keeps_float32 = copy_bandwidth(), keeps_float32()
     listed = chips.find(found.chip, cores)
     found.nominal_bandwidth = listed.bandwidth if listed else None
     return found
@@ -54,13 +55,12 @@ def _mlx_from() -> str | None:
     return "a wheel" if mlx.read_text("WHEEL") else "not a wheel"
 
 
-def _chip(gpu: str | None) -> str:
+def _chip() -> str:
     if not missing("mlx"):
         from bitnet_mlx.backends.mlx_device import chip
 
         return chip()
-    del gpu
-    return platform.processor() or platform.machine()
+    return processor()
 
 
 def _memory() -> int | None:

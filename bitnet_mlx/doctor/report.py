@@ -8,7 +8,9 @@ from typing import Any
 
 @dataclass
 class Machine:
-    """chip: what MLX computes on, or the processor. bandwidth: of a copy on it, GB/s, measured; nominal: published."""
+    """chip: what MLX computes on, or the processor. bandwidth: of a copy on it, GB/s, measured; nominal: published.
+    keeps_float32: whether MLX's float32 products take their inputs whole; None without a GPU.
+    """
 
     system: str
     machine: str
@@ -18,6 +20,7 @@ class Machine:
     bandwidth: float | None = None
     nominal_bandwidth: float | None = None
     mlx_from: str | None = None
+    keeps_float32: bool | None = None
 
 
 @dataclass

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from bitnet_mlx.doctor.report import EngineReport, Machine, ProductReport, Report
 
+_ROUNDS = (
+    "float32: MLX rounds the inputs of float32 products to some 11 bits on this GPU; MLX_ENABLE_TF32=0 in the environment keeps\n"
+    "  all 24. Ternary products are exact either way; attention, 16-bit activations and training are what it touches"
+)
+
 
 def table(report: Report) -> str:
     """Lines of at most some 120 characters."""
@@ -14,6 +19,7 @@ def table(report: Report) -> str:
         "packages: " + ", ".join(f"{name} {version or 'absent'}" for name, version in report.packages.items())
         + (f" (mlx is {here.mlx_from})" if here.mlx_from else ""),
         f"automatic choice: {report.chosen} ({report.reason})",
+        *([] if here.keeps_float32 is not False else [_ROUNDS]),
         "",
     ]  # fmt: skip
     for engine in report.engines:

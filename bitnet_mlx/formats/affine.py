@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from bitnet_mlx.errors import FormatError
 from bitnet_mlx.ternary import CODES_PER_WORD, GROUP, ZERO_WORD, padded
 
 GROUPS = (128, 64)  # sizes of a group that are written, in the order of preference
@@ -40,21 +39,17 @@ def words2(codes: np.ndarray, k: int) -> np.ndarray:
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:
-    """int8 [N, K] within +-(2^(bits-1) - 1) -> uint32 [N, K * bits / 32]. Raises FormatError where K does not fit."""
+    """int8 [N, K] within +-(2^(bits-1) - 1), K a multiple of 64 -> uint32 [N, K * bits / 32]. bits: 8, 6 or 4."""
     n, k = codes.shape
-    if k * bits % 32:
-        raise FormatError(f"[affine] rows of {k} codes of {bits} bits do not fill whole uint32 words")
     unsigned = (codes + np.int16(1 << (bits - 1))).astype(np.uint8)
     if bits == 8:
         packed = unsigned
     elif bits == 4:
         packed = unsigned[:, 0::2] | unsigned[:, 1::2] << 4
-    elif bits == 6:  # four codes in three bytes
+    else:  # four codes of six bits in three bytes
         four = unsigned.reshape(n, k // 4, 4).astype(np.uint32)
         bits24 = four[..., 0] | four[..., 1] << 6 | four[..., 2] << 12 | four[..., 3] << 18
         packed = np.stack([bits24 & 255, bits24 >> 8 & 255, bits24 >> 16], axis=-1).astype(np.uint8).reshape(n, -1)
-    else:
-        raise FormatError(f"[affine] bits is {bits}; 8, 6 or 4 are allowed")
     return np.ascontiguousarray(packed).view("<u4")
 
 

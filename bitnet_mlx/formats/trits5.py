@@ -86,7 +86,7 @@ def unpack(words: np.ndarray, k: int) -> np.ndarray:
 
 def check(words: np.ndarray, k: int, name: str) -> None:
     """Raise FormatError, naming the tensor, for a wrong width, a byte that cannot occur, or padding that is not 0."""
-    if words.ndim != 2 or words.dtype != np.uint32 or words.shape[1] != width(k):
+    if words.dtype != np.uint32 or words.shape[1] != width(k):
         raise FormatError(
             f"[trits5] tensor {name} is {words.dtype} {words.shape}; rows of {k} weights need uint32 [N, {width(k)}]"
         )

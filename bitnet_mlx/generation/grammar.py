@@ -7,7 +7,7 @@ late and belongs to the extra `serve`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,17 @@ _BLANKS = r"( |\r?\n[ \t]{0,40})?"
 _MOST_ITEMS = 500  # of the parser at one place; a step over them takes a tenth of a second
 _MOST_ALTERNATIVES = 200  # of a schema at one place: its compilation takes time that grows with their square
 _MARK = "\x02"  # a character that no token joins with what follows it
+
+
+def library() -> Any:
+    """llguidance. Raises ConfigError where it is not installed."""
+    try:
+        import llguidance
+    except ImportError as error:
+        raise ConfigError(
+            f"[grammar] {error.name} is not installed; grammars need the extra: pip install 'bitnet-mlx[serve]'"
+        ) from error
+    return llguidance
 
 
 class Grammar:
@@ -71,12 +82,7 @@ class Grammars:
     """
 
     def __init__(self, tokenizer: Tokenizer, size: int, stop_ids: frozenset[int]) -> None:
-        try:
-            import llguidance
-        except ImportError as error:
-            raise ConfigError(
-                f"[grammar] {error.name} is not installed; grammars need the extra: pip install 'bitnet-mlx[serve]'"
-            ) from error
+        llguidance = library()
         self._library, self._size = llguidance, size
         # A step of the grammar holds up every text of a batch: what would take it longer is refused.
         self._limits = llguidance.LLParserLimits(verbose_errors=False, max_items_in_row=_MOST_ITEMS)
@@ -93,6 +99,11 @@ class Grammars:
     def regex(self, pattern: str) -> Grammar:
         """A text that the whole expression matches (Rust's syntax: no look-around, no back-references)."""
         return self._compile(self._library.LLMatcher.grammar_from_regex(pattern), "the regular expression")
+
+    def choice(self, texts: Sequence[str]) -> Grammar:
+        """One of these texts."""
+        source = "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+        return self._compile(self._library.LLMatcher.grammar_from_lark(source), "the choice")
 
     def lark(self, source: str) -> Grammar:
         """A text of a grammar in llguidance's variant of Lark's language."""

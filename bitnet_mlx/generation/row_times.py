@@ -19,6 +19,7 @@ from typing import Any
 
 from bitnet_mlx import __version__
 from bitnet_mlx.backends.cache_root import cache_root
+from bitnet_mlx.memory.system import processor
 from bitnet_mlx.models.decoder import Decoder
 from bitnet_mlx.models.owners import holdings
 
@@ -96,7 +97,7 @@ def _a_row_each(found: Mapping[int, float]) -> bool:
 def _about(decoder: Any) -> dict[str, Any]:
     about = {
         "version": __version__, "backend": decoder.name, "config": repr(decoder.config), "machine": platform.machine(),
-        "processor": platform.processor(), "cores": os.cpu_count(), "dtype": getattr(decoder, "dtype", None),
+        "processor": processor(), "cores": os.cpu_count(), "dtype": getattr(decoder, "dtype", None),
         "kv_bits": getattr(decoder, "kv_bits", None), "bytes": holdings(decoder),
     }  # fmt: skip
     about["bytes"].pop("activations", None)

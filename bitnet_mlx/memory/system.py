@@ -1,8 +1,11 @@
-"""What the operating system tells: memory of this process and of the machine, in bytes, None where it does not tell."""
+"""What the operating system tells: memory of this process and of the machine, in bytes, None where it does not tell; and the
+processor's name.
+"""
 
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +19,20 @@ _CGROUP_ROOT = "/sys/fs/cgroup"
 @lru_cache(maxsize=1)
 def _mach() -> Mach | None:
     return Mach() if sys.platform == "darwin" else None
+
+
+def processor() -> str:
+    """The processor's name as its system gives it."""
+    mach = _mach()
+    if mach is not None:
+        return mach.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass  # not Linux: Python's own answer follows
+    return platform.processor() or platform.machine()
 
 
 def resident_bytes() -> int | None:

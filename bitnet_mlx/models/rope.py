@@ -1,6 +1,6 @@
 """Rotary position embedding: inverse frequencies of each scaling kind, and the cos and sin tables.
 
-All in float32 in transformers' order, since a rounding of 6e-8 in a frequency is an angle of 1e-4 at position 2000.
+In float32 and transformers' order, since a rounding of 6e-8 in a frequency is an angle of 1e-4 at position 2000.
 Kinds: default; linear (position / factor); llama3 (low frequencies divided, a ramp between); yarn (arXiv 2309.00071).
 """
 
@@ -19,7 +19,8 @@ _F = np.float32
 def scaled_frequencies(rope: RopeConfig, head_dim: int, max_position: int) -> tuple[np.ndarray, float]:
     """Inverse frequencies float32 [head_dim / 2] and the factor that multiplies cos and sin."""
     exponent = np.arange(0, head_dim, 2, dtype=np.float32) / _F(head_dim)
-    base = _F(1) / np.power(_F(rope.rope_theta), exponent, dtype=np.float32)
+    # In float64 and rounded once: NumPy's float32 power is off by an ulp where the processor has AVX-512.
+    base = _F(1) / np.power(np.float64(_F(rope.rope_theta)), exponent.astype(np.float64)).astype(np.float32)
     if rope.rope_type == "default":
         return base, 1.0
     if rope.rope_type == "linear":

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from bitnet_mlx.api import make_decoder
-from bitnet_mlx.backends import ON_MLX
+from bitnet_mlx.backends import ON_MLX, missing
 from bitnet_mlx.formats.dense import DenseRows
 from bitnet_mlx.models.hooks import Tap
 from bitnet_mlx.models.weights import DecoderWeights, Linear
@@ -18,7 +17,7 @@ from bitnet_mlx.quality.observed import is_linear, observable, tapped
 
 def observing_backend() -> str:
     """Stock MLX where it is there, else numpy."""
-    return "mlx" if importlib.util.find_spec("mlx") else "numpy"
+    return "numpy" if missing("mlx") else "mlx"
 
 
 def run_layer(

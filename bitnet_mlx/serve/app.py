@@ -35,6 +35,7 @@ from bitnet_mlx.serve.work import Event, Task, Work
 
 log = logging.getLogger(__name__)
 _OPEN = ("/", "/health")  # told to anyone, key or not
+_KNOWN = "POST /v1/chat/completions, /v1/completions and /v1/embeddings, GET /v1/models, /health and /metrics"
 _POLICY = (
     "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -86,7 +87,7 @@ def make_app(fleet: Fleet, options: Options | None = None) -> Starlette:
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    text = f"{request.method} {request.url.path[:200]} is not known here ({error.detail})"
+    text = f"{request.method} {request.url.path[:200]} is not known here ({error.detail}); known are {_KNOWN}"
     return _refuse(ApiError(error.status_code, text, headers=dict(error.headers or {})))
 
 

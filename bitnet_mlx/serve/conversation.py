@@ -17,7 +17,7 @@ _NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
 
 def _content(value: Any) -> Any:
     """A text, or parts that are texts."""
-    if isinstance(value, list) and value:
+    if isinstance(value, list):  # of no parts: a tool that returned nothing
         parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in value]
         if all(isinstance(p, str) for p in parts):
             return "".join(p for p in parts if isinstance(p, str))
@@ -69,7 +69,7 @@ class Message(Strict):
 
     @model_validator(mode="after")
     def _go_together(self) -> Message:
-        allowed = {"tool_calls": "assistant", "tool_call_id": "tool", "name": "tool"}
+        allowed = {"tool_calls": "assistant", "tool_call_id": "tool"}
         for field, role in allowed.items():
             if getattr(self, field) and self.role != role:
                 code = "unsupported_parameter"

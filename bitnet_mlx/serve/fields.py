@@ -7,14 +7,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, from_json
 
+from bitnet_mlx.serve.dialects import advice, asks_for_nothing
 from bitnet_mlx.serve.failures import ApiError
 
-# Fields that are not honoured, with the values that ask for nothing.
-_NOTHING: dict[str, tuple[Any, ...]] = {
-    "suffix": ("",), "store": (False,), "functions": ([],), "function_call": ("none",), "modalities": (["text"],),
-    "metadata": ({},), "service_tier": ("auto", "default"), "verbosity": ("medium",), "annotations": ([],),
-    "include_obfuscation": (False,),
-}  # fmt: skip
 _CODES = ("unsupported_parameter", "missing_required_parameter")
 
 
@@ -30,8 +25,7 @@ class Strict(BaseModel):
             return values
 
         def idle(name: Any, value: Any) -> bool:
-            nothing = [v for v in _NOTHING.get(name, ()) if v == value and type(v) is type(value)]
-            return value is None or (name not in cls.model_fields and bool(nothing))
+            return value is None or (name not in cls.model_fields and asks_for_nothing(name, value))
 
         return {name: value for name, value in values.items() if not idle(name, value)}
 
@@ -66,8 +60,8 @@ def _refusal(error: ValidationError) -> ApiError:
     param = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in names).lstrip(".") or None
     said = first["msg"]
     if first["type"] == "extra_forbidden":
-        said, code = "not supported by this server: leave it out", "unsupported_parameter"
-        return ApiError(400, f"{param} is {said}", param=param, code=code)
+        said = f"{param} is not supported by this server: {advice(str(param))}"
+        return ApiError(400, said, param=param, code="unsupported_parameter")
     if first["type"] == "missing":
         return ApiError(400, f"{param} is missing", param=param, code="missing_required_parameter")
     code = first["type"] if first["type"] in _CODES else "invalid_value"

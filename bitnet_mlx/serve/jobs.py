@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.generation.grammar import Grammar, Grammars
@@ -15,6 +14,7 @@ from bitnet_mlx.serve.answers import Answer, Choice, Kind
 from bitnet_mlx.serve.calls import CallReader
 from bitnet_mlx.serve.failures import ApiError
 from bitnet_mlx.serve.pooling import Pooling
+from bitnet_mlx.serve.prompts import conversation_ids
 from bitnet_mlx.serve.schema import Body, ChatBody, CompletionBody
 from bitnet_mlx.serve.tools import ToolFormat, call_grammar, tool_format
 from bitnet_mlx.serve.work import Task
@@ -88,7 +88,8 @@ class Model:
         kind = Kind(chat is not None, body.top is not None)
         if chat and form:
             tools = [tool.table() for tool in chat.offered]
-            kind = replace(kind, calls=lambda: CallReader(form, tools), named=chat.tool_choice.kind == "named")
+            enforced, named = first.grammar is not None, chat.tool_choice.kind == "named"
+            kind = replace(kind, calls=lambda: CallReader(form, tools, enforced), named=named)
         return Job(body, tasks, Answer(kind, self.name, self.tokenizer, [len(ids) for ids, _ in prompts]))
 
     def check_name(self, name: str) -> None:
@@ -126,33 +127,14 @@ class Model:
     def _prompts(self, body: Body) -> list[tuple[Sequence[int], str]]:
         """(ids, the field that they come from) of each prompt."""
         if isinstance(body, ChatBody):
-            return [(self._conversation(body), "messages")]
+            return [(conversation_ids(self.tokenizer, body), "messages")]
         assert isinstance(body, CompletionBody)
         return [(self.tokenizer.encode(p) if isinstance(p, str) else p, "prompt") for p in body.prompt]
-
-    def _conversation(self, body: ChatBody) -> list[int]:
-        if self.tokenizer.chat_template is None:
-            raise ApiError(
-                400, f"{self.name} is a base model without a chat template: it continues a text; use /v1/completions",
-                param="messages", code="no_chat_template",
-            )  # fmt: skip
-        for at, message in enumerate(body.messages):
-            if message.about_tools and self.tokenizer.tools_template is None:
-                field = f"messages[{at}].{message.about_tools}"
-                raise ApiError(
-                    400, f"{field}: this model's chat template has no place for tools and their results", param=field,
-                    code="invalid_value",
-                )  # fmt: skip
-        extra: dict[str, Any] = {"tools": [tool.table() for tool in body.offered]} if body.offered else {}
-        try:
-            return self.tokenizer.apply_chat_template([m.table() for m in body.messages], **extra)
-        except ConfigError as error:
-            raise ApiError(400, str(error), param="messages", code="invalid_value") from error
 
     def _grammar(self, body: Body, form: ToolFormat | None) -> Grammar | None:
         """What each text must be. Raises ApiError 400 naming the field whose wish cannot be enforced."""
         called = isinstance(body, ChatBody) and form is not None
-        field = "tools" if called else "response_format" if body.schema_table is not None else "structured_outputs"
+        field = "tools" if called else "structured_outputs" if body.structured_outputs else "response_format"
         try:
             if isinstance(body, ChatBody) and form is not None:
                 parallel = body.parallel_tool_calls
@@ -160,7 +142,10 @@ class Model:
                 return self.grammars.lark(source) if source else None
             if body.schema_table is not None:
                 return self.grammars.json_schema(body.schema_table)
-            return self.grammars.regex(body.structured_outputs.regex) if body.structured_outputs else None
+            wanted = body.structured_outputs
+            if wanted is not None and wanted.choice is not None:
+                return self.grammars.choice(wanted.choice)
+            return self.grammars.regex(wanted.regex) if wanted is not None and wanted.regex is not None else None
         except ConfigError as error:
             raise ApiError(400, f"{field}: {error}", param=field, code="invalid_value") from error
 
@@ -181,6 +166,6 @@ class Model:
             bias[token] = value
         return SamplingConfig.from_generation_config(self.tokenizer.generation_config).replaced(
             temp=body.temperature, top_p=body.top_p, top_k=body.top_k, min_p=body.min_p,
-            repetition_penalty=body.repetition_penalty, presence_penalty=body.presence_penalty,
-            frequency_penalty=body.frequency_penalty, logit_bias=bias or None,
+            repetition_penalty=body.repetition_penalty, repetition_context_size=body.repetition_context_size,
+            presence_penalty=body.presence_penalty, frequency_penalty=body.frequency_penalty, logit_bias=bias or None,
         )  # fmt: skip

@@ -1,7 +1,8 @@
-"""What a request may hold: OpenAI's fields that are honoured, and top_k, min_p, repetition_penalty and structured_outputs.
+"""What a request may hold: OpenAI's fields that are honoured, and of other servers' top_k, min_p, repetition_penalty,
+repetition_context_size, structured_outputs and chat_template_kwargs.
 
 A field that is not known, or asks for what is not done here, is an error that names it. Null, and values that ask for
-nothing, are accepted in place of any field, because clients send them.
+nothing (dialects.py), are accepted in place of any field, because clients send them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from bitnet_mlx.serve.fields import Strict, fault
 MAX_CHOICES = 16
 MAX_STOPS = 16
 MAX_INPUTS = 2048
+MAX_CHOICE = 200
 
 
 def _stops(value: Any) -> Any:
@@ -58,15 +60,18 @@ class JsonSchema(Strict):
 
 
 class ResponseFormat(Strict):
-    """text: anything. json_object: any JSON object. json_schema: what the schema allows."""
+    """text: anything. json_object: any JSON object, or what `schema` allows (llama.cpp's form). json_schema: what that allows."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
 
     @model_validator(mode="after")
     def _go_together(self) -> ResponseFormat:
         if (self.type == "json_schema") != (self.json_schema is not None):
             raise fault("json_schema", "json_schema goes with the type json_schema, which needs it")
+        if self.schema_ is not None and self.type != "json_object":
+            raise fault("schema", "schema goes with the type json_object; else it is json_schema.schema")
         return self
 
     @property
@@ -74,13 +79,21 @@ class ResponseFormat(Strict):
         """The JSON schema to enforce, None for none."""
         if self.json_schema is not None:
             return self.json_schema.schema_
-        return {"type": "object"} if self.type == "json_object" else None
+        return (self.schema_ or {"type": "object"}) if self.type == "json_object" else None
 
 
 class StructuredOutputs(Strict):
-    """regex: what the whole answer must match."""
+    """What the whole answer must be, one of these. regex: it matches. json: of this schema. choice: one of these texts."""
 
-    regex: str
+    regex: str | None = None
+    json_: dict[str, Any] | None = Field(None, alias="json")
+    choice: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1, max_length=MAX_CHOICE)
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> StructuredOutputs:
+        if [self.regex, self.json_, self.choice].count(None) != 2:
+            raise fault("", "one of regex, json and choice is expected")
+        return self
 
 
 class Body(Strict):
@@ -93,6 +106,7 @@ class Body(Strict):
     top_k: int | None = Field(None, ge=0, le=2**31)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_context_size: int | None = Field(None, ge=0, le=2**31)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=4096)
@@ -103,16 +117,18 @@ class Body(Strict):
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    # Who asks, and which of their requests are alike: nothing that they change shows in an answer.
+    # Who asks, what for, and which of their requests are alike: nothing that they change shows in an answer.
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    metadata: dict[str, str] | None = Field(None, max_length=16)
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Body:
         if self.stream_options is not None and not self.stream:
             raise fault("stream_options", "stream_options is allowed only with stream: true")
-        if self.structured_outputs is not None and self.schema_table is not None:
+        formatted = self.response_format is not None and self.response_format.schema_table is not None
+        if self.structured_outputs is not None and formatted:
             raise fault("structured_outputs", "structured_outputs and response_format are both given; give one of them")
         return self
 
@@ -124,6 +140,8 @@ class Body(Strict):
     @property
     def schema_table(self) -> dict[str, Any] | None:
         """The JSON schema that the text must obey, None for none."""
+        if self.structured_outputs is not None:
+            return self.structured_outputs.json_
         return self.response_format.schema_table if self.response_format else None
 
     @property
@@ -177,6 +195,7 @@ class ChatBody(Body):
     tools: list[Tool] = Field(default_factory=list, max_length=MAX_TOOLS)
     tool_choice: Annotated[Any, BeforeValidator(read_tool_choice)] = ToolChoice("auto")
     parallel_tool_calls: bool = True
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, max_length=64)
 
     @model_validator(mode="after")
     def _go_together(self) -> ChatBody:
@@ -191,11 +210,8 @@ class ChatBody(Body):
         names = [tool.function.name for tool in self.tools]
         if len(set(names)) < len(names):
             raise fault("tools", "two of the functions have one name")
-        given = self.model_fields_set
-        if not names and "tool_choice" in given and self.tool_choice.kind != "none":
-            raise fault("tool_choice", "tool_choice is allowed only with tools")
-        if not names and "parallel_tool_calls" in given:
-            raise fault("parallel_tool_calls", "parallel_tool_calls is allowed only with tools")
+        if not names and self.tool_choice.kind not in ("none", "auto"):
+            raise fault("tool_choice", "there are no tools, so none can be called; give tools, or auto or none")
         if self.offered and self.structured_outputs is not None:
             raise fault("structured_outputs", "structured_outputs is allowed only without tools")
         if self.tool_choice.kind == "named" and self.tool_choice.name not in names:

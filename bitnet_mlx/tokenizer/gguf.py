@@ -112,7 +112,6 @@ class _Reader:
         split = self._split()
         add_bos, add_eos = self._flag("add_bos_token", split.bos), self._flag("add_eos_token", False)
         added = {i: kind == CONTROL for i, kind in enumerate(self.kinds) if kind in (CONTROL, USER_DEFINED)}
-        added.update(dict.fromkeys((i for i in self.ids.values() if i is not None), True))
         start, end = self.ids["bos"] if add_bos else None, self.ids["eos"] if add_eos else None
         meta = self._meta(add_bos, add_eos, {})
 

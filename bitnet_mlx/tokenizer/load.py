@@ -107,8 +107,12 @@ class Tokenizer:
     @property
     def tools_template(self) -> str | None:
         """The template for a conversation with tools, or None where the model has none that looks at them."""
-        template = chat.select_template(self._templates, tools=True)
-        return template if template is not None and chat.reads(template, "tools") else None
+        return chat.select_template(self._templates, tools=True) if self.template_reads("tools", tools=True) else None
+
+    def template_reads(self, variable: str, tools: bool = False) -> bool:
+        """Whether the chat template (that of a conversation with tools) looks at one of its variables."""
+        template = chat.select_template(self._templates, tools)
+        return template is not None and chat.reads(template, variable)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of a text. With special tokens, exactly one BOS comes first where the model's tokenizer adds one."""

@@ -90,8 +90,8 @@ def pieces_from_decoder(state: dict[str, Any] | None, text_of: Callable[[int], s
             fallback = True
         elif kind == "Fuse":
             fused = True
-        elif kind == "Strip" and fused and step["content"] == " " and step["start"] in (0, 1) and step["stop"] == 0:
-            leading = "text" if step["start"] == 1 else leading
+        elif kind == "Strip" and fused and (step["content"], step["start"], step["stop"]) == (" ", 1, 0):
+            leading = "text"
         else:
             raise _unsupported(kinds)
     if not steps:

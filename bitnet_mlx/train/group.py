@@ -151,10 +151,17 @@ def _guarded(seconds: float, rank: int) -> Iterator[None]:
 
 
 def join(patience: float, environment: Callable[[str], str | None] = os.environ.get) -> Group:
-    """The group that a launcher has started this process in, or a group of one. Raises TrainError where it cannot form."""
+    """The group that a launcher has started this process in, or a group of one. Raises TrainError where it cannot form,
+    ConfigError where an NCCL rank sees several GPUs."""
     if not any(environment(name) is not None for name in LAUNCHED):
         return Group()
     backend = next((name for name, variable in BACKENDS if environment(variable) is not None), "any")
+    # MLX computes and communicates on the first GPU that it sees, but joins NCCL's group as GPU number rank.
+    if backend == "nccl" and (gpus := mx.device_count(mx.gpu)) > 1:
+        raise ConfigError(
+            f"[distributed] this process sees {gpus} GPUs, and with NCCL each takes one; start all with mlx.launch --backend nccl, "
+            "or give each rank its own in CUDA_VISIBLE_DEVICES"
+        )
     try:
         with _guarded(patience, int(environment("MLX_RANK") or 0)):
             group = mx.distributed.init(strict=True, backend=backend)

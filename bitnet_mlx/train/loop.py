@@ -13,10 +13,10 @@ from bitnet_mlx.quality.bits import bits_per_byte
 from bitnet_mlx.train.data import Windows
 from bitnet_mlx.train.disk import writing
 from bitnet_mlx.train.evaluate import compiled, master_model, total_nats
-from bitnet_mlx.train.export import read_master, write_hf
+from bitnet_mlx.train.export import config_json, read_master, write_hf
 from bitnet_mlx.train.group import Group, join
-from bitnet_mlx.train.losses import distance
-from bitnet_mlx.train.model import TrainDecoder, token_losses, with_scales
+from bitnet_mlx.train.losses import output_losses
+from bitnet_mlx.train.model import TrainDecoder, with_scales
 from bitnet_mlx.train.optimizer import PARAMETERS, Tensors
 from bitnet_mlx.train.options import TrainOptions
 from bitnet_mlx.train.prepare import Dataset, prepare, vocabulary
@@ -24,25 +24,27 @@ from bitnet_mlx.train.run import Job, Report, begin, refuse_earlier, run
 from bitnet_mlx.train.update import Part, Task
 
 DTYPES = {"bfloat16": mx.bfloat16, "float32": mx.float32}
+# What of a model's graph the shapes of its arrays do not tell.
+_GRAPH = ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta")
 
 
 def make_task(options: TrainOptions, dataset: Dataset, windows: Windows, model: TrainDecoder) -> Task:
     """What the loop trains. With --teacher the loss is that of train/losses.py."""
     teacher = read_teacher(options, dataset, model.config.vocab_size)
     ids, offsets, k = mx.array(dataset.ids), mx.arange(options.seq_length + 1), options.kl_weight
-    signal = None if teacher is None else compiled(teacher, teacher.state)
+    known = None if teacher is None else compiled(teacher.ready, teacher.state)
 
     def part(index: int) -> Part:
         batch = ids[mx.array(windows.starts(index))[:, None] + offsets].astype(mx.int32)
-        known = () if signal is None else (signal(batch[:, :-1]),)
-        return Part((batch, *known), 1.0, options.batch_size * options.seq_length)
+        signal = () if known is None else (known(batch[:, :-1]),)
+        return Part((batch, *signal), 1.0, options.batch_size * options.seq_length)
 
-    def loss(batch: mx.array, known: mx.array | None = None) -> Tensors:
-        if known is None:
-            return {"loss": token_losses(model, batch).mean()}
-        logits = model(batch[:, :-1])
-        entropy, kl = mx.fast.cross_entropy(logits, batch[:, 1:]).mean(), distance(known, logits, options.temperature)
-        return {"loss": (1 - k) * entropy + k * kl, "cross_entropy": entropy, "kl": kl}
+    def loss(batch: mx.array, *signal: mx.array) -> Tensors:
+        ready, targets = model.ready(batch[:, :-1]), batch[:, 1:]
+        if teacher is None:
+            return {"loss": output_losses(model.head(), ready, {"targets": targets}, 1 / targets.size)["loss"]}
+        rows = {"targets": targets, "ready": signal[0]}
+        return output_losses(model.head(), ready, rows, 1 / targets.size, k, options.temperature, teacher.head())
 
     return Task(options, model, loss, part, compiles=True)
 
@@ -88,7 +90,9 @@ def read_teacher(options: TrainOptions, dataset: Dataset, vocab_size: int) -> Tr
 def make_job(options: TrainOptions, dataset: Dataset, model: TrainDecoder, group: Group) -> Job:
     """The run's task in its folder. Raises ConfigError where the data is shorter than one window."""
     windows = Windows(len(dataset.ids), options.seq_length, options.batch_size, options.seed)
-    course = {**options.course(group.size), "data": dataset.digest()}
+    described = config_json(model.config, None)
+    graph = {name: described[name] for name in _GRAPH}
+    course = {**options.course(group.size), **graph, "data": dataset.digest()}
     return Job(make_task(options, dataset, windows, model), options.output, course, windows.position)
 
 

@@ -18,7 +18,7 @@ class LoraOptions(LoopOptions):
     """One run. Field names are the command line's flags; num_layers None means 16, or all where there are fewer."""
 
     COMMAND: ClassVar[str] = "lora"
-    COURSE: ClassVar[Sequence[str]] = ("pack",)
+    COURSE: ClassVar[Sequence[str]] = ("model", "pack")
     POSITIVE: ClassVar[Sequence[str]] = ("rank", "max_seq_length", "steps_per_eval", "test_batches")
 
     data: Path

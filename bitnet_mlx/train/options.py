@@ -88,4 +88,4 @@ class TrainOptions(SteOptions):
 
     def course(self, ranks: int = 1) -> dict[str, Any]:
         taught = {"kl_weight": self.kl_weight, "temperature": self.temperature} if self.teacher else {}
-        return {**super().course(ranks), **taught}
+        return {**super().course(ranks), "teacher": str(self.teacher) if self.teacher else None, **taught}

@@ -79,5 +79,4 @@ class QatOptions(SteOptions):
             raise ConfigError(f"[qat] --dtype is {self.dtype}; {' and '.join(DTYPES)} are allowed")
 
     def course(self, ranks: int = 1) -> dict[str, Any]:
-        kept = {"teacher_top_k": self.teacher_top_k} if self.teacher_cache else {}
-        return {**super().course(ranks), **kept}
+        return {**super().course(ranks), "teacher_top_k": self.teacher_top_k if self.teacher_cache else None}

@@ -179,6 +179,17 @@ def test_what_force_does_not_replace(tmp_path: Path) -> None:
     assert (tmp_path / "photos" / "1.jpg").exists() and (folder / "model.safetensors").exists()
 
 
+def test_another_spelling_of_the_model_that_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most Macs' disks take Model and model for one name; here samefile alone does."""
+    folder = tmp_path / "models" / "Model"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(os.path, "samefile", lambda one, other: str(one).lower() == str(other).lower())
+    for name in ("model", "MODEL/inside", "../Models"):
+        with pytest.raises(ConfigError, match="the model that is read"):
+            Workplace(folder.parent / name, True, (folder,))
+    Workplace(folder.parent / "model-2", True, (folder,))
+
+
 def test_a_failed_force_keeps_the_old_model(tmp_path: Path) -> None:
     folder, out = source(tmp_path / "hf"), tmp_path / "out"
     convert(folder, out)

@@ -116,13 +116,13 @@ def test_stock_mlx_lm_runs_mlx_2bit_as_we_do_without_quantised_activations(
     assert (ours.argmax(-1) == theirs.argmax(-1)).mean() >= 0.99
 
 
-@pytest.mark.parametrize("newer", [False, True])
-def test_mlx_lm_is_told_the_rotary_base_in_the_spelling_that_it_reads(tmp_path: Path, newer: bool) -> None:
+@pytest.mark.parametrize("newer", [False, True, "beside an older one"])
+def test_mlx_lm_is_told_the_rotary_base_in_the_spelling_that_it_reads(tmp_path: Path, newer: bool | str) -> None:
     rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 64}  # fmt: skip
     changes = {"rope_parameters": {**rope, "rope_theta": 70000.0}} if newer else {"rope_scaling": rope}
     wrote = hf_folder.write(tmp_path / "source", "llama", "packed", **WIDE, **changes)
-    if newer:
+    if newer is True:
         del wrote.config["rope_theta"]
         wrote.save()
     convert(wrote.path, tmp_path / "mlx", "mlx-2bit")
@@ -224,6 +224,25 @@ def test_a_head_by_mlxs_own_quantiser_is_refused(tmp_path: Path) -> None:
         read_weights(tmp_path / "mlx")
 
 
+def test_codes_and_scales_that_no_head_of_ours_has_are_refused(tmp_path: Path) -> None:
+    wrote = hf_folder.write(tmp_path / "source", "llama", **WIDE)
+    convert(wrote.path, tmp_path / "mlx", "mlx-2bit", dtype="float32")
+    file = tmp_path / "mlx" / "model.safetensors"
+    right: dict[str, Any] = {name: np.array(array) for name, array in mx.load(str(file)).items()}  # type: ignore[union-attr]
+    words = right["lm_head.weight"].copy()
+    words.view(np.uint8)[3, 7] = 0
+    flipped = {part: -right[f"lm_head.{part}"] for part in ("scales", "biases")}
+    for changes, message in (
+        ({"weight": words}, "holds the code 0, which stands for -128"),
+        (flipped, "is not -128 times"),
+    ):
+        file.unlink()
+        tensors = right | {f"lm_head.{part}": array for part, array in changes.items()}
+        mx.save_safetensors(str(file), {name: mx.array(array) for name, array in tensors.items()})
+        with pytest.raises(FormatError, match=message):
+            read_weights(tmp_path / "mlx")
+
+
 @pytest.mark.parametrize("scale", ["tensor", "row", "group"])
 @pytest.mark.parametrize("width", [128, 192, 320])
 def test_packed_weights_are_what_mlx_unpacks(scale: str, width: int) -> None:
@@ -299,6 +318,16 @@ def _float_activations(weights: DecoderWeights) -> None:
         weights.linears[name] = Linear(replace(linear.weight, activation_bits=16))
 
 
+def _two_sizes_of_head(weights: DecoderWeights) -> None:
+    values = np.random.default_rng(0).standard_normal((67, 128)).astype(np.float32)
+    weights.embed_tokens, weights.lm_head = quantize_rows(values, 6), quantize_rows(values, 4)
+
+
+def _one_norm(weights: DecoderWeights) -> None:
+    name, linear = next(iter(weights.linears.items()))
+    weights.linears[name] = replace(linear, norm=np.ones(linear.weight.shape[1], np.float32))
+
+
 REFUSED: dict[str, tuple[str, dict[str, Any], Any, dict[str, Any], str]] = {
     "row scales": ("hf", {"scale": "row"}, None, {}, r"q_proj has a scale for each row; this layout has one"),
     "group scales": ("hf", {"scale": "group"}, None, {}, "a scale for each group of 128 columns"),
@@ -306,7 +335,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], Any, dict[str, Any], str]] = {
     "ternary head": ("hf", {}, _ternary_head, {}, "lm_head is ternary"),
     "float activations": ("hf", {}, _float_activations, {}, "activations that are not quantised"),
     "head bits": ("hf", {}, None, {"head_bits": 8}, "head_bits is 8; --format hf holds"),
+    "bits that no head has": ("mlx-2bit", {}, None, {"head_bits": 5}, r"\[convert\] head_bits is 5; 16, 8, 6 or 4"),
     "a scale below float16": ("mlx-2bit", {}, _tiny_scale, {"dtype": "float16"}, "float16 cannot hold.*float32"),
+    "words2 with heads of two sizes": ("words2", {}, _two_sizes_of_head, {}, r"embedding and head have \[4, 6\] bits"),
+    "words2 with one norm": ("words2", {}, _one_norm, {}, "q_proj has a norm of its own and .* has none"),
+    "mlx-2bit with a norm": ("mlx-2bit", {}, _one_norm, {}, "q_proj has a norm of its own, which mlx-lm"),
+    "hf-float with a norm": ("hf-float", {}, _one_norm, {}, "q_proj has a norm of its own, which transformers"),
     "words2 with a ternary head alone": ("words2", {}, _ternary_head, {}, "ternary"),
 }
 

@@ -20,6 +20,8 @@ from bitnet_mlx.formats.dense import GroupedRows
 from bitnet_mlx.models.decoder_numpy import NumpyDecoder
 from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.tokenizer import load_tokenizer
+from bitnet_mlx.tokenizer.gguf_bpe import LLAMA3
+from bitnet_mlx.tokenizer.gguf_vocabulary import vocabulary
 from tests.support import hf_folder, tiny_tokenizers
 from tests.support.gguf_models import permuted
 from tests.support.same_weights import assert_same
@@ -123,12 +125,20 @@ def test_another_llama3_scaling_is_refused_because_the_file_cannot_tell_it(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
-@pytest.mark.parametrize("kind", ["byte level", "no bos", "sentencepiece", "more rows", "fewer rows", "unknown split"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "byte level", "no bos", "sentencepiece", "sentencepiece, an end and no beginning", "more rows", "fewer rows",
+        "unknown split", "Llama 3's split", "Llama 3's split, merged",
+    ],
+)  # fmt: skip
 def test_the_tokenizer_is_in_the_file(tmp_path: Path, kind: str) -> None:
     rows = {"more rows": 450, "fewer rows": 420}.get(kind, 421)
     wrote = hf_folder.write(tmp_path / "hf", "llama", **{**WIDE, "vocab_size": rows})
-    if kind == "sentencepiece":
-        tiny_tokenizers.sentencepiece_model(wrote.path)
+    unknown = kind in ("unknown split", "Llama 3's split, merged")
+    if "sentencepiece" in kind:
+        ends = {"add_bos_token": False, "add_eos_token": True} if "no beginning" in kind else {}
+        tiny_tokenizers.sentencepiece_model(wrote.path, settings=ends)
     else:
         tiny_tokenizers.byte_level(wrote.path, bos=kind != "no bos")
     if kind == "unknown split":
@@ -137,17 +147,40 @@ def test_the_tokenizer_is_in_the_file(tmp_path: Path, kind: str) -> None:
         digits = {"type": "Digits", "individual_digits": True}
         state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, state["pre_tokenizer"]]}
         path.write_text(json.dumps(state))
+    if "Llama 3" in kind:
+        path = wrote.path / "tokenizer.json"
+        state = json.loads(path.read_text())
+        split = {"type": "Split", "pattern": {"Regex": LLAMA3}, "behavior": "Isolated", "invert": False}
+        level = {**state["pre_tokenizer"], "use_regex": False}
+        state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, level]}
+        state["model"]["ignore_merges"] = "merged" not in kind
+        path.write_text(json.dumps(state))
     done = convert(wrote.path, tmp_path / "m.gguf", "gguf-tq2_0")
-    assert any("no name in GGUF" in notice for notice in done.notices) == (kind == "unknown split")
+    assert any("no name in GGUF" in notice for notice in done.notices) == unknown
     assert any("left out" in notice for notice in done.notices) == (kind == "fewer rows")
     ours, theirs = load_tokenizer(wrote.path), load_tokenizer(tmp_path / "m.gguf")
     special = "not always <s> special </s><unk>"  # sentencepiece in GGUF cuts special tokens out of text
-    texts = [text for text in tiny_tokenizers.TEXTS if not (kind == "sentencepiece" and text == special)]
+    texts = [text for text in tiny_tokenizers.TEXTS if not ("sentencepiece" in kind and text == special)]
     for text in [*texts, "12345 digits", "<|start|>user"]:
         assert theirs.encode(text) == ours.encode(text)
     assert theirs.eos_token_ids == ours.eos_token_ids
     reader = GGUFReader(tmp_path / "m.gguf")
     assert len(reader.fields["tokenizer.ggml.tokens"].contents()) == rows
+
+
+def test_a_vocabulary_that_is_cut_keeps_the_merges_of_what_is_left(tmp_path: Path) -> None:
+    tiny_tokenizers.byte_level(tmp_path)
+    keys = vocabulary(tmp_path, 300, (), [])
+    tokens = keys["tokenizer.ggml.tokens"]
+    assert len(tokens) == len(keys["tokenizer.ggml.token_type"]) == 300
+    merged = {merge.replace(" ", "") for merge in keys["tokenizer.ggml.merges"]}
+    assert merged == set(tokens) & merged and len(merged) > 20
+
+
+def test_a_beginning_that_config_json_alone_states_is_in_the_file(tmp_path: Path) -> None:
+    tiny_tokenizers.byte_level(tmp_path, settings={"bos_token": None})
+    tiny_tokenizers.write_json(tmp_path / "config.json", {"bos_token_id": 2})
+    assert vocabulary(tmp_path, 421, (), [])["tokenizer.ggml.bos_token_id"] == 2
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
-from bitnet_mlx.backends import choose
+from bitnet_mlx.backends import Choice, choose
 from bitnet_mlx.checkpoint.census import count_zeros, take_census
 from bitnet_mlx.checkpoint.detect import detect
 from bitnet_mlx.checkpoint.read import read_weights
+from bitnet_mlx.checkpoint.report import record
 from bitnet_mlx.checkpoint.write import write_native
 from bitnet_mlx.cli.main import main
 from bitnet_mlx.errors import BitnetError, ConfigError, FormatError, UnsupportedModelError
@@ -162,6 +164,38 @@ def test_inspect_counts_what_the_folder_holds(tmp_path: Path, storage: str, caps
     assert found["scale_granularity"] == ["tensor"] and found["eos_ids"] == [2, 3, 9]
     assert found["tokenizer"] == "tokenizers (tokenizer.json)" and found["chat_template"] and not found["tied"]
     assert found["notices"] == []
+
+
+def test_inspect_counts_biases_float_layers_and_a_tied_head_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = "model.layers.1.mlp.up_proj"
+    wrote = hf_folder.write(
+        tmp_path, "llama", dense=(kept,), quantization={"modules_to_not_convert": ["lm_head", kept]}, attention_bias=True,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    found, weights = inspected(tmp_path, capsys), read_weights(tmp_path)
+    assert found["chat_template"] and found["tied"]
+    assert found["parameters"] == sum(a.size for a in (*wrote.t.values(), *wrote.floats.values()))
+    biases = [linear.bias for linear in weights.linears.values() if linear.bias is not None]
+    assert len(biases) == 8
+    assert found["read_bytes"]["norms"] == sum(a.nbytes for a in (*weights.norms.values(), *biases))
+    assert found["read_bytes"]["dense"] == weights.linears[kept].weight.nbytes
+
+
+def test_what_is_odd_is_told_and_a_cache_of_half_precision_on_gpus_alone(tmp_path: Path) -> None:
+    wrote = hf_folder.write(tmp_path, torch_dtype="float16")
+    for module, t in wrote.t.items():
+        wrote.tensors[f"{module}.weight"] = mx.array(hf_folder.pack(np.zeros_like(t)))
+    wrote.save()
+    census = take_census(tmp_path)
+    metal, cpu = (record(census, 10, Choice(name, "")) for name in ("metal", "cpu"))
+    assert (metal["kv_bits"], cpu["kv_bits"]) == (16, 32)
+    assert 2 * metal["read_bytes"]["kv"] == cpu["read_bytes"]["kv"] > 0
+    assert metal["notices"] == cpu["notices"]
+    for text in ("100.0% of the ternary weights are 0", "config.json says float16, but squared ReLU"):
+        assert any(text in notice for notice in cpu["notices"])
 
 
 def test_inspect_gives_the_same_zeros_for_every_storage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,6 +145,15 @@ def test_1bitllm_without_its_norms_is_refused_by_name(tmp_path: Path) -> None:
         read_weights(tmp_path)
 
 
+def test_a_norm_under_both_names_is_one_too_many(tmp_path: Path) -> None:
+    wrote = one_bit(tmp_path)
+    theirs, ours = "model.layers.1.self_attn.inner_attn_ln.weight", "model.layers.1.self_attn.attn_sub_norm.weight"
+    wrote.tensors[ours] = wrote.tensors[theirs]
+    wrote.save()
+    with pytest.raises(FormatError, match=f"has 1 tensors that a llama model does not know: {theirs}"):
+        read_weights(tmp_path)
+
+
 def test_messages_have_the_names_of_the_file(tmp_path: Path) -> None:
     wrote = one_bit(tmp_path)
     wrote.tensors["model.layers.1.self_attn.inner_attn_ln.weight"] = mx.zeros((71,))

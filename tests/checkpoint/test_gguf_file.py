@@ -13,7 +13,8 @@ from gguf import GGUFReader, quants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bitnet_mlx.checkpoint.gguf_file import GgufFile
+from bitnet_mlx.checkpoint.gguf_file import GgufFile, is_gguf
+from bitnet_mlx.checkpoint.gguf_tensors import q2_group
 from bitnet_mlx.errors import BitnetError, FormatError, UnsupportedModelError
 from bitnet_mlx.formats import i2s, words2
 from tests.support import gguf_files
@@ -126,6 +127,10 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "long": (SOUND + bytes(32), "takes 32 bytes; it has 64 up to the end"),
     "overlap": (gguf_files.by_hand({}, [("w", (9,), 0, bytes(32)), ("v", (8,), 0, bytes(32))]), "'w' .* it has 32 up to the next"),
     "hole": (gguf_files.by_hand({}, [("w", (8,), 0, bytes(96)), ("v", (8,), 0, bytes(32))]), "'w' .* it has 96 up to the next"),
+    "one place": (gguf_files.by_hand({}, [("w", (8,), 0, b""), ("v", (8,), 0, bytes(32))]), "'w' and 'v' lie in one place"),
+    "between": (
+        gguf_files.by_hand({"general.alignment": 64}, [F32, ("v", (8,), 0, bytes(96))]), "'v' starts at 32 .* a multiple of 64",
+    ),
     "rows": (gguf_files.by_hand({}, [("w", (2, 100), 35, bytes(96))]), "tensor 'w' in .* needs a multiple of 256"),
     "I2_S as llama.cpp's old type": (gguf_files.by_hand({}, [("w", (2, 128), 36, bytes(144))]), "means something else"),
 }  # fmt: skip
@@ -149,6 +154,23 @@ def test_no_byte_makes_it_fail_in_another_way(tmp_path: Path, at: int, byte: int
             assert info.stop is None or len(file.array(name)) == info.stop - info.start
     except BitnetError:
         pass
+
+
+def test_which_paths_are_gguf_files(tmp_path: Path) -> None:
+    """A file of a cache has no ending; then its first bytes tell."""
+    for name, data, expected in (
+        ("a.GGUF", b"", True), ("b", SOUND, True), ("c", b"PK\3\4", False), ("d.bin", SOUND, False),
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes(data)
+        assert is_gguf(tmp_path / name) == expected, name
+    (tmp_path / "folder.gguf").mkdir()
+    assert not is_gguf(tmp_path / "folder.gguf") and not is_gguf(tmp_path / "none.gguf")
+
+
+def test_q2_0_tensors_too_small_to_tell_their_groups(tmp_path: Path) -> None:
+    file = read(tmp_path / "a.gguf", gguf_files.by_hand({}, [("w", (1, 128), 42, bytes(34))]))
+    with pytest.raises(FormatError, match="too small to tell groups of 64 from groups of 128"):
+        q2_group(file)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from bitnet_mlx.ternary import TernaryTensor, ternarize
 from tests.golden import by_hand, recipe, store
 from tests.golden.cases import CASES
 from tests.support import hf_folder
-from tests.support.same_weights import assert_same
+from tests.support.same_weights import arrays, assert_same
 
 STORAGES = ("packed", "inverse", "online")
 
@@ -71,17 +71,33 @@ def test_master_weights_are_ternarised_as_the_definition_says(tmp_path: Path, dt
         assert np.array_equal(found.words, words2.pack(t)) and found.scale == m
 
 
-def test_a_master_tensor_of_many_blocks_and_of_ties(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16, mx.float32])
+def test_a_master_tensor_of_many_blocks_and_of_ties(tmp_path: Path, dtype: mx.Dtype) -> None:
     """Values on the halves of the scale, m = 1: 0.5 and -0.5 round to 0, and 1.5 is clipped."""
     wrote = hf_folder.write(
-        tmp_path, storage="online", dtype=mx.float32, hidden_size=64, intermediate_size=8200, head_dim=16
+        tmp_path, storage="online", dtype=dtype, hidden_size=64, intermediate_size=8200, head_dim=16
     )
     row = np.array([0.5, -0.5, 1.5, -1.5] * 16, np.float32)
-    wrote.tensors["model.layers.0.mlp.up_proj.weight"] = mx.array(np.tile(row, (8200, 1)))
+    wrote.tensors["model.layers.0.mlp.up_proj.weight"] = mx.array(np.tile(row, (8200, 1))).astype(dtype)
     wrote.save()
     found = ternary(read_weights(tmp_path), "model.layers.0.mlp.up_proj")
     assert found.scale == 1
     assert np.array_equal(words2.unpack(found.words, 64), np.tile([0, 0, 1, -1] * 16, (8200, 1)))
+
+
+def test_what_lies_at_odd_offsets_is_aligned_when_it_is_read(tmp_path: Path) -> None:
+    """The format lets a header have any length."""
+    wrote = hf_folder.write(tmp_path, storage="inverse", scale_dtype=mx.float32)
+    before = {name: np.array(array) for name, array in arrays(read_weights(tmp_path)).items()}
+    file = tmp_path / "model.safetensors"
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    odd = 1 + length % 2  # so that the values begin at an odd byte
+    file.unlink()
+    file.write_bytes((length + odd).to_bytes(8, "little") + data[8 : 8 + length] + b" " * odd + data[8 + length :])
+    found = arrays(read_weights(wrote.path))
+    assert all(array.flags.aligned for array in found.values())
+    assert all(np.array_equal(found[name], array) for name, array in before.items())
 
 
 @pytest.mark.parametrize("storage", [*STORAGES, "dense"])
@@ -108,6 +124,12 @@ def test_tied_untied_and_a_head_that_is_there_all_the_same(tmp_path: Path, caplo
     both = read_weights(tied.path)
     assert both.lm_head is not both.embed_tokens and not both.config.tie_word_embeddings
     assert "lm_head.weight differs from model.embed_tokens.weight" in caplog.text
+    # A tensor of the same bytes and another shape is none of the model's.
+    tied.tensors["lm_head.weight"] = mx.contiguous(tied.tensors["model.embed_tokens.weight"].reshape(72, 67))
+    tied.save()
+    with pytest.raises(FormatError, match=r"'lm_head.weight' is BF16 \[72, 67\]"):
+        read_weights(tied.path)
+    tied.tensors["lm_head.weight"] = tied.tensors["model.embed_tokens.weight"] * 2
     # ... and takes the head where the embedding is absent.
     del tied.tensors["model.embed_tokens.weight"]
     tied.save()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitnet_mlx.checkpoint.read_gguf import read_gguf
+from bitnet_mlx.checkpoint.read_gguf import GgufModel, read_gguf
 from bitnet_mlx.errors import BitnetError, FormatError, UnsupportedModelError
 from tests.support import gguf_models
 from tests.support.gguf_models import Tensors
@@ -61,6 +61,12 @@ CASES: dict[str, tuple[str, Change, type[BitnetError], str]] = {
     ),
     "experts": ("I2_S", key(f"{B}.expert_count", 8), UnsupportedModelError, "has bitnet-b1.58.expert_count"),
     "window": ("I2_S", key(f"{B}.attention.sliding_window", 512), UnsupportedModelError, "sliding_window"),
+    "not causal": ("I2_S", key(f"{B}.attention.causal", False), UnsupportedModelError, "attention.causal = false, which is not"),
+    "yarn's logarithm": (
+        "I2_S", lambda k, t: k.update({f"{B}.rope.scaling.type": "yarn", f"{B}.rope.scaling.factor": 2.0,
+                                       f"{B}.rope.scaling.yarn_log_multiplier": 0.1}),
+        FormatError, "yarn_log_multiplier is 0.1.*; only 0 is supported",
+    ),
     "partial rope": ("I2_S", key(f"{B}.rope.dimension_count", 32), FormatError, "is 32; it must be the head's size, 64"),
     "rope kind": ("I2_S", key(f"{B}.rope.scaling.type", "longrope"), UnsupportedModelError, "'longrope'; none, linear"),
     "vocabulary": ("I2_S", key(f"{B}.vocab_size", 17), FormatError, "vocab_size is 17; tensor token_embd.weight is F32"),
@@ -92,6 +98,10 @@ CASES: dict[str, tuple[str, Change, type[BitnetError], str]] = {
     "scale inf": ("I2_S", patched(Q, -32, INF), FormatError, "has the scale inf"),
     "norm NaN": ("I2_S", patched("output_norm.weight", 8, NAN), FormatError, "'output_norm.weight' holds NaN"),
     "embedding inf": ("I2_S", patched("token_embd.weight", -4, INF), FormatError, "'token_embd.weight' holds NaN"),
+    "Q8_0 embedding NaN": (
+        "I2_S", lambda k, t: t.update({"token_embd.weight": ((16, 256), 8, b"\x00\x7e" + bytes(16 * 8 * 34 - 2))}),
+        FormatError, "'token_embd.weight' holds NaN",
+    ),
     "TQ2_0 code 3": ("TQ2_0", patched(Q, 66, b"\xff"), FormatError, "holds code 3 in row 1, block 0"),
     "TQ2_0 NaN": ("TQ2_0", patched(Q, 64, b"\x00\x7e"), FormatError, "scale of row 0, block 0 is nan"),
     "TQ1_0 zero": ("TQ1_0", patched(Q, 52, b"\0\0"), FormatError, "scale of row 0, block 0 is 0.0"),
@@ -124,9 +134,21 @@ def test_the_same_files_without_a_fault_are_read(tmp_path: Path) -> None:
     for kind in ("I2_S", "TQ1_0", "TQ2_0"):
         read_by_hand(tmp_path, *content(kind))
     keys, tensors = content()
-    keys[f"{B}.expert_count"] = 0
+    keys |= {f"{B}.expert_count": 0, f"{B}.attention.causal": True, f"{B}.mystery": 3}
     tensors["blk.0.attn_q.scale"] = ((1,), 0, np.float32(0.5).tobytes())
     read_by_hand(tmp_path, keys, tensors)
+    (told,) = [text for text in GgufModel(tmp_path / "model.gguf").notices if "not known" in text]
+    assert f"{B}.mystery" in told and "causal" not in told and "expert" not in told
+
+
+def test_the_factor_of_yarns_attention_multiplies_its_own(tmp_path: Path) -> None:
+    """As llama.cpp has it: attn_factor * (1 + 0.1 ln factor)."""
+    keys, tensors = content()
+    keys |= {f"{B}.rope.scaling.type": "yarn", f"{B}.rope.scaling.factor": 4.0, f"{B}.rope.scaling.attn_factor": 0.5}
+    read_by_hand(tmp_path, keys, tensors)
+    rope = GgufModel(tmp_path / "model.gguf").config.rope
+    assert (rope.rope_type, rope.factor) == ("yarn", 4.0)
+    assert rope.attention_factor == pytest.approx(0.5 * (1 + 0.1 * np.log(4)), rel=1e-12)
 
 
 def test_llama_3s_scaling_is_found_from_its_tensor_and_others_are_refused(tmp_path: Path) -> None:
@@ -142,9 +164,16 @@ def test_llama_3s_scaling_is_found_from_its_tensor_and_others_are_refused(tmp_pa
     path = gguf_models.write(tmp_path / "a.gguf", keys, tensors)
     found = read_gguf(path).config.rope
     assert (found.rope_type, found.factor, found.original_max_position_embeddings) == ("llama3", 32.0, 8192)
-    for wrong in (factors[::-1], factors * 2, np.full(32, 4, np.float32)):
+    endless = np.where(factors == factors.max(), np.float32(np.inf), factors)
+    for wrong in (factors[::-1], factors * 2, np.full(32, 4, np.float32), endless):
         tensors["rope_freqs.weight"] = ((32,), 0, wrong.tobytes())
         with pytest.raises(UnsupportedModelError, match="is not Llama 3's scaling"):
             read_gguf(gguf_models.write(tmp_path / "b.gguf", keys, tensors))
+    tensors["rope_freqs.weight"] = ((32,), 0, factors.tobytes())
+    twice = keys | {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 2.0}
+    with pytest.raises(
+        FormatError, match="rope.scaling.type is 'yarn'; with a tensor rope_freqs.weight it must be none"
+    ):
+        read_gguf(gguf_models.write(tmp_path / "d.gguf", twice, tensors))
     tensors["rope_freqs.weight"] = ((32,), 0, np.ones(32, np.float32).tobytes())
     assert read_gguf(gguf_models.write(tmp_path / "c.gguf", keys, tensors)).config.rope.rope_type == "default"

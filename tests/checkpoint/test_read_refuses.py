@@ -72,10 +72,16 @@ WRONG: dict[str, tuple[str, Change, str]] = {
     "NaN head": ("packed", spoil("lm_head.weight", float("nan")), "lm_head.weight' holds NaN"),
     "small vocabulary": ("packed", put("model.embed_tokens.weight", np.zeros((66, 72))), r"\[66, 72\]; .*\[67, 72\]"),
     "NaN master": ("online", spoil(f"{UP}.weight", float("nan")), f"'{UP}.weight' holds NaN"),
+    "NaN float32 master": (
+        "online", put(f"{UP}.weight", np.where(np.arange(7200).reshape(100, 72) == 99, np.nan, 1), mx.float32),
+        f"'{UP}.weight' holds NaN",
+    ),
     "packed master": ("online", put(f"{UP}.weight", np.zeros((25, 72)), mx.uint8), r"U8 \[25, 72\]; F32 or"),
     "NaN dense": ("dense", spoil(f"{UP}.weight", float("-inf")), f"'{UP}.weight' holds NaN or infinity"),
     "packed without a config": ("dense", put(f"{UP}.weight", np.zeros((25, 72)), mx.uint8), r"U8 \[25, 72\]"),
     "floats under autobitlinear": ("packed", put(f"{UP}.weight", np.full((100, 72), 0.5)), "besides -1, 0.*online"),
+    "twos under autobitlinear": ("packed", put(f"{UP}.weight", np.full((100, 72), 2.0)), "besides -1, 0.*online"),
+    "NaN under autobitlinear": ("packed", put(f"{UP}.weight", np.full((100, 72), np.nan)), "besides -1, 0.*online"),
     "floats under bitlinear": ("inverse", put(f"{UP}.weight", np.zeros((100, 72))), "promises packed.*online"),
 }  # fmt: skip
 

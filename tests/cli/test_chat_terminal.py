@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+
+from bitnet_mlx.cli.chat_answer import Stop
+from bitnet_mlx.cli.speculation import told
+from bitnet_mlx.generation.steps import SpeculationReport
 
 pty = pytest.importorskip("pty")
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,8 +63,11 @@ class Terminal:
         readline loop keeps a signal to itself until the next key, which no person is fast enough to meet.
         """
         child = psutil.Process(self.process.pid)
+        asleep = (psutil.STATUS_SLEEPING, psutil.STATUS_RUNNING)[
+            : 2 if sys.platform == "darwin" else 1
+        ]  # macOS's word for it
         end, before = time.monotonic() + PATIENCE, None
-        while (now := (child.status(), child.cpu_times())) != before or now[0] != psutil.STATUS_SLEEPING:
+        while (now := (child.status(), child.cpu_times())) != before or now[0] not in asleep:
             assert time.monotonic() < end, f"it does not come to rest: {self.shown!r}"
             before = now
             time.sleep(0.2)
@@ -131,3 +140,28 @@ def test_two_at_once_interrupt_and_nothing_is_lost() -> None:
         at = terminal.until("> ", at)
         terminal.type("/exit\n")
         assert terminal.left() == 0 and "Traceback" not in terminal.shown
+
+
+def test_what_ctrl_c_stops_within_an_answer() -> None:
+    """Between two parts of a prompt the first one ends it; a second one does not wait. Then it is as it was before."""
+    before, seen = signal.getsignal(signal.SIGINT), []
+    with Stop(person=True) as stop:
+        tell = stop.watching(lambda *where: seen.append(where))
+        tell(1, 3)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked and list(stop.until(iter("ab"))) == ["a"]
+        with pytest.raises(KeyboardInterrupt):
+            tell(2, 3)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert seen == [(1, 3), (2, 3)] and signal.getsignal(signal.SIGINT) is before
+    with Stop(person=False) as stop:
+        assert signal.getsignal(signal.SIGINT) is before
+        stop.watching(None)(1, 3)
+
+
+def test_what_guessing_gave_in_a_line() -> None:
+    report = SpeculationReport("draft model", 40, 10, 0.25, 9, None, None)
+    assert told(report) == ", draft model: 10 of 40 guesses right (25%)"
+    ended = replace(report, off="no gain", gain=0.876)
+    assert told(ended) == ", draft model: 10 of 40 guesses right (25%), 0.88 times the speed, switched off"

@@ -38,7 +38,8 @@ def test_every_engine_is_right_here(capsys: pytest.CaptureFixture[str]) -> None:
     found = record(capsys)
     engines = {engine["name"]: engine for engine in found["engines"]}
     assert set(engines) == {"numpy", "cpu", "mlx", "metal", "cuda"}
-    assert "no Metal device" in engines["metal"]["reason"] and not engines["cuda"]["available"]
+    why = engines["metal"]["reason"]  # on a Mac the tests set MLX's device to the CPU
+    assert ("no Metal device" in why or "default device" in why) and not engines["cuda"]["available"]
     assert engines["cpu"]["exact"] and engines["cpu"]["details"]["threading_layer"] in ("tbb", "omp", "workqueue")
     # Its attention rounds its own way, and one code that flips for it moves logits by some percent of their spread.
     assert engines["mlx"]["same_tokens"] and engines["mlx"]["worst"] < 0.1

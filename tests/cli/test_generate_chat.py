@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import bitnet_mlx
 from bitnet_mlx.checkpoint.safetensors_file import SafetensorsFile
 from bitnet_mlx.cli.main import main
 from bitnet_mlx.generation import generate
 from bitnet_mlx.tokenizer import Tokenizer
 from tests.support import tiny_tokenizers as tiny
-from tests.support.tiny_chat_model import RecordingDecoder, pair
+from tests.support.tiny_chat_model import RecordingDecoder
 
 FIELDS = {
     "text", "finish_reason", "prompt_tokens", "generation_tokens", "prompt_tps", "generation_tps", "ttft_s", "load_s",
     "peak_memory_bytes", "speculation", "backend", "model",
 }  # fmt: skip
 Given = Callable[..., tuple[RecordingDecoder, Tokenizer]]
-
-
-@pytest.fixture
-def given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Given:
-    """Call it to choose the model that `load` gives, and what stdin holds."""
-
-    def choose(
-        stdin: bytes = b"", template: str | None = None, generation: Any = None
-    ) -> tuple[RecordingDecoder, Tokenizer]:
-        decoder, tokenizer = pair(tmp_path / "model", template=template, max_position_embeddings=400)
-        tokenizer.generation_config = generation or {}
-        monkeypatch.setattr(bitnet_mlx, "load", lambda path=None, **options: (decoder, tokenizer), raising=False)
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
-        return decoder, tokenizer
-
-    return choose
 
 
 def test_text_streams_to_stdout_and_speed_to_stderr(given: Given, capsys: pytest.CaptureFixture[str]) -> None:

@@ -163,10 +163,14 @@ def test_convert(kind: str, paths: dict[str, Path], tmp_path: Path, capsys: pyte
     assert found["text"] == generated(paths[kind], capsys, "--backend", "numpy")["text"]
 
 
-def test_the_layout_as_a_flag(paths: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_layout_as_a_flag(paths: dict[str, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     right = generated(paths["I2_S"], capsys, "--i2s-layout", "128", "--backend", "numpy")["text"]
     wrong = generated(paths["I2_S"], capsys, "--i2s-layout", "64", "--backend", "numpy")["text"]
     assert right == generated(paths["TQ2_0"], capsys, "--backend", "numpy")["text"] != wrong
+    command = ["convert", "--hf-path", str(paths["I2_S"]), "--mlx-path", str(tmp_path / "m"), "--head-bits", "16"]
+    assert main([*command, "--i2s-layout", "64"]) == 0
+    capsys.readouterr()
+    assert generated(tmp_path / "m", capsys, "--backend", "numpy")["text"] == wrong
     flags = ["--model", str(paths["folder"]), "--prompt", "x", "--i2s-layout", "64"]
     assert main(["generate", *flags]) == 2
     assert "is no GGUF file" in capsys.readouterr().err

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from bitnet_mlx.bench.memory import Measured, usual_dtype
 from bitnet_mlx.cli.main import main
+from tests.support.random_model import tiny_config
 
 EMBEDDED_WEIGHTS, EMBEDDED_HEAD = 3217120, 3072 * 384 + 3072 * 6 * 4
 
@@ -34,6 +36,17 @@ def test_the_embedded_model_is_predicted_without_a_weight_read(
     assert found["kv_cache"] == 4096 * 2 * 8 * 2 * 64 * 4
     assert found["total"] == sum(found[part] for part in ("weights", "head", "kv_cache", "activations"))
     assert (found["fits"], found["longest_context"], found["model_context"]) == (True, 1024, 1024)
+
+
+def test_bits_of_head_and_cache_are_planned_with(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["memory", "--context", "1024", "--backend", "mlx", "--json"]
+    assert main(command) == 0
+    plain = record(capsys)
+    assert main([*command, "--kv-bits", "8", "--head-bits", "4"]) == 0
+    small = record(capsys)
+    assert small["head"] < 0.6 * plain["head"] and small["kv_cache"] < 0.35 * plain["kv_cache"]
+    assert main([*command, "--batch", "3"]) == 0
+    assert record(capsys)["kv_cache"] == 3 * plain["kv_cache"]
 
 
 def test_a_run_holds_the_prediction_and_a_machine_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,3 +96,20 @@ def test_a_small_machine_holds_a_shorter_context(capsys: pytest.CaptureFixture[s
 def test_what_cannot_be(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["memory", *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_prediction_may_be_off_either_way_by_5_percent() -> None:
+    for error, within in ((0.049, True), (-0.049, True), (0.051, False), (-0.051, False)):
+        assert Measured(1, 1, 1, 1, 4, error, 0, 0).within == within
+
+
+@pytest.mark.parametrize(
+    ("stored", "activation", "engine", "want"),
+    [
+        ("bfloat16", "silu", "metal", "bfloat16"), ("float16", "silu", "cuda", "float16"), ("float32", "silu", "metal", "float32"),
+        ("float16", "relu2", "metal", "bfloat16"), ("bfloat16", "relu2", "cpu", "float32"), ("float16", "silu", "numpy", "float32"),
+    ],
+)  # fmt: skip
+def test_the_type_that_a_plan_takes(stored: str, activation: str, engine: str, want: str) -> None:
+    """Squared ReLU can pass float16's largest number."""
+    assert usual_dtype(tiny_config(dtype=stored, hidden_act=activation), engine) == want

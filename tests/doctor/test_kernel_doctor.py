@@ -12,7 +12,7 @@ from bitnet_mlx import backends
 from bitnet_mlx.api import embedded_model
 from bitnet_mlx.backends import metal, mlx_device
 from bitnet_mlx.backends.cache_root import VARIABLE
-from bitnet_mlx.backends.kernels.choices import Choices
+from bitnet_mlx.backends.kernels.choices import Choice, Choices
 from bitnet_mlx.backends.kernels.chooser import Measured
 from bitnet_mlx.backends.kernels.ops import KernelOps
 from bitnet_mlx.backends.kernels.tune import Tuner
@@ -45,6 +45,13 @@ def examined(device: Device) -> Report:
     report.kernels = doctor.row_kernels(SMALL)
     report.switched_off = doctor.switched_off()
     return report
+
+
+def test_a_gpu_that_rounds_float32_is_told() -> None:
+    assert mlx_device.keeps_float32(), "the CPU takes all 24 bits"
+    for keeps, told in ((True, False), (None, False), (False, True)):
+        here = Machine("macOS", "arm64", "Apple M5", keeps_float32=keeps)
+        assert ("MLX_ENABLE_TF32=0" in table(Report("0.1.0", "3.12", here, {}, "metal", "here", []))) is told
 
 
 def test_sound_kernels() -> None:
@@ -95,6 +102,14 @@ def test_a_kernel_that_breaks_after_it_was_chosen_is_found() -> None:
     report = examined(Device(corrupting("")))
     assert not report.ok and not any(p.exact for p in report.products)
     assert not any(kernel.sound for kernel in report.kernels)
+
+
+def test_a_variant_that_is_wrong_is_a_fault_though_another_runs() -> None:
+    chooser = measured(Device())
+    chooser.choices.put("product 3x10 m1 row bfloat16", Choice("matvec(rows=4)", "matvec(rows=2): wrong", fault=True))
+    here = Machine("macOS", "arm64", "Apple M1 Pro")
+    (off,) = KernelDoctor(chooser, here, lambda text: None).switched_off()
+    assert (off.name, off.fault) == ("product 3x10 m1 row bfloat16, some variants", True)
 
 
 def test_a_warning_is_one_plain_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bitnet_mlx.backends.kernels import source
 from tests.emulator import compiler, emulate
 from tests.emulator.probe import launch, matvec
 
@@ -52,6 +53,19 @@ def test_fast_math_divides_roughly_and_precise_functions_do_not():
     assert not np.array_equal(rough, X / Y)
     np.testing.assert_array_equal(run("precise::sqrt(x[i] * x[i])", "fast_math"), np.sqrt(X * X))
     assert not np.array_equal(run("sqrt(x[i] * x[i])", "fast_math"), np.sqrt(X * X))
+    np.testing.assert_array_equal(run("precise::divide(x[i], y[i])", "fast_math"), X / Y)
+
+
+@pytest.mark.parametrize("flag", ["fast_math", "contract"])
+def test_the_kernels_own_roundings_hold_in_every_math_mode(flag):
+    header = source.read("common.h")
+    for expression, expected in (
+        ("add_rn(mul_rn(x[i], y[i]), z[i])", TWO),
+        ("div_rn(x[i], y[i])", X / Y),
+        ("mul_rn(div_rn(x[i], y[i]), z[i])", X / Y * Z),
+        ("sqrt_rn(mul_rn(x[i], x[i]))", np.sqrt(X * X)),
+    ):
+        np.testing.assert_array_equal(run(expression, flag, header=header), expected)
 
 
 def test_half_denormals_are_kept_or_flushed():

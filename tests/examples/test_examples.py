@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ def test_profile_generation(tmp_path: Path) -> None:
     script = EXAMPLES / "profile_generation.py"
     assert len(script.read_text().splitlines()) < 60
     command = [sys.executable, str(script), "--backend", "cpu", "--tokens", "6", "--folder", str(tmp_path)]
-    env = {"PYTHONPATH": str(EXAMPLES.parents[1])}
+    env = {"PYTHONPATH": os.pathsep.join([str(EXAMPLES.parents[1]), os.environ["PYTHONPATH"]])}
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     for word in ("gate_up", "bottleneck: ", "optimisation: ", "memory: flat"):

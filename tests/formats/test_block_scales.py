@@ -60,3 +60,10 @@ def test_two_scales_in_a_group_of_128_are_refused() -> None:
     words = words2.pack(np.ones((2, 256), np.int8))
     with pytest.raises(UnsupportedModelError, match="row 1, columns 128 on"):
         collapse(np.array([[1, 1, 2, 2], [1, 1, 2, 3]], np.float32), words, 64, "w")
+
+
+def test_half_a_group_of_zeros_has_no_say() -> None:
+    t = np.ones((2, 256), np.int8)
+    t[0, 192:], t[1, 128:192] = 0, 0
+    d = np.array([[1, 1, 2, 0], [1, 1, 5, 3]], np.float32)
+    assert collapse(d, words2.pack(t), 64, "w").tolist() == [[1, 2], [1, 3]]

@@ -43,10 +43,19 @@ def test_grouped_rows_of_zeros_stay_zero() -> None:
 def test_grouped_rows_refuse_other_bits_and_shapes() -> None:
     with pytest.raises(FormatError, match="8, 6 or 4"):
         quantize_rows(np.zeros((2, 64), np.float32), 5)
-    with pytest.raises(FormatError, match="needed"):
-        GroupedRows(np.zeros((2, 65), np.int8), np.zeros((2, 1), np.float32))
+    codes, scales = np.zeros((2, 65), np.int8), np.zeros((2, 2), np.float32)
+    assert GroupedRows(codes, scales).shape == (2, 65)
+    for wrong in ((codes, scales[:, :1]), (codes.view(np.uint8), scales), (codes, scales.astype(np.float64))):
+        with pytest.raises(FormatError, match="needed"):
+            GroupedRows(*wrong)
 
 
 def test_dense_rows_refuse_a_dtype_that_is_not_named() -> None:
-    with pytest.raises(FormatError, match="float32, float16 or bfloat16"):
-        DenseRows(np.zeros((2, 2), np.float64), "float64")
+    for data, name in (
+        (np.zeros((2, 2), np.float64), "float64"),
+        (np.zeros((2, 2), np.float32), "bfloat16"),
+        (np.zeros((2, 2), np.uint16), "float16"),
+        (np.zeros(4, np.float32), "float32"),
+    ):
+        with pytest.raises(FormatError, match="float32, float16 or bfloat16"):
+            DenseRows(data, name)

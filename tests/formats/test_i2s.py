@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
@@ -65,6 +66,13 @@ def test_every_weight_lands_where_the_rule_says(n: int, k: int, layout: str) -> 
     assert np.array_equal(found, words) and scale == np.float32(0.37)
 
 
+@pytest.mark.parametrize("layout", i2s.LAYOUTS)
+def test_rows_of_no_whole_bytes_are_refused(layout: str) -> None:
+    """64 rows of 30 weights are whole chunks of every layout; a row ends inside a byte of words2."""
+    with pytest.raises(FormatError, match="64 rows of 30 weights does not divide.*rows of whole bytes"):
+        i2s.from_words2(words2.pack(np.zeros((64, 30), np.int8)), 1, 30, layout)
+
+
 @settings(deadline=None, max_examples=40, database=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from(i2s.LAYOUTS), st.integers(0, 2**32 - 1))
 def test_round_trip_where_the_shape_fits(n: int, quarter: int, layout: str, seed: int) -> None:
@@ -98,15 +106,16 @@ def test_a_scale_that_is_none_is_refused(scale: float) -> None:
 
 
 def test_code_3_short_data_and_unknown_layouts_are_refused() -> None:
-    data = i2s.from_words2(words2.pack(np.zeros((4096, 1024), np.int8)), 1, 1024)
-    data[777_777] |= 0xC0
-    with pytest.raises(FormatError, match="tensor w holds code 3 in byte 777777;"):
-        i2s.to_words2(data, 4096, 1024, "128", "w")
+    data = i2s.from_words2(words2.pack(np.zeros((8192, 1024), np.int8)), 1, 1024)
+    data[1_777_777] |= 0xC0
+    for read in (partial(i2s.to_words2, layout="128"), i2s.count_zeros):
+        with pytest.raises(FormatError, match="tensor w holds code 3 in byte 1777777;"):
+            read(data, 8192, 1024, name="w")
     for wrong in (data[:-1], data[:-32]):
-        with pytest.raises(FormatError, match=r"are uint8 \[1048608\]"):
-            i2s.to_words2(wrong, 4096, 1024, "128")
+        with pytest.raises(FormatError, match=r"are uint8 \[2097184\]"):
+            i2s.to_words2(wrong, 8192, 1024, "128")
     with pytest.raises(ConfigError, match="128, 64, rows are allowed"):
-        i2s.to_words2(data, 4096, 1024, "32")
+        i2s.to_words2(data, 8192, 1024, "32")
 
 
 @pytest.mark.parametrize("layout", i2s.LAYOUTS)

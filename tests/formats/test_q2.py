@@ -43,6 +43,7 @@ def test_the_group_follows_from_the_room() -> None:
         assert q2.possible_groups(n, k, room, 32) == (group,)
     assert q2.possible_groups(1, 128, 64, 32) == (128, 64)  # 34 and 36 bytes: padding hides the difference
     assert q2.possible_groups(n, k, 7000, 32) == ()
+    assert q2.possible_groups(n, k, q2.nbytes(n, k, 128) + 32, 32) == ()  # padding is shorter than the alignment
     assert q2.possible_groups(3, 192, 192, 32) == (64,)
 
 

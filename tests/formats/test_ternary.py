@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -25,8 +26,23 @@ def test_ternarize_rounds_half_to_even() -> None:
     assert t.tolist() == [0, 0, 1, -1]
 
 
-def test_ternarize_of_zeros_takes_the_floor() -> None:
-    t, m = ternarize(np.zeros((3, 4), np.float32))
+def test_ternarize_multiplies_by_the_inverse_of_the_mean() -> None:
+    """The mean is 25; 12.5 and one step times 1 / 25 is a tie, as torch computes it, and divided by 25 it is above one."""
+    t, m = ternarize(np.array([np.nextafter(np.float32(12.5), np.float32(13)), -37.5], np.float32))
+    assert m == np.float32(25)
+    assert t.tolist() == [0, -1]
+
+
+def test_the_mean_is_exact_whatever_the_order_of_the_weights() -> None:
+    w = np.random.default_rng(0).standard_normal((7, 1000)).astype(np.float32)
+    w[0] *= 10_000
+    exact = np.float32(math.fsum(np.abs(w).astype(np.float64).reshape(-1).tolist()) / w.size)
+    assert ternarize(w)[1] == ternarize(w[::-1])[1] == exact
+
+
+@pytest.mark.parametrize("value", [0, 1e-6, -4e-6])
+def test_ternarize_of_weights_near_zero_takes_the_floor(value: float) -> None:
+    t, m = ternarize(np.full((3, 4), value, np.float32))
     assert m == np.float32(1e-5)
     assert not t.any()
 
@@ -83,6 +99,10 @@ def test_tensor_refuses_words_of_another_shape() -> None:
     one = np.asarray(1, np.float32)
     with pytest.raises(FormatError, match="needs uint32"):
         TernaryTensor(words[:2], one, (3, 100))
+    with pytest.raises(FormatError, match="words are int32"):
+        TernaryTensor(words.view(np.int32), one, (3, 100))
+    with pytest.raises(FormatError, match="scale is float64"):
+        TernaryTensor(words, one.astype(np.float64), (3, 100))
     with pytest.raises(FormatError, match="takes float32 of shape"):
         TernaryTensor(words, np.ones(2, np.float32), (3, 100))
     with pytest.raises(FormatError, match="8 or 16"):

@@ -54,9 +54,9 @@ def test_pack_refuses_other_values(value: int) -> None:
 
 
 def test_code_3_is_refused_with_tensor_and_row() -> None:
-    words = words2.pack(np.zeros((4, 128), np.int8))
-    words[2, 5] |= np.uint32(3 << 8)
-    with pytest.raises(FormatError, match=r"tensor w holds code 3 in row 2"):
+    words = words2.pack(np.zeros((20_000, 128), np.int8))  # more than one block of rows
+    words[12_345, 5] |= np.uint32(3 << 8)
+    with pytest.raises(FormatError, match=r"tensor w holds code 3 in row 12345"):
         words2.check(words, 128, "w")
 
 

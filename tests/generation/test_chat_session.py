@@ -133,6 +133,21 @@ def test_raw_conversations_continue_the_text(tmp_path: Path) -> None:
     assert again[0].token == logits.argmax()
 
 
+def test_raw_text_goes_on_without_the_token_that_ended_it(tmp_path: Path) -> None:
+    decoder, tokenizer = pair(tmp_path, template=None)
+    tokens = [r.token for r in ChatSession(decoder, tokenizer, max_tokens=6, raw=True).reply("hello")]
+    last = next(i for i, token in enumerate(tokens) if token not in tokens[:i] and i > 1)
+    tokenizer.eos_token_ids = frozenset({tokens[last]})
+    session = ChatSession(decoder, tokenizer, max_tokens=6, raw=True)
+    assert [r.finish_reason for r in session.reply("hello")][-1] == "stop"
+    start = tokenizer.encode("hello")
+    assert session.positions == len(start) + last
+    decoder.fed.clear()
+    list(session.reply(" world"))
+    assert decoder.fed[0][-1:] == tokenizer.encode(" world", add_special_tokens=False)[-1:]
+    assert tokens[last] not in decoder.fed[0]
+
+
 def test_a_base_model_is_refused(tmp_path: Path) -> None:
     decoder, tokenizer = pair(tmp_path, template=None)
     with pytest.raises(ConfigError, match=r"base model.*--ignore-chat-template"):

@@ -171,20 +171,20 @@ def test_a_failed_write_leaves_the_file_that_was_there(tokenizer: Tokenizer, tmp
 
 @pytest.mark.parametrize("raw", [True, False])
 def test_a_conversation_goes_on_after_save_and_load(raw: bool, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    def session() -> ChatSession:
-        return ChatSession(decoder_of(tokenizer), tokenizer, None if raw else "be brief", max_tokens=6, raw=raw)
+    def session(system: str | None) -> ChatSession:
+        return ChatSession(decoder_of(tokenizer), tokenizer, system, max_tokens=6, raw=raw)
 
     def text(talk: ChatSession, message: str) -> tuple[str, int]:
         responses = list(talk.reply(message))
         return "".join(r.text for r in responses), responses[0].cached_tokens
 
-    talk = session()
+    talk = session(None if raw else "be brief")
     for message in ("hello", "world"):
         text(talk, message)
     talk.save(tmp_path / "talk.st", "a/model")
     held = talk.positions
     want, cached = text(talk, "return")
-    other = session()
+    other = session(None)  # the file says how it began
     text(other, "something else")
     other.load(tmp_path / "talk.st", "a/model")
     assert other.positions == held and len(other.messages) == 4
@@ -210,3 +210,7 @@ def test_a_computed_prompt_opens_a_conversation(tokenizer: Tokenizer, tmp_path: 
         assert [r.token for r in responses] == [r.token for r in want]
         assert responses[0].cached_tokens > 3 and want[0].cached_tokens == 0
         assert talk.messages == plain.messages
+        talk.load(tmp_path / "p.st", "a/model")
+        for forgotten in (talk, plain):
+            forgotten.reset()
+        assert [r.token for r in talk.reply(MORE)] == [r.token for r in plain.reply(MORE)]

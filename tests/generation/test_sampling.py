@@ -153,6 +153,8 @@ def test_the_stream_of_a_seed_is_fixed() -> None:
         ("repetition_penalty", 0, "above 0"),
         ("repetition_penalty", math.inf, "above 0"),
         ("repetition_context_size", -1, "integer of at least 0"),
+        ("presence_penalty", -2.5, "from -2 to 2"),
+        ("frequency_penalty", 2.5, "from -2 to 2"),
         ("seed", -1, "integer of at least 0"),
         ("logit_bias", {-1: 1.0}, "token id"),
         ("logit_bias", {1: math.nan}, "token id"),
@@ -185,7 +187,7 @@ def test_defaults_from_generation_config() -> None:
     assert read({"temperature": 0.6, "top_p": 0.9}).temp == 0, "do_sample is off by default"
     full = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": None, "repetition_penalty": 1.1}
     assert read(full) == SamplingConfig(temp=0.6, top_p=0.9, top_k=20, repetition_penalty=1.1)
-    assert read({"do_sample": True}).temp == 1.0
+    assert read({"do_sample": True, "min_p": 0.05}) == SamplingConfig(temp=1.0, min_p=0.05)
     with pytest.raises(ConfigError, match=r"top_p is 9.*generation_config.json"):
         read({"do_sample": True, "top_p": 9})
     assert read(full).replaced(temp=0.0, top_p=None) == SamplingConfig(top_p=0.9, top_k=20, repetition_penalty=1.1)

@@ -12,7 +12,8 @@ import pytest
 from bitnet_mlx.api import make_decoder
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.generation import ChatSession, GenerationResponse, Sampler, SamplingConfig, Speculation, stream_generate
-from bitnet_mlx.generation.drafting import PromptLookup
+from bitnet_mlx.generation.drafting import DraftModel, PromptLookup
+from bitnet_mlx.generation.row_times import RowTimes
 from bitnet_mlx.models.decoder_numpy import NumpyDecoder
 from bitnet_mlx.tokenizer import Tokenizer, load_tokenizer
 from tests.support import tiny_tokenizers as tiny
@@ -128,6 +129,10 @@ def test_a_text_that_ends_within_its_guesses(tokenizer: Tokenizer) -> None:
         b, cache = run(decoder, tokenizer, sampling=SAMPLINGS["drawn"], speculation=oracle, **options)
         assert [(r.token, r.text, r.finish_reason) for r in a] == [(r.token, r.text, r.finish_reason) for r in b]
         assert cache.offset == held.offset and len(a) < 40
+    short = decoder_of(tokenizer, max_position_embeddings=plain[0].prompt_tokens + 17)
+    a, _ = run(short, tokenizer)
+    b, _ = run(short, tokenizer, speculation=Speculation(short, Guesses([r.token for r in a], 10**6), 12))
+    assert [r.token for r in a] == [r.token for r in b] and len(b) == 18, "no guess goes past the model's context"
     cache = decoder.make_cache()
     stream = stream_generate(
         decoder, tokenizer, PROMPT, 40, sampling=SAMPLINGS["drawn"], cache=cache, speculation=oracle
@@ -136,6 +141,45 @@ def test_a_text_that_ends_within_its_guesses(tokenizer: Tokenizer) -> None:
     assert cache.offset > taken[0].prompt_tokens + 5, "guesses are ahead of the text"
     stream.close()  # type: ignore[attr-defined]
     assert cache.offset == taken[0].prompt_tokens + 5
+
+
+def test_guesses_that_were_not_made_are_learned_from(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows cost 1.9 of one here: guessing pays where nine in ten are right, which plain steps must find out."""
+    times = RowTimes({rows: 0.1 + 0.9 * rows for rows in (1, 2, 16)})
+    monkeypatch.setattr("bitnet_mlx.generation.speculation.row_times", lambda _: times)
+    decoder = decoder_of(tokenizer)
+    tokens = [r.token for r in run(decoder, tokenizer)[0]]
+    for wrong, pays in ((10**6, True), (1, False)):
+        responses, _ = run(decoder, tokenizer, speculation=Speculation(decoder, Guesses(tokens, wrong)))
+        report = responses[-1].speculation
+        assert report is not None and (report.drafted > 0) == pays and not any(r.from_draft for r in responses[:5])
+
+
+def test_only_a_draft_models_guesses_cost_time(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    free: list[bool] = []
+    monkeypatch.setattr("bitnet_mlx.generation.speculation.DraftLength", lambda *given: free.append(given[2]))
+    decoder = decoder_of(tokenizer)
+    for speculation in (
+        Speculation.by_lookup(decoder, 2), Speculation.by_model(decoder, tokenizer, decoder_of(tokenizer), tokenizer, 2)
+    ):  # fmt: skip
+        speculation.steps(decoder.make_cache(), Sampler(SamplingConfig()), [5, 6], 9)
+    assert free == [True, False]
+
+
+def test_the_end_of_guessing_is_told_once(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    times = RowTimes({rows: 2.0 * rows - 1 for rows in (1, 2, 16)})
+    monkeypatch.setattr("bitnet_mlx.generation.speculation.row_times", lambda _: times)
+    decoder = decoder_of(tokenizer)
+    with caplog.at_level("INFO", "bitnet_mlx"):
+        told, silent = (Speculation(decoder, Guesses([0] * 60, 10**6)) for _ in range(2))
+        responses, _ = run(decoder, tokenizer, speculation=told)
+        silent.tell = False  # as a server has it
+        run(decoder, tokenizer, speculation=silent)
+    report = responses[-1].speculation
+    assert report is not None and report.off is not None and report.drafted == 0
+    assert [r.getMessage() for r in caplog.records] == [f"[speculate] an oracle is off from here on: {report.off}"]
 
 
 def test_draws_with_guesses_follow_the_models_probabilities(tokenizer: Tokenizer) -> None:
@@ -178,6 +222,8 @@ def test_look_up_finds_the_longest_and_latest(tokenizer: Tokenizer) -> None:
     history += [60, 9, 3, 4]
     assert lookup.kind(history) == 3 and lookup.draft(history, 2, 0, sampler) == [60, 9], "9 3 4 was followed by 60"
     assert lookup.kind([*history, 77]) is None
+    lookup.begin([8, 1, 2])
+    assert lookup.kind([8, 1, 2]) is None, "nothing is left of the text before"
     pattern = [5, 6, 7, 5, 6]
     lookup.begin(pattern)
     assert lookup.kind(pattern) == 2 and lookup.draft(pattern, 7, 0, sampler) == [7, 5, 6, 7, 5, 6, 7]
@@ -211,6 +257,10 @@ def test_a_draft_with_a_padded_table_and_a_shorter_context(tokenizer: Tokenizer)
         responses, _ = run(decoder, tokenizer, 60, speculation=speculation)
         assert [r.token for r in responses] == tokens
         assert not any(r.from_draft for r in responses[48:])
+        fitted = DraftModel(draft, tokenizer, decoder, tokenizer)._fitted(np.zeros(size, np.float32))
+        assert len(fitted) == tokenizer.vocab_size and np.isneginf(fitted[size:]).all(), (
+            "what it lacks is never guessed"
+        )
 
 
 def test_a_conversation_with_guesses(tokenizer: Tokenizer) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from bitnet_mlx.errors import ConfigError
-from bitnet_mlx.generation import Completion, GenerationResponse, SamplingConfig, generate, stream_generate
+from bitnet_mlx.generation import Completion, GenerationResponse, SamplingConfig, generate, stream, stream_generate
 from bitnet_mlx.tokenizer import Tokenizer
 from tests.support.tiny_chat_model import RecordingDecoder, pair
 
@@ -58,6 +60,52 @@ def test_greedy_ids_text_and_counts(model: tuple[RecordingDecoder, Tokenizer]) -
         assert r.logprobs.argmax() == r.token
         assert np.exp(r.logprobs.astype(np.float64)).sum() == pytest.approx(1, abs=1e-5)
     assert generate(decoder, tokenizer, ids, 12) == "".join(r.text for r in responses)
+
+
+def test_speeds_by_a_clock_that_moves_a_second_a_look(
+    model: tuple[RecordingDecoder, Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked at before and after the prompt, and once a token. What a cache held does not count as computed."""
+    decoder, tokenizer = model
+    ids, cache = tokenizer.encode(PROMPT), decoder.make_cache()
+    decoder.step([ids[:2]], [cache])
+    monkeypatch.setattr(stream, "time", SimpleNamespace(perf_counter=count().__next__))
+    responses = list(stream_generate(decoder, tokenizer, ids, 5, cache=cache))
+    assert {r.prompt_tps for r in responses} == {len(ids) - 2} and {r.ttft_s for r in responses} == {2}
+    assert [r.generation_tps for r in responses] == [0, 1, 1, 1, 1]
+
+
+def test_the_prompts_tokens_are_not_penalised(model: tuple[RecordingDecoder, Tokenizer]) -> None:
+    """Presence counts what was generated alone: by hand, over the definition's logits."""
+    decoder, tokenizer = model
+    ids = tokenizer.encode(PROMPT)
+    out: list[int] = []
+    for _ in range(6):
+        logits = decoder.step([ids + out], [decoder.make_cache()])[0].copy()
+        logits[sorted(set(out))] -= np.float32(2)
+        out.append(int(logits.argmax()))
+    sampling = SamplingConfig(presence_penalty=2.0, logit_bias={ids[-1]: 0.0})
+    responses = list(stream_generate(decoder, tokenizer, ids, 6, sampling=sampling))
+    assert [r.token for r in responses] == out
+    first = decoder.step([ids], [decoder.make_cache()])[0]
+    assert np.array_equal(responses[0].scores, first)
+
+
+def test_scores_stay_where_a_decoder_uses_its_buffer_again(model: tuple[RecordingDecoder, Tokenizer]) -> None:
+    decoder, tokenizer = model
+    want = [r.scores for r in stream_generate(decoder, tokenizer, PROMPT, 4)]
+    buffer, step = np.empty_like(want[0]), decoder.step
+
+    def again(*given: Any, **more: Any) -> list[np.ndarray]:
+        buffer[:] = step(*given, **more)[0]
+        return [buffer]
+
+    decoder.step = again  # type: ignore[method-assign]
+    try:
+        got = [r.scores for r in stream_generate(decoder, tokenizer, PROMPT, 4)]
+    finally:
+        del decoder.step
+    assert all(np.array_equal(a, b) for a, b in zip(want, got, strict=True))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100])

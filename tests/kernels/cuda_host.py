@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
+import sys
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +16,9 @@ from bitnet_mlx.backends.kernels.launch import Launch
 from tests.kernels.cuda_text import TYPES, has_shape, name, text
 
 HOST = Path(__file__).with_name("host")
-CLANG = next(filter(None, map(shutil.which, ("clang++-19", "clang++-20", "clang++-21", "clang++"))), None)
+_CLANGS = ("clang++-19", "clang++-20", "clang++-21", "clang++")
+# Lanes are contexts of ucontext.h with guard pages of 4096 bytes, which a Mac does not have.
+CLANG = next(filter(None, map(shutil.which, _CLANGS)), None) if sys.platform == "linux" else None
 _MMA = (HOST / "mma.h").read_text(encoding="utf-8")
 _EMPTY = ("cooperative_groups.h", "cuda_fp16.h", "cuda_bf16.h")  # their names are in host/cuda.h
 

@@ -20,7 +20,7 @@ CASES = [
 ]
 
 
-@pytest.mark.skipif(cuda_host.CLANG is None, reason="needs clang++")
+@pytest.mark.skipif(cuda_host.CLANG is None, reason="needs clang++ on Linux")
 @pytest.mark.parametrize(("case", "cut"), CASES, ids=str)
 def test_on_the_cpu(case: Case, cut: Plan) -> None:
     out, recent = cuda_host.run_on_host(of(case, cut))

@@ -14,7 +14,7 @@ from tests.backend.shapes import same
 from tests.kernels import cuda_host, cuda_text
 from tests.kernels.fused_cases import CASES, FusedCase
 
-needs_clang = pytest.mark.skipif(cuda_host.CLANG is None, reason="needs clang++ to run CUDA texts on the CPU")
+needs_clang = pytest.mark.skipif(cuda_host.CLANG is None, reason="needs clang++ on Linux to run CUDA texts on the CPU")
 needs_nvcc = pytest.mark.skipif(cuda_text.NVCC is None, reason="needs nvcc, NVIDIA's compiler")
 REAL = [(2560, 2560, None, 2), (13824, 2560, None, 0), (2560, 6912, "relu2", 2)]
 

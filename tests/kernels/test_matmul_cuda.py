@@ -16,7 +16,7 @@ from tests.backend.shapes import same
 from tests.kernels import cuda_host
 from tests.kernels.products import Product, product
 
-pytestmark = pytest.mark.skipif(cuda_host.CLANG is None, reason="needs clang++ to run CUDA texts on the CPU")
+pytestmark = pytest.mark.skipif(cuda_host.CLANG is None, reason="needs clang++ on Linux to run CUDA texts on the CPU")
 BYTES = Layout("bytes")
 SMALL = MmaVariant(1, 1, 4, 2, 2, 4, 3)  # 16 x 32 outputs a block
 WIDE = MmaVariant(2, 2, 1, 8, 4, 2, 4)  # 128 x 128, the first choice for prefill

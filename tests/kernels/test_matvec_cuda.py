@@ -20,14 +20,14 @@ def case_of(m: int, scale: str, dtype: str) -> Product:
     return product(m, 33, 640, scale=scale, bias=True, residual=m > 1, dtype=dtype)
 
 
-@pytest.mark.skipif(cuda_host.CLANG is None, reason="needs clang")
+@pytest.mark.skipif(cuda_host.CLANG is None, reason="needs clang++ on Linux")
 @pytest.mark.parametrize(("words", "rows", "m", "scale", "dtype"), FORMS)
 def test_exact(words: int, rows: int, m: int, scale: str, dtype: str) -> None:
     case = case_of(m, scale, dtype)
     shapes.same(cuda_host.run_on_host(test_matvec.launch_of(case, words, rows, dtype))[0], case.y, dtype)
 
 
-@pytest.mark.skipif(cuda_host.CLANG is None, reason="needs clang")
+@pytest.mark.skipif(cuda_host.CLANG is None, reason="needs clang++ on Linux")
 @pytest.mark.parametrize("k", [600, 640])
 def test_floating_point_is_exact_on_whole_numbers(k: int) -> None:
     case = product(2, 33, k, scale="group", plain=True)

@@ -21,7 +21,7 @@ CASES = [
 ]
 
 
-@pytest.mark.skipif(cuda_host.CLANG is None, reason="needs clang++")
+@pytest.mark.skipif(cuda_host.CLANG is None, reason="needs clang++ on Linux")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_same_bits_on_the_cpu(case: Case) -> None:
     for k in (128, 2560, 20000):

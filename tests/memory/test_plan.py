@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -42,6 +43,7 @@ def test_budgets(memory: int) -> None:
 def test_what_the_gpu_says_comes_first() -> None:
     machine = Machine(64 * GIB, working_set=50 * GIB)
     assert budget(machine, "metal") == 50 * GIB
+    assert budget(machine, "cuda") == 50 * GIB
     assert budget(machine, "cpu") == 56 * GIB
     assert budget(Machine(None), "cpu") is None
     assert budget(Machine(1 * GIB), "cpu") == 0
@@ -133,6 +135,13 @@ def test_limits_for_mlx() -> None:
     assert plan.mlx_limits is not None
     assert plan.mlx_limits.memory == 48 * GIB
     assert plan.mlx_limits.wired == 176 * 64 * MB  # 11240 MiB in whole steps of 64
+    small = replace(demand_of("metal", 10 * GIB), activations=lambda context, batch: 3 * GIB)
+    fits = make_plan(small, Machine(64 * GIB)).mlx_limits
+    tight = make_plan(small, Machine(20 * GIB)).mlx_limits
+    beyond = make_plan(demand_of("metal", 100 * GIB), Machine(64 * GIB)).mlx_limits
+    assert fits is not None and fits.cache == 6 * GIB  # what activations use, twice
+    assert tight is not None and tight.cache == 20 * GIB * 2 // 3 - 13 * GIB  # and no more than is left
+    assert beyond is not None and (beyond.wired, beyond.cache) == (48 * GIB, 0)
     assert make_plan(demand_of("cpu", GIB), Machine(64 * GIB)).mlx_limits is None
     assert make_plan(demand_of("mlx", GIB), Machine(None)).mlx_limits is None
 

@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import psutil
 import pytest
 
 from bitnet_mlx.memory import system
 from bitnet_mlx.memory.darwin import Mach
+from bitnet_mlx.memory.machine import this_machine
 
 LINUX = sys.platform.startswith("linux")
 
@@ -30,6 +32,29 @@ def test_the_resident_set_is_psutils_and_grows_by_what_is_touched() -> None:
     assert after - before == pytest.approx(8 << 20, abs=1 << 20)
     assert after == pytest.approx(psutil.Process().memory_info().rss, abs=1 << 20)
     assert (system.peak_resident_bytes() or 0) >= after - (1 << 20)
+
+
+@pytest.mark.skipif(not LINUX, reason="elsewhere there is one source")
+def test_both_sources_of_the_peak_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = system.peak_resident_bytes()
+    monkeypatch.setattr(system, "_table", lambda path, key: None)
+    assert system.peak_resident_bytes() == pytest.approx(found, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("engine", "told", "expected"),
+    [
+        ("metal", {"max_recommended_working_set_size": 5, "memory_size": 9}, 5), ("cuda", {"memory_size": 9}, 9),
+        ("metal", {}, None), ("mlx", {"memory_size": 9}, None), ("cpu", {"memory_size": 9}, None),
+    ],
+)  # fmt: skip
+def test_what_a_gpu_may_hold_is_mlxs_word(
+    engine: str, told: dict[str, int], expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mx, "device_info", lambda device: told)
+    found = this_machine(engine)
+    assert found.working_set == expected
+    assert found.total == system.total_bytes()
 
 
 def test_the_machine_is_psutils() -> None:
@@ -64,15 +89,19 @@ class Library:
     def __init__(self, fails: bool = False) -> None:
         self.fails = fails
         self.asked: list[tuple[str, int]] = []
+        self.hosts = 0
 
     def mach_task_self(self) -> int:
         return 7
 
     def mach_host_self(self) -> int:
+        self.hosts += 1
         return 8
 
-    def getpagesize(self) -> int:
-        return 16384
+    def host_page_size(self, host: int, place: Any) -> int:
+        assert host == 8
+        place._obj.value = 16384
+        return 0
 
     def _answer(self, what: tuple[str, int], place: Any, count: Any, answer: bytes) -> int:
         self.asked.append(what)
@@ -93,8 +122,11 @@ class Library:
         return self._answer(("host", flavor), place, count, struct.pack("<4I", 1000, 5000, 2000, 700) + bytes(96))
 
     def sysctlbyname(self, name: bytes, place: Any, size: Any, new: Any, length: int) -> int:
-        assert name == b"hw.memsize"
-        place._obj.value = 64 << 30
+        if name == b"hw.memsize":
+            place._obj.value = 64 << 30
+        else:
+            assert name == b"machdep.cpu.brand_string" and size._obj.value == ctypes.sizeof(place) > 40
+            place.value = b"Apple M2 Pro"
         return -1 if self.fails else 0
 
 
@@ -104,12 +136,15 @@ def test_macos_answers_are_read_by_their_layout() -> None:
     assert mach.task() == (111_000_000, 222_000_000)
     assert mach.available() == 3000 * 16384
     assert mach.total() == 64 << 30
+    assert mach.processor() == "Apple M2 Pro"
     assert library.asked == [("task", 22), ("host", 4)]
+    mach.available()
+    assert library.hosts == 1, "each call leaves a reference to the host's port"
 
 
 def test_macos_that_refuses_is_unknown() -> None:
     mach = Mach(Library(fails=True))
-    assert (mach.task(), mach.available(), mach.total()) == (None, None, None)
+    assert (mach.task(), mach.available(), mach.total(), mach.processor()) == (None,) * 4
 
 
 def test_on_macos_the_footprint_and_pages_are_what_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +153,7 @@ def test_on_macos_the_footprint_and_pages_are_what_is_told(monkeypatch: pytest.M
     assert system.footprint_bytes() == 222_000_000
     assert system.total_bytes() == 64 << 30
     assert system.available_bytes() == 3000 * 16384
+    assert system.processor() == "Apple M2 Pro"
 
 
 def test_a_system_that_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

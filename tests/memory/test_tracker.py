@@ -14,7 +14,7 @@ import pytest
 
 from bitnet_mlx.errors import BackendError, ConfigError
 from bitnet_mlx.memory import MemoryTracker, clear_cache, current, mlx_counters, set_limits
-from bitnet_mlx.memory.records import Sample
+from bitnet_mlx.memory.records import Reading, Sample
 from bitnet_mlx.memory.timeline import Timeline
 
 MB = 1 << 20
@@ -110,6 +110,29 @@ def test_owners_sum_to_the_process() -> None:
     assert sum(owners.values()) == reading.used
 
 
+def test_what_lies_outside_mlx_takes_nothing_from_its_activations() -> None:
+    tracker = MemoryTracker()
+    weights, hidden, block = mx.ones((256, 1024)), mx.ones((512, 1024)), Block(8 * MB)
+    mx.eval(weights, hidden)
+    tracker.own(block, "weights")
+    tracker.own(weights, "head", on_mlx=True)
+    reading = tracker.read()
+    assert tracker.owners(reading)["activations"] == (reading.mlx_active or 0) - weights.nbytes >= hidden.nbytes
+
+
+def test_what_is_gone_is_not_held_on_to() -> None:
+    tracker = MemoryTracker()
+    for _ in range(100):
+        tracker.own(Block(1), "kv_cache")
+    assert len(tracker._holdings._held) <= 1
+
+
+def test_what_a_process_uses_is_the_largest_of_its_counters() -> None:
+    assert Reading(0, mlx_active=5, mlx_cache=4, rss=8).used == 9
+    assert Reading(0, mlx_active=5, mlx_cache=4, rss=8, footprint=20).used == 20
+    assert Reading(0, rss=8).used == 8
+
+
 def test_a_cache_that_grows_is_followed() -> None:
     tracker = MemoryTracker()
     block = Block(MB)
@@ -142,6 +165,20 @@ def test_threads_have_scopes_of_their_own() -> None:
     assert {(s.name, s.thread) for s in tracker.scopes} == {
         ("worker", "second"), ("main/part", threading.current_thread().name), ("main", threading.current_thread().name)
     }  # fmt: skip
+
+
+def test_a_scope_may_end_in_another_thread() -> None:
+    """As that of a generator which the collector closes."""
+    tracker = MemoryTracker()
+    opened = tracker.scope("stream")
+    opened.__enter__()
+    thread = threading.Thread(target=opened.__exit__, args=(None, None, None))
+    thread.start()
+    thread.join()
+    assert [scope.name for scope in tracker.scopes] == ["stream"]
+    with tracker.scope("after") as record:
+        pass
+    assert record.name == "after"
 
 
 def test_many_threads_at_once() -> None:
@@ -189,13 +226,15 @@ def test_a_tick_samples_when_the_interval_has_passed() -> None:
     assert min(steps) >= 0.5
 
 
-def test_a_full_timeline_thins_out_evenly() -> None:
-    timeline = Timeline(1.0, capacity=8)
+@pytest.mark.parametrize("capacity", [7, 8])
+def test_a_full_timeline_thins_out_evenly(capacity: int) -> None:
+    timeline = Timeline(1.0, capacity)
     for second in range(100):
         if timeline.due(float(second)):
             timeline.add(Sample(float(second), second, None, {}, ""))
+            assert timeline.samples[-1].time_s == second, "the newest stays"
     times = [sample.time_s for sample in timeline.samples]
-    assert len(times) <= 8
+    assert len(times) <= capacity
     assert timeline.interval_s == 16.0
     assert times == sorted(times)
     assert max(b - a for a, b in itertools.pairwise(times)) <= 2 * timeline.interval_s
@@ -212,6 +251,26 @@ def test_limits_are_told_once_set() -> None:
         mx.set_cache_limit(before)
     with pytest.raises(ConfigError, match="cache limit is -1"):
         set_limits(cache=-1)
+
+
+def test_a_wired_limit_is_remembered_beside_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mx, "set_wired_limit", lambda _: 0)
+    monkeypatch.setattr(mlx_counters, "_set", mlx_counters.Limits())
+    before = mx.set_cache_limit(1 << 28)
+    try:
+        set_limits(wired=5)
+        found = set_limits(cache=1 << 27)
+        assert (found.cache, found.wired) == (1 << 27, 5)
+    finally:
+        mx.set_cache_limit(before)
+
+
+def test_a_peak_is_never_below_what_is_active() -> None:
+    held = mx.ones((1024, 1024))
+    mx.eval(held)
+    mx.reset_peak_memory()
+    found = mlx_counters.counters()
+    assert found is not None and found.peak >= found.active >= held.nbytes
 
 
 def test_a_wired_limit_that_mlx_refuses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.models.decoder_numpy import NumpyDecoder
 from bitnet_mlx.quality.agreement import Trace, compare, record
 from tests.support.random_model import random_weights, tiny_config
+from tests.support.tiny_chat_model import RecordingDecoder
 
 LENGTH, LAYERS = 8, 2
 INPUTS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
@@ -101,3 +102,20 @@ def test_record_keeps_each_input_once_and_the_observer_as_it_was() -> None:
     assert found.logits.shape == (5, 67) and not seen and decoder.observe is not None
     assert set(found.codes) == {n.replace("q_proj", "k_proj") for n in NAMES}
     assert {c.shape for c in found.codes.values()} == {(5, 72), (5, 100)}
+
+
+def test_a_flip_reaches_what_comes_later_through_a_layer_without_codes() -> None:
+    """Through its keys and values: a last layer that is not quantised reads them all the same."""
+    logits, same = np.zeros((4, 5), np.float32), np.zeros((4, 3), np.int8)
+    flipped = same.copy()
+    flipped[1, 0] = 1
+    for layers, untouched in ((1, 3), (2, 1)):
+        a, b = (Trace(logits, np.arange(4), {"model.layers.0.mlp.down_proj": q}, layers) for q in (same, flipped))
+        assert compare(a, b, 0.1).untouched == untouched
+
+
+def test_a_recording_is_fed_in_chunks() -> None:
+    decoder = RecordingDecoder(50)
+    whole, parts = record(decoder, range(7)), record(decoder, range(7), chunk=3)
+    assert [len(part) for part in decoder.fed] == [7, 3, 3, 1]
+    assert np.array_equal(whole.logits, parts.logits) and np.array_equal(parts.positions, np.arange(7))

@@ -150,11 +150,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     plain = json.loads(capsys.readouterr().out)
     assert main(["generate", *flags, "--profile", str(out), "--plot", str(picture)]) == 0
     shown = capsys.readouterr()
-    assert json.loads(shown.out)["text"] == plain["text"]
+    told = json.loads(shown.out)
+    assert told["text"] == plain["text"]
     assert "of the plain run" in shown.err and "gate_up" in shown.err
     written = json.loads(out.read_text())
     assert written["profile"]["decode"]["tokens"] == 3 and written["profile"]["decode"]["same_logits"]
-    assert written["profile"]["load_s"] > 0 and written["displayTimeUnit"] == "ms"
+    assert (written["profile"]["load_s"], written["profile"]["first_token_s"]) == (told["load_s"], told["ttft_s"])
+    assert written["profile"]["model"] == "embedded" and written["displayTimeUnit"] == "ms"
     assert {e["ph"] for e in written["traceEvents"]} == {"M", "X"}
     assert picture.read_text().count("<svg") == 1
 

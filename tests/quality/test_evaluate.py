@@ -12,8 +12,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from bitnet_mlx.api import load
 from bitnet_mlx.cli.main import main
+from bitnet_mlx.quality import evaluate
+from bitnet_mlx.quality.linears import sensitivity
+from bitnet_mlx.quality.score import Score, score
+from bitnet_mlx.quality.table import table
 from tests.support import hf_folder, tiny_tokenizers
+from tests.support.random_model import random_weights, tiny_config
 
 TEXT = "the quick brown fox jumps over a lazy dog. hello world, naïve café!\n" * 3
 SHAPES = dict(vocab_size=420, num_hidden_layers=2)
@@ -47,12 +53,51 @@ def test_against_the_float_parent(place: Path, capsys: pytest.CaptureFixture[str
         t = np.clip(np.rint(w / m), -1, 1)
         error = np.square(w - t * m)
         assert entry["zeros"] == pytest.approx((t == 0).mean(), abs=2 / w.size)
+        assert entry["positive"] == pytest.approx((t > 0).mean(), abs=2 / w.size)
         assert entry["mse"] == pytest.approx(error.mean(), rel=1e-3)
         assert entry["sqnr_db"] == pytest.approx(10 * np.log10(np.square(w).sum() / error.sum()), abs=0.01)
         cosine = (w * t).sum() / np.linalg.norm(w) / np.linalg.norm(t)
         assert entry["cosine"] == pytest.approx(cosine, abs=1e-4)
     falls = [entry["nats_per_token"] for entry in record["sensitivity"]]
     assert sorted(entry["layer"] for entry in record["sensitivity"]) == [0, 1] and falls == sorted(falls, reverse=True)
+
+
+def test_windows_are_those_asked_for_and_fit_both_models(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--model", place / "student", "--data", place / "text.txt", "--backend", "numpy", "--limit", 40]
+    record = run(capsys, *flags, "--length", 32, "--stride", 5)
+    decoder, tokenizer = load(place / "student", backend="numpy")
+    alone = score(decoder, tokenizer.encode(TEXT)[:41], 1, 32, 5)
+    assert (record["length"], record["stride"], record["nats_per_token"]) == (32, 5, pytest.approx(alone.nats / 40))
+    hf_folder.write(place / "short", "llama", "dense", seed=4, max_position_embeddings=16, **SHAPES)
+    tiny_tokenizers.byte_level(place / "short")
+    asked: list[Any] = []
+    monkeypatch.setattr(evaluate, "load", lambda path, **given: asked.append(given) or load(path, **given))
+    assert run(capsys, *flags, "--teacher", place / "short")["length"] == 16
+    assert asked[1] == {"backend": "numpy", "dtype": None}, "the teacher runs where the model does"
+    assert main(["evaluate", *map(str, flags), "--teacher", str(place / "short"), "--length", "17"]) == 2
+    assert "the context holds 16 tokens" in capsys.readouterr().err
+
+
+def test_each_line_of_the_table_shows_its_own_figure() -> None:
+    names = ("perplexity", "bits_per_byte", "nats_per_token", "teacher_perplexity", "teacher_bits_per_byte", "kl")
+    figures = {name: 1.5 + i for i, name in enumerate(names)}
+    about = {"model": "m", "backend": "cpu", "teacher": "t", "tokens": 9, "bytes": 30, "length": 8, "stride": 4}
+    first, *rest = table({**about, **figures, "top1_agreement": 0.25}).splitlines()
+    assert first == "m on cpu against t: 9 tokens, 30 bytes, windows of 8 moved by 4"
+    titles = ("perplexity", "bits a byte", "nats a token", "teacher's perplexity", "teacher's bits a byte",
+              "KL from the teacher, nats a token")  # fmt: skip
+    assert rest == [f"  {t:<34} {1.5 + i:.4f}" for i, t in enumerate(titles)] + [
+        "  best token is the teacher's        25.00%"
+    ]
+
+
+def test_layers_are_ranked_by_the_loss_that_they_cost() -> None:
+    weights = random_weights(tiny_config(num_hidden_layers=3))
+    nats = iter((9.0, 5.0, 7.0))
+    found = sensitivity(weights, weights, lambda w: w, lambda _: Score(1, 1, next(nats)), Score(1, 1, 10.0))  # type: ignore[arg-type, return-value]
+    assert found == [(1, 5.0), (2, 3.0), (0, 1.0)]
 
 
 def test_a_model_is_its_own_best_teacher(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

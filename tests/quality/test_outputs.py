@@ -12,6 +12,7 @@ import pytest
 from bitnet_mlx.api import make_decoder
 from bitnet_mlx.checkpoint.read import read_weights
 from bitnet_mlx.cli.main import main
+from bitnet_mlx.quality.observed import tapped
 from bitnet_mlx.quality.outputs import OCTAVES, magnitudes
 from bitnet_mlx.ternary import quantize_activations
 from bitnet_mlx.tokenizer import load_tokenizer
@@ -110,3 +111,19 @@ def test_magnitudes_of_codes() -> None:
     assert dict(zip(OCTAVES, magnitudes(q).tolist(), strict=True)) == {
         "0": 1, "1": 2, "2-3": 4, "4-7": 8, "8-15": 16, "16-31": 32, "32-63": 64, "64-128": 129,
     }  # fmt: skip
+
+
+def test_a_model_is_looked_at_as_it_was_asked_to_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without codes where its inputs stay floats."""
+    flags = ["--model", place / "student", "--teacher", place / "teacher", "--backend", "numpy"]
+    for more, coded in (([], True), (["--activations", 16], False)):
+        linears = run(place, capsys, *flags, *more)["outputs"]["linears"]
+        assert all(("input_codes" in entry) == coded for entry in linears)
+
+
+def test_a_tap_is_taken_out_whatever_happens(place: Path) -> None:
+    decoder: Any = make_decoder("numpy", read_weights(place / "student"))
+    with pytest.raises(ZeroDivisionError), tapped(decoder, lambda name, x, y: None):
+        assert decoder.hooks.tap is not None
+        raise ZeroDivisionError
+    assert decoder.hooks.tap is None

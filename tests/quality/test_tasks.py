@@ -78,6 +78,25 @@ def test_log_likelihoods(parts: tuple[Any, Tokenizer]) -> None:
     assert answers.encode_pair("hello ", "world") == answers.encode_pair("hello", " world")
     assert answers.encode_pair("  ", "x") == ([bos], tokenizer.encode("  x", add_special_tokens=False))
     assert answers.log_likelihood([1, 2], []) == (0.0, True)
+    step, calls = decoder.step, []
+
+    def failing(*given: Any, **more: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 2:
+            raise MemoryError("in the middle of a request")
+        return step(*given, **more)
+
+    first = ([5, 6, 7, 8, 9], [10, 11])
+    answers.log_likelihood(*first)
+    decoder.step = failing
+    try:
+        with pytest.raises(MemoryError):
+            answers.log_likelihood([5, 60, 61, 62, 63], [64, 65])
+    finally:
+        del decoder.step
+    assert len(calls) == 2 and answers.log_likelihood(*first)[0] == pytest.approx(
+        direct(decoder, [*first[0], *first[1]], 5)[0]
+    )
     long = [*before, *tokenizer.encode(LONG, add_special_tokens=False)[:60]]
     found = answers.log_likelihood(long[:50], long[50:60])
     assert found[0] == pytest.approx(direct(decoder, long[60 - 33 : 60], 23)[0], rel=1e-9)
@@ -105,6 +124,11 @@ def test_generated_text(parts: tuple[Any, Tokenizer]) -> None:
         answers.generate("hello", {"until": ["\n\n\n"], "max_gen_toks": 8, "do_sample": False, "temperature": 0})
         == whole
     )
+    assert answers.generate("hello", {"max_tokens": 8, "do_sample": False, "temperature": 2.0}) == whole
+    drawn = [
+        Answers(decoder, tokenizer, seed).generate("hello", {"max_tokens": 8, "temperature": 2.0}) for seed in (1, 1, 2)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2] and whole not in drawn
     cut = whole[2:4]
     assert answers.generate("hello", {"until": cut, "max_gen_toks": 8}) == whole[: whole.index(cut)]
     assert answers.generate(LONG, {"max_gen_toks": 4}) == generate(decoder, tokenizer, tokenizer.encode(LONG)[-28:], 4)

@@ -47,6 +47,15 @@ def test_what_a_machine_gives(machine: Machine, asked: tuple, want: tuple) -> No
     assert all(w is None or g == w for g, w in zip(got, want, strict=True)), got
 
 
+def test_half_of_what_is_left_is_given_and_no_more() -> None:
+    """3/8 to texts, 1/8 to beginnings."""
+    decoder = NumpyDecoder(random_weights(tiny_config(), seed=1))
+    machine = Machine(16 * GIB, 2 << 20)
+    kv, prefixes = kv_budget(decoder, 256, 16, None, None, machine=machine)
+    assert kv == pytest.approx(3 * prefixes, abs=3) and 0 < kv + prefixes <= 1 << 20
+    assert kv_budget(decoder, 256, 16, None, 0, machine=machine) == (pytest.approx(kv + prefixes, abs=1), 0)
+
+
 def test_no_room_is_told() -> None:
     decoder = NumpyDecoder(random_weights(tiny_config(), seed=1))
     with pytest.raises(MemoryLimitError, match="keys and values need more"):

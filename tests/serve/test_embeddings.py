@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -20,12 +21,17 @@ from bitnet_mlx.models.decoder_cpu import CpuDecoder
 from bitnet_mlx.models.decoder_mlx import MlxModel
 from bitnet_mlx.models.decoder_numpy import NumpyDecoder
 from bitnet_mlx.models.weights import DecoderWeights
+from bitnet_mlx.serve.embedding import Embeddings
+from bitnet_mlx.serve.jobs import Model
 from bitnet_mlx.serve.pooling import Pooling, find_pooling
+from bitnet_mlx.serve.schema import EmbeddingBody
+from bitnet_mlx.serve.work import Vector
 from bitnet_mlx.tokenizer import load_tokenizer
 from tests.golden import recipe
 from tests.golden.cases import CASES
-from tests.serve.running import Running, model, serving
+from tests.serve.running import Running, model, serving, until
 from tests.support import tiny_tokenizers as tiny
+from tests.support.random_model import random_weights, tiny_config
 
 DATA = Path(__file__).parent / "data" / "embeddings_torch.npz"
 TOLERANCE = 2e-6  # of vectors of length 1; measured on x86: 3e-7
@@ -87,6 +93,21 @@ def test_texts_and_ids_and_many_at_a_time(server: Running) -> None:
         assert writing.result(60).choices[0].text == alone.choices[0].text
 
 
+def test_a_client_that_leaves_frees_its_place(tmp_path: Path) -> None:
+    """Its text waits behind one that is being written, and is never read."""
+    decoder, tokenizer = model(tmp_path)
+    decoder.gate = threading.Semaphore(2)
+    with serving(decoder, tokenizer, pooling="mean", running=1) as server, server.client() as client:
+        stream = client.completions.create(model="test/model", prompt="hello", max_tokens=30, stream=True)
+        next(stream)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{server.url}/v1/embeddings", json={"model": "test/model", "input": "x"}, timeout=0.3)
+        until(lambda: 'embeddings",status="499"} 1' in httpx.get(f"{server.url}/metrics").text, "it has left")
+        decoder.gate.release(100)
+        assert list(stream)
+        until(lambda: "texts_cancelled_total 1" in httpx.get(f"{server.url}/metrics").text, "its text is let go of")
+
+
 def test_a_text_longer_than_a_step(tmp_path: Path) -> None:
     """The mean goes over all of its parts."""
     decoder, tokenizer = model(tmp_path, max_position_embeddings=400)
@@ -112,6 +133,20 @@ def test_a_text_longer_than_a_step(tmp_path: Path) -> None:
 def test_what_is_refused(server: Running, changes: dict[str, Any], status: int, param: str) -> None:
     response = httpx.post(f"{server.url}/v1/embeddings", json={"model": "test/model", "input": "x", **changes})
     assert (response.status_code, response.json()["error"]["param"]) == (status, param)
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "normalize", "want"),
+    [(None, False, [3, 4, 12]), (2, False, [3, 4]), (3, True, [3 / 13, 4 / 13, 12 / 13]), (2, True, [0.6, 0.8])],
+)
+def test_a_length_of_1_is_given_where_the_model_has_it(
+    dimensions: int | None, normalize: bool, want: list[float], server: Running
+) -> None:
+    decoder = NumpyDecoder(random_weights(tiny_config(hidden_size=3, num_attention_heads=1, num_key_value_heads=1)))
+    own = Model("m", decoder, server.tokenizer, 256, 16, 0, Pooling("mean", normalize))
+    asked = Embeddings(own, EmbeddingBody(model="m", input=[[1, 2]], dimensions=dimensions))
+    asked.add(0, Vector(np.array([3, 4, 12], np.float32)))
+    assert asked.answer()["data"][0]["embedding"] == pytest.approx(want, rel=1e-6)
 
 
 def modules(folder: Path, kinds: list[str], pooling: dict[str, Any]) -> Path:

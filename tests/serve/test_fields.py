@@ -53,10 +53,10 @@ CHAT: Table = {
     "functions": ([None, []], [[{"name": "f"}]]),
     "logprobs": ([True, False], [2]),
     "max_completion_tokens": ([1, None], [0]),
-    "metadata": ([None, {}], [{"a": "b"}]),
+    "metadata": ([None, {}, {"a": "b"}], [{"a": 1}, "x"]),
     "modalities": ([["text"]], [["text", "audio"]]),
     "moderation": ([None], [{"model": "x"}]),
-    "parallel_tool_calls": ([], [True]),  # without tools; with them below
+    "parallel_tool_calls": ([True, False], [1]),
     "prediction": ([None], [{"type": "content", "content": "x"}]),
     "prompt_cache_key": (["me"], [5]),
     "prompt_cache_options": ([None], [{"mode": "explicit"}]),
@@ -66,7 +66,7 @@ CHAT: Table = {
     "safety_identifier": (["me"], [5]),
     "service_tier": (["auto", "default"], ["flex"]),
     "store": ([False], [True]),
-    "tool_choice": (["none"], ["auto", "required"]),  # without tools; with them below
+    "tool_choice": (["none", "auto"], ["required"]),  # without tools; with them below
     "tools": ([TOOLS, []], [[{"type": "custom", "custom": {"name": "x"}}]]),
     "top_logprobs": ([], [3]),  # without logprobs; with them below
     "verbosity": (["medium"], ["low"]),
@@ -81,8 +81,12 @@ EMBEDDINGS: Table = {
 }
 EXTENSIONS: Table = {
     "top_k": ([0, 5], [-1]), "min_p": ([0.1], [2]), "repetition_penalty": ([1.2], [0]),
-    "structured_outputs": ([{"regex": "a+"}], [{"choice": ["a"]}, {"regex": "("}]),
-    "min_tokens": ([None], [1]), "ignore_eos": ([None], [True]), "something_new": ([None], [0]),
+    "repetition_context_size": ([0, 40, None], [-1, 1.5]),
+    "structured_outputs": ([{"regex": "a+"}, {"choice": ["a", "b"]}, {"json": {"type": "boolean"}}],
+                           [{"grammar": "x"}, {"regex": "("}, {"choice": []}, {"regex": "a", "choice": ["a"]}, {}]),
+    "min_tokens": ([None, 0], [1, False]), "ignore_eos": ([None, False], [True, 0]), "cache_prompt": ([True], [False, 1]),
+    "repeat_penalty": ([1, 1.0], [1.1]), "xtc_probability": ([0, 0.0], [0.5]), "id_slot": ([-1], [0]),
+    "something_new": ([None], [0]),
 }  # fmt: skip
 TOGETHER: list[tuple[str, dict[str, Any]]] = [
     ("chat", {"stream": True, "stream_options": {"include_usage": True}}),
@@ -94,6 +98,7 @@ TOGETHER: list[tuple[str, dict[str, Any]]] = [
     ("completions", {"stream": True, "stream_options": {"include_usage": True}}),
     ("completions", {"echo": True, "max_tokens": 0, "logprobs": 1}),
     ("completions", {"response_format": {"type": "json_object"}}),
+    ("completions", {"response_format": {"type": "json_object", "schema": {"type": "object"}}}),
 ]
 
 

@@ -11,13 +11,17 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from starlette.testclient import TestClient
 
 from bitnet_mlx.api import embedded_model
 from bitnet_mlx.errors import ConfigError, FormatError, MemoryLimitError
 from bitnet_mlx.generation import generate
 from bitnet_mlx.memory.plan import Machine
 from bitnet_mlx.serve import budget
-from bitnet_mlx.serve.service import loaders, open_service
+from bitnet_mlx.serve.app import make_app
+from bitnet_mlx.serve.failures import ApiError
+from bitnet_mlx.serve.fleet import Fleet, Served
+from bitnet_mlx.serve.service import loaders, open_service, serve_model
 from tests.serve.running import Running, model, serving, until
 
 
@@ -125,6 +129,50 @@ def test_one_that_cannot_be_loaded(server: Running, others: Others) -> None:
         with pytest.raises(openai.BadRequestError):
             ask(server, "b", logit_bias={"999999": 1})
     assert ask(server, "c")
+
+
+def test_engines_end_with_their_models(tmp_path: Path, others: Others) -> None:
+    """One that gives its place to another ends its thread, and nothing is loaded once the server is ending."""
+
+    def running() -> int:
+        return sum(thread.name == "bitnet-mlx engine" for thread in threading.enumerate())
+
+    before = running()
+
+    def load(name: str) -> Served:
+        decoder, tokenizer = others.loaders[name]()
+        return serve_model(decoder, tokenizer, name)
+
+    fleet = Fleet(serve_model(*model(tmp_path / "a"), "a"), ("b", "c"), load)
+    fleet.start()
+    for name in ("b", "c", "b"):
+        fleet.release(fleet.take(name))
+        assert running() == before + 2
+    fleet.stop()
+    assert running() == before
+    with pytest.raises(ApiError, match="shutting down"):
+        fleet.take("c")
+    assert others.asked == ["b", "c", "b"]
+
+
+def test_a_fault_of_ours_tells_its_kind_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = Fleet(serve_model(*model(tmp_path / "a"), "a"))
+
+    def take(_: str) -> Served:
+        raise RuntimeError("/home/somebody/secret")
+
+    monkeypatch.setattr(fleet, "take", take)
+    with TestClient(make_app(fleet)) as client:
+        answer = client.post("/v1/completions", json={"model": "a", "prompt": "x"})
+    assert answer.status_code == 500 and "RuntimeError" in answer.text and "secret" not in answer.text
+
+
+def test_embeddings_hold_their_model_no_longer_than_they_take(tmp_path: Path, others: Others) -> None:
+    with serving(*model(tmp_path / "a"), others=others.loaders, pooling="mean") as server:
+        body = {"model": "b", "input": "hello"}
+        for wrong, status in (({}, 200), ({"dimensions": 10**6}, 400)):
+            assert httpx.post(f"{server.url}/v1/embeddings", json={**body, **wrong}, timeout=30).status_code == status
+            assert ask(server, "c")
 
 
 def test_folders_are_listed_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,10 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"temperature": 1.5, "seed": -1, "extra_body": {"top_k": 3}}, {"temp": 1.5, "seed": 2**64 - 1, "top_k": 3}),
     ({"temperature": 1.5, "seed": 5, "extra_body": {"min_p": 0.2}}, {"temp": 1.5, "seed": 5, "min_p": 0.2}),
     ({"extra_body": {"repetition_penalty": 0.6}}, {"repetition_penalty": 0.6}),
+    (
+        {"extra_body": {"repetition_penalty": 0.6, "repetition_context_size": 2}},
+        {"repetition_penalty": 0.6, "repetition_context_size": 2},
+    ),
     ({"presence_penalty": -2}, {"presence_penalty": -2}),
     ({"frequency_penalty": -1.5}, {"frequency_penalty": -1.5}),
     ({"logit_bias": {"70": 100}}, {"logit_bias": {70: 100.0}}),

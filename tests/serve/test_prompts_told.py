@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 
 from bitnet_mlx.generation import SamplingConfig, stream_generate
 from bitnet_mlx.generation.sampling import log_softmax
+from bitnet_mlx.serve.answers import Answer, Choice, Kind
+from bitnet_mlx.serve.work import Piece
 from bitnet_mlx.tokenizer import load_tokenizer
 from tests.serve.running import Running, WatchedDecoder, model, serving
 from tests.support import tiny_tokenizers as tiny
@@ -95,6 +98,22 @@ def test_the_best_of_several(server: Running, client: openai.OpenAI) -> None:
     assert [c.text for c in got.choices] == want and [c.index for c in got.choices] == [0, 1, 2, 3]
     assert len(set(want)) == 4 and all(c.logprobs is None for c in got.choices)
     assert got.usage and got.usage.completion_tokens == 2 * 5 * 4
+
+
+def test_texts_are_rated_by_the_mean_of_their_tokens() -> None:
+    """By the sum a short text would always win."""
+    long, short = (Choice([Piece("x", 5, logprob=value)] * count) for value, count in ((-0.5, 4), (-0.9, 1)))
+    ended = Choice([*short.pieces, Piece("", 1, "stop", ended=True)])
+    assert short.rate == ended.rate == -0.9 < long.rate == -0.5
+
+
+def test_a_token_that_cannot_come_is_told_by_a_number(server: Running) -> None:
+    """JSON has no infinity; OpenAI tells -9999."""
+    answer = Answer(Kind(chat=True, logprobs=True), "test/model", server.tokenizer, [1])
+    never = Piece("x", 5, "length", logprob=-np.inf, top=[(6, -0.0), (7, -np.inf)])
+    told = json.loads(json.dumps(answer.whole([Choice([never])]), allow_nan=False))
+    [content] = told["choices"][0]["logprobs"]["content"]
+    assert content["logprob"] == -9999.0 and [t["logprob"] for t in content["top_logprobs"]] == [0.0, -9999.0]
 
 
 def test_a_text_goes_on_where_the_prompt_ends(tmp_path: Any) -> None:

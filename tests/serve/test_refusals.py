@@ -69,7 +69,16 @@ def test_values_outside_what_is_allowed(server: Running, field: str, value: Any,
         ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role", "invalid_value"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "missing_required_parameter"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", "invalid_value"),
-        ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages[0].name", "unsupported_parameter"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "x", "name": "y"},
+                    {"role": "user", "content": "x", "name": "z"},
+                ]
+            },
+            "messages[0].name",
+            "unsupported_parameter",
+        ),
         ({"messages": [{"role": "user", "content": "hello " * 300}]}, "messages", "context_length_exceeded"),
         ({"messages": "hello"}, "messages", "invalid_value"),
         ({"top_logprobs": 3}, "top_logprobs", "invalid_value"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 import httpx
@@ -14,7 +15,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from bitnet_mlx.generation import SamplingConfig, stream_generate
-from bitnet_mlx.generation.grammar import Grammars
+from bitnet_mlx.generation.grammar import Constraint, Grammars
 from bitnet_mlx.generation.sampling import Sampler
 from bitnet_mlx.models.decoder_cpu import CpuDecoder
 from bitnet_mlx.tokenizer import load_tokenizer
@@ -126,6 +127,24 @@ def test_an_object_an_expression_and_a_stop(server: Running, client: openai.Open
     assert short.finish_reason == "length" and short.text.startswith("{")
 
 
+TEXTS = ["aye", 'nay "x"', "a\\b\n", "über", "\x01"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_choice_of_texts_and_schemas_of_other_forms(server: Running, client: openai.OpenAI, text: str) -> None:
+    """vLLM's and llama.cpp's ways to say it. Biased towards one text, that is the answer, to the last letter."""
+    bias = {str(i): 30 for i in server.tokenizer.encode(text, add_special_tokens=False)}
+    options: dict[str, Any] = {"model": "test/model", "prompt": "x = ", "max_tokens": 100, "logit_bias": bias}
+    got = client.completions.create(**options, extra_body={"structured_outputs": {"choice": TEXTS}}).choices[0]
+    assert (got.text, got.finish_reason) == (text, "stop")
+    for form in (
+        {"structured_outputs": {"json": SCHEMA}},
+        {"response_format": {"type": "json_object", "schema": SCHEMA}},
+    ):
+        answer = client.completions.create(**{**options, "logit_bias": BLANKS}, extra_body=form).choices[0]
+        assert obeys(answer.text) and answer.finish_reason == "stop"
+
+
 def test_the_library_writes_the_same(server: Running, client: openai.OpenAI) -> None:
     """One run of generation with the grammar, against the batch."""
     decoder, tokenizer = server.decoder, server.tokenizer
@@ -183,7 +202,10 @@ def test_schemas_that_cannot_be_enforced(server: Running, schema: dict[str, Any]
         ),
         ({"response_format": FORMAT, "structured_outputs": {"regex": "a"}}, "structured_outputs"),
         ({"structured_outputs": {"regex": "("}}, "structured_outputs"),
-        ({"structured_outputs": {"grammar": "x"}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"grammar": "x"}}, "structured_outputs.grammar"),
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"json": {"not": {}}}}, "structured_outputs"),
+        ({"response_format": {"type": "text", "schema": {}}}, "response_format.schema"),
     ],
 )
 def test_forms_that_are_wrong(server: Running, changes: dict[str, Any], param: str) -> None:
@@ -208,3 +230,10 @@ def test_every_kind_of_vocabulary(tmp_path: Any, make: Any, ends: bool) -> None:
             ids.append(int(rng.choice(allowed)))
             constraint.accept(ids[-1])
         assert obeys(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def test_a_grammar_that_failed_is_not_complete() -> None:
+    """Its text has no end then, but an error."""
+    for failed in (False, True):
+        matcher = SimpleNamespace(is_stopped=lambda: True, is_error=lambda failed=failed: failed)
+        assert Constraint(matcher, 9).complete is not failed

@@ -90,6 +90,22 @@ def test_the_template_file_wins(tmp_path: Path) -> None:
     assert load_tokenizer(folder).chat_template == "older file"
     (folder / "chat_template.jinja").write_text("file é", encoding="utf-8")
     assert load_tokenizer(folder).chat_template == tiny.auto(folder).chat_template == "file é"
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("with tools")
+    ours, theirs = load_tokenizer(folder), tiny.auto(folder)
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    for given, text in ((None, "file é"), (tools, "with tools")):
+        assert ours.render_chat_template(TALK, tools=given) == text
+        assert theirs.apply_chat_template(TALK, tools=given, tokenize=False) == text
+
+
+def test_the_template_file_wins_over_templates_of_other_names_too(tmp_path: Path) -> None:
+    named = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]
+    folder = tiny.byte_level(tmp_path, settings={"chat_template": named})
+    (folder / "chat_template.jinja").write_text("file")
+    ours, theirs, tools = load_tokenizer(folder), tiny.auto(folder), [{"name": "f"}]
+    assert ours.render_chat_template(TALK, tools=tools) == "file"
+    assert theirs.apply_chat_template(TALK, tools=tools, tokenize=False) == "file"
 
 
 def test_named_templates(tmp_path: Path) -> None:
@@ -129,8 +145,29 @@ def test_templates_see_plain_data_alone(tmp_path: Path) -> None:
     ours = load_tokenizer(tiny.byte_level(tmp_path, settings={"chat_template": "{{ x }}"}))
     with pytest.raises(ConfigError, match="x is a PosixPath"):
         ours.render_chat_template(TALK, x=tmp_path)
+    message = {"role": "user", "content": ["a", {"type": "image", "image": tmp_path}]}
+    with pytest.raises(ConfigError, match=r"messages\[0\].content\[1\].image is a PosixPath"):
+        ours.render_chat_template([message])
     with pytest.raises(ConfigError, match="conversation is empty"):
         ours.render_chat_template([])
+
+
+def test_a_text_with_methods_of_its_own_is_a_plain_text_to_a_template(tmp_path: Path) -> None:
+    class Loud(str):
+        def shout(self) -> str:
+            return self.upper()
+
+    template = "{{ messages[0].content.shout is defined }} {{ x.shout is defined }} {{ messages[0].content }}"
+    ours = load_tokenizer(tiny.byte_level(tmp_path, settings={"chat_template": template}))
+    assert ours.render_chat_template([{"role": "user", "content": Loud("hi")}], x=Loud("hi")) == "False False hi"
+
+
+def test_what_a_message_leaves_out_is_not_there(tmp_path: Path) -> None:
+    """Clients send every field, most of them null; templates ask whether there are tool calls."""
+    template = "{% for m in messages %}{{ 'calls' if 'tool_calls' in m else 'none' }};{% endfor %}"
+    ours = load_tokenizer(tiny.byte_level(tmp_path, settings={"chat_template": template}))
+    talk = [{"role": "user", "content": "a", "tool_calls": None}, {"role": "assistant", "tool_calls": [{"id": "1"}]}]
+    assert ours.render_chat_template(talk) == "none;calls;"
 
 
 def test_a_base_model_offers_raw_completion(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ WRONG_TEMPLATE = (
 
 
 def loaded(path: Path, keys: dict[str, Any]) -> Tokenizer:
+    path.mkdir(exist_ok=True)
     return load_tokenizer(gguf_files.write(path / "model.gguf", "llama", keys, []))
 
 
@@ -53,23 +55,46 @@ def test_byte_level_bpe_as_its_folder(bos: bool, tmp_path: Path) -> None:
     assert found.apply_chat_template(messages) == there.apply_chat_template(messages)
 
 
-@pytest.mark.parametrize("pre", ["llama-bpe", "falcon3", "qwen2"])
+@pytest.mark.parametrize("pre", ["llama-bpe", "falcon3", "falcon_e", "qwen2"])
 def test_splits_of_other_models(pre: str, tmp_path: Path) -> None:
-    """The same vocabulary under a tokenizer.json that has the model's own pre-tokenizer, built with the library."""
+    """The same vocabulary under a tokenizer.json that has the model's own pre-tokenizer, built with the library. No merge
+    makes one word of it, which Llama 3's takes whole all the same."""
     from tokenizers import Regex, normalizers, pre_tokenizers
 
     folder = tiny.byte_level(tmp_path, bos=False)
-    library = Library.from_file(str(folder / "tokenizer.json"))
+    path = folder / "tokenizer.json"
+    state = json.loads(path.read_text())
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in state["model"]["merges"]]
+    state["model"]["merges"] = [merge for merge in merges if merge.replace(" ", "") != "Ġdef"]
+    assert len(state["model"]["merges"]) < len(merges)
+    tiny.write_json(path, state)
+    library = Library.from_file(str(path))
     split = pre_tokenizers.Split(Regex(QWEN2 if pre == "qwen2" else LLAMA3), "isolated")
     library.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
     if pre == "qwen2":
         library.normalizer = normalizers.NFC()
     else:
         library.model.ignore_merges = True
-    found = loaded(tmp_path, gguf_vocabularies.from_json(folder, pre))
+    keys = gguf_vocabularies.from_json(folder, pre)
+    found = loaded(tmp_path, keys)
     for text in LONG:
         assert found.encode(text, False) == library.encode(text).ids, text
     assert found.adds_bos == (pre != "qwen2")
+    told = read_vocabulary(keys, tmp_path / "model.gguf").notices
+    assert any("that falcon_e means the same was not verified" in text for text in told) == (pre == "falcon_e")
+
+
+def test_of_two_tokens_of_one_text_the_first_counts(tmp_path: Path) -> None:
+    keys = gguf_vocabularies.from_json(tiny.byte_level(tmp_path))
+    before = loaded(tmp_path, keys)
+    tokens = keys["tokenizer.ggml.tokens"]
+    more = {
+        "tokenizer.ggml.tokens": [*tokens, "Ġthe"],
+        "tokenizer.ggml.token_type": [*keys["tokenizer.ggml.token_type"], 1],
+    }
+    found = loaded(tmp_path / "more", keys | more)
+    ids = found.encode("over the lazy dog")
+    assert tokens.index("Ġthe") in ids and ids == before.encode("over the lazy dog")
 
 
 @pytest.mark.parametrize("fallback", [True, False])
@@ -89,6 +114,17 @@ def test_sentencepiece_as_sentencepiece(fallback: bool, tmp_path: Path) -> None:
         assert found.decode(owner.encode(text)) == there.decode(owner.encode(text))
     for name in ("vocab_size", "special_ids", "special_tokens", "bos_token_id", "eos_token_ids", "adds_bos"):
         assert getattr(found, name) == getattr(there, name), name
+
+
+def test_a_vocabulary_that_calls_its_unknown_token_normal(tmp_path: Path) -> None:
+    folder = tiny.sentencepiece_model(tmp_path, byte_fallback=False)
+    keys = gguf_vocabularies.from_sentencepiece(folder)
+    right = loaded(tmp_path, keys)
+    kinds = keys["tokenizer.ggml.token_type"]
+    unknown = keys["tokenizer.ggml.unknown_token_id"]
+    found = loaded(tmp_path / "normal", keys | {"tokenizer.ggml.token_type": [1 if k == 2 else k for k in kinds]})
+    ids = found.encode("hello Ω world")
+    assert unknown in ids and ids == right.encode("hello Ω world")
 
 
 def test_a_sentencepiece_vocabulary_without_the_leading_space(tmp_path: Path) -> None:
@@ -143,17 +179,27 @@ def test_the_files_of_a_folder_say_the_same(kind: str, tmp_path: Path) -> None:
         assert ours.chat_template == there.chat_template is not None
 
 
+def test_a_named_token_is_special_whatever_its_type(tmp_path: Path) -> None:
+    keys = gguf_vocabularies.from_json(tiny.byte_level(tmp_path))
+    there = loaded(tmp_path, keys)
+    plain = {"tokenizer.ggml.token_type": [1] * len(keys["tokenizer.ggml.tokens"])}
+    found = loaded(tmp_path / "plain", keys | plain)
+    assert found.encode("a<|eos|>b") == there.encode("a<|eos|>b") and 1 in found.special_ids
+    assert found.decode(found.encode("a<|eos|>b"), True) == "ab"
+
+
 def test_templates_by_name_and_what_ends_a_turn(tmp_path: Path) -> None:
     keys = gguf_vocabularies.from_json(tiny.byte_level(tmp_path))
     keys |= {
         "tokenizer.chat_template": "plain", "tokenizer.chat_template.tool_use": "tools",
         "tokenizer.ggml.eot_token_id": keys["tokenizer.ggml.tokens"].index("<|im_end|>"),
+        "tokenizer.ggml.eom_token_id": keys["tokenizer.ggml.tokens"].index("<|start|>"),
         "tokenizer.ggml.padding_token_id": 4294967295,
     }  # fmt: skip
     found = loaded(tmp_path, keys)
     user = [{"role": "user", "content": "x"}]
     assert found.render_chat_template(user) == "plain" and found.render_chat_template(user, tools=[{}]) == "tools"
-    assert found.eos_token_ids == {found.token_to_id("<|eos|>"), found.token_to_id("<|im_end|>")}
+    assert found.eos_token_ids == {found.token_to_id(text) for text in ("<|eos|>", "<|im_end|>", "<|start|>")}
     assert found.pad_token_id is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,43 @@ def test_special_tokens_map_fills_what_the_settings_leave_out(tmp_path: Path) ->
     ours = load_tokenizer(folder)
     assert (set(ours.eos_token_ids), ours.pad_token_id, ours.bos_token_id) == ({1}, 3, 0)
     assert ours.special_tokens == {"eos_token": "<|eos|>", "pad_token": "<|im_end|>"}
+
+
+def test_ids_that_the_files_state_count_where_no_token_is_named(tmp_path: Path) -> None:
+    folder = tiny.byte_level(tmp_path, settings={"eos_token": None})
+    tiny.write_json(folder / "config.json", {"eos_token_id": [9, 7], "pad_token_id": 8})
+    ours = load_tokenizer(folder)
+    assert (ours.eos_token_id, ours.pad_token_id) == (7, 8)
+    tiny.write_json(folder / "config.json", {"pad_token_id": 5000})  # past the vocabulary
+    ours = load_tokenizer(folder)
+    assert (ours.eos_token_id, ours.pad_token_id) == (None, None)
+
+
+def test_an_end_that_is_added_is_not_taken_for_a_beginning(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, processors
+
+    folder = tiny.byte_level(tmp_path, bos=False, settings={"bos_token": None})
+    library = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    library.post_processor = processors.TemplateProcessing(single="$A <|eos|>", special_tokens=[("<|eos|>", 1)])
+    library.save(str(folder / "tokenizer.json"))
+    ours = load_tokenizer(folder)
+    assert (ours.bos_token_id, ours.adds_bos) == (None, False)
+    assert ours.encode("hello") == [*ours.encode("hello", add_special_tokens=False), 1]
+
+
+def test_a_text_is_never_cut_or_padded(tmp_path: Path) -> None:
+    """Files of models that were trained with the library hold the length of their batches."""
+    from tokenizers import Tokenizer
+
+    folder = tiny.byte_level(tmp_path)
+    texts = ("hello world " * 20, "x")
+    expected = [load_tokenizer(folder).encode(text) for text in texts]
+    library = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    library.enable_truncation(6)
+    library.enable_padding(length=6, pad_id=3)
+    library.save(str(folder / "tokenizer.json"))
+    ours = load_tokenizer(folder)
+    assert [ours.encode(text) for text in texts] == expected
 
 
 def test_a_folder_with_the_model_file_alone(tmp_path: Path) -> None:
@@ -104,15 +142,14 @@ def test_a_file_that_is_not_a_sentencepiece_model(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
-def test_a_decoder_that_cannot_be_streamed_is_refused(tmp_path: Path) -> None:
-    from tokenizers import Tokenizer, decoders
-
-    folder = tiny.byte_level(tmp_path)
-    library = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    library.decoder = decoders.WordPiece()
-    library.save(str(folder / "tokenizer.json"))
-    with pytest.raises(UnsupportedModelError, match="the decoder WordPiece"):
-        load_tokenizer(folder)
+@pytest.mark.parametrize(
+    ("decoder", "name"), [({"type": "WordPiece", "prefix": "##", "cleanup": True}, "WordPiece"), (None, "none")]
+)
+def test_a_decoder_that_cannot_be_streamed_is_refused(decoder: Any, name: str, tmp_path: Path) -> None:
+    path = tiny.byte_level(tmp_path) / "tokenizer.json"
+    tiny.write_json(path, {**json.loads(path.read_text()), "decoder": decoder})
+    with pytest.raises(UnsupportedModelError, match=f"the decoder {name};"):
+        load_tokenizer(tmp_path)
 
 
 def test_importing_the_package_loads_no_library() -> None:

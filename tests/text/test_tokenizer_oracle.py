@@ -138,3 +138,27 @@ def test_added_tokens_of_a_sentencepiece_model(tmp_path: Path) -> None:
         size,
     ]
     assert ours.decode([size, size + 1], False) == "<pad><|user|>"
+
+
+def test_added_tokens_that_begin_alike_or_take_spaces_equal_transformers(tmp_path: Path) -> None:
+    size = load_tokenizer(tiny.sentencepiece_model(tmp_path)).vocab_size
+    added = {
+        "0": {"content": "<unk>", "special": True}, "1": {"content": "<s>", "special": True},
+        "2": {"content": "</s>", "special": True}, str(size): {"content": "<|a|>", "special": True},
+        str(size + 1): {"content": "<|a|>b", "special": True},
+        str(size + 2): {"content": "<|left|>", "special": True, "lstrip": True},
+    }  # fmt: skip
+    folder = tiny.sentencepiece_model(tmp_path, settings={"added_tokens_decoder": added})
+    ours, theirs = load_tokenizer(folder), tiny.auto(folder)
+    for text in ("hello<|a|>b", "hello<|a|>", "hello  <|left|>world", "hello  <|a|>world"):
+        ids = ours.encode(text, add_special_tokens=False)
+        assert ids == theirs.encode(text, add_special_tokens=False), text
+    assert ours.encode("<|a|>b", add_special_tokens=False) == [size + 1]
+
+
+def test_a_token_that_the_settings_name_is_special(tmp_path: Path) -> None:
+    folder = tiny.byte_level(tmp_path, settings={"eos_token": "<tool>"})  # an added token that the file calls plain
+    ours, theirs = load_tokenizer(folder), tiny.auto(folder)
+    ids = ours.encode("a<tool>b")
+    assert ids == theirs.encode("a<tool>b") and ours.eos_token_id in ours.special_ids
+    assert ours.decode(ids, True) == theirs.decode(ids, skip_special_tokens=True) == "ab"

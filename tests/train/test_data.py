@@ -71,6 +71,10 @@ def test_bytes_are_known_without_the_tokenizers_library(tmp_path: Path) -> None:
     ids = bpe.encode_documents(tokenizer, texts)
     assert byte_lengths(vocabulary(tmp_path))[ids].sum() == sum(len(t.encode()) for t in texts)
     assert (ids == 0).sum() == len(texts)
+    np.save(tmp_path / "train.npy", ids)
+    np.save(tmp_path / "held.npy", bpe.encode_documents(tokenizer, texts[-2:]))
+    ready = prepare(options(tmp_path / "train.npy", tmp_path / "out", eval_data=(tmp_path / "held.npy",)))
+    assert ready.held_out_bytes == sum(len(t.encode()) for t in texts[-2:])
 
 
 def test_every_pass_reads_every_window_once_in_another_order() -> None:

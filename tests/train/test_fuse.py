@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,16 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from bitnet_mlx.api import make_decoder
+from bitnet_mlx.checkpoint.adapter import read_parts
 from bitnet_mlx.checkpoint.read import read_weights
 from bitnet_mlx.errors import BitnetError, ConfigError, FormatError, TrainError
+from bitnet_mlx.quality.score import score
 from bitnet_mlx.ternary import TernaryTensor
-from bitnet_mlx.train.fuse import fuse
+from bitnet_mlx.tokenizer import load_tokenizer
+from bitnet_mlx.train.fuse import _texts, fuse
 from bitnet_mlx.train.fuse_options import FuseOptions
+from bitnet_mlx.train.fused import fused_weights
 from tests.support import hf_folder, tiny_tokenizers
 from tests.train.test_lora import command
 
@@ -101,6 +107,20 @@ def test_floats_are_weight_and_adapter(dora: bool, tmp_path: Path) -> None:
     assert kinds == ["TernaryTensor"] * 7 + ["DenseRows"] * 7  # the first layer had no adapter
 
 
+def test_floats_of_another_type_and_the_bits_of_inputs(tmp_path: Path) -> None:
+    base = base_folder(tmp_path / "base")
+    tensors = write_adapter(tmp_path / "ad", base, 0.2)
+    run(tmp_path, dequantize=True, dtype="bfloat16")
+    written: Any = mx.load(str(tmp_path / "out" / "model.safetensors"))
+    assert all(written[f"{module}.weight"].dtype == mx.bfloat16 for module in base.t)
+    weights = read_weights(base.path, activations=16)
+    module = next(name for name in base.t if f"{name}.lora_a" in tensors)
+    parts = read_parts(tmp_path / "ad", weights.config)
+    for method in ("absmean", "least-squares"):
+        made = fused_weights(weights, parts, method, None, [], {}).linears[module].weight
+        assert isinstance(made, TernaryTensor) and made.activation_bits == 16
+
+
 def test_ternary_again_tells_what_is_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     base = base_folder(tmp_path / "base")
     tensors = write_adapter(tmp_path / "ad", base, 0.2)
@@ -143,8 +163,24 @@ def test_fitted_to_a_text_more_is_kept_on_it(tmp_path: Path) -> None:
     fitted = run(tmp_path, data=data, limit=200, calibration_data=tmp_path / "text.txt", force=True)
     kl = [record["quality"]["fused"]["kl"] for record in (nearest, fitted)]
     assert "fitted to" in fitted["notices"][-1] and kl[1] < 0.6 * kl[0], kl
-    held_out = run(tmp_path, calibration_data=tmp_path / "text.txt", force=True)
-    assert 0 < held_out["quality"]["fused"]["tokens"] < 400
+    assert nearest["quality"]["base"]["tokens"] == 200
+    held_out = run(tmp_path, calibration_data=tmp_path / "text.txt", force=True, length=16)
+    ids = load_tokenizer(base.path).encode(TEXT * 30)
+    alone = score(make_decoder("cpu", read_weights(base.path)), ids[-(len(ids) // 8) :], 1, 16, 8)
+    found = held_out["quality"]["base"]
+    assert found["tokens"] == alone.tokens and found["nats_per_token"] == pytest.approx(alone.nats / alone.tokens)
+
+
+def test_what_is_fitted_to_is_not_measured_on(tmp_path: Path) -> None:
+    base = base_folder(tmp_path / "base")
+    (tmp_path / "text.txt").write_text(TEXT * 30)
+    ids = load_tokenizer(base.path).encode(TEXT * 30)
+    options = FuseOptions(calibration_data=tmp_path / "text.txt", calibration_samples=1000, load={})
+    fit_to, [held] = _texts(options, base.path, 16)
+    seen = [i for stretch in fit_to for i in stretch]
+    assert seen == ids[: len(seen)] and list(held.ids) == ids[-len(held.ids) :] and len(held.ids) == len(ids) // 8
+    assert len(ids) - len(held.ids) - 16 < len(seen) <= len(ids) - len(held.ids)
+    assert len(_texts(replace(options, calibration_samples=3), base.path, 16)[0]) == 3
 
 
 def test_a_model_that_is_worse_than_the_base_is_not_written(tmp_path: Path) -> None:
@@ -167,6 +203,7 @@ def test_a_model_that_is_worse_than_the_base_is_not_written(tmp_path: Path) -> N
         ({"adapter_path": Path("nowhere")}, ConfigError, "no adapter_config.json in nowhere"),
         ({"format": "hf", "scales": "row"}, FormatError, "has a scale for each row"),
         ({"limit": 0}, ConfigError, "--limit is 0"),
+        ({"calibration_samples": 0}, ConfigError, "--calibration-samples is 0"),
     ],
 )
 def test_what_is_refused(changes: dict[str, Any], kind: type[BitnetError], message: str, tmp_path: Path) -> None:

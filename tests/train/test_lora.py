@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -136,6 +137,32 @@ def test_stopped_and_resumed_is_the_same_to_the_bit(tokenizer: Any, tmp_path: Pa
     assert files[0] == files[1]
     with pytest.raises(ConfigError, match="learning_rate"):
         train(replace(part, resume=True, learning_rate=1.0), tokenizer)
+
+
+def test_losses_are_of_as_many_batches_as_asked_and_without_dropout(tokenizer: Any, tmp_path: Path) -> None:
+    for name in ("train", "valid", "test"):
+        write(tmp_path / "data" / f"{name}.jsonl", [{"text": t} for t in TEXTS])
+    chosen = options(tmp_path, iters=5, dropout=0.5, test=True, test_batches=1, val_batches=2, steps_per_eval=2)
+    model = MlxModel(random_weights(tiny_config(vocab_size=tokenizer.vocab_size), seed=3))
+    record = loop.lora(chosen, model, tokenizer, silent)
+    held = read_samples(tmp_path / "data" / "test.jsonl", tokenizer, 99, False).items
+    for loss, count in ((record["test_loss"], 2), (record["valid_loss"], 4)):
+        model.train()  # which measuring must leave
+        assert loss == pytest.approx(loop.mean_loss(model, held[:count], 2, -1), rel=1e-6)
+        nats = [float(np.array(loop.summed_loss(model, batch([(one,)])))) for one in held[:count]]
+        assert loss == pytest.approx(sum(nats) / sum(len(one.ids) - 1 for one in held[:count]), rel=1e-3)
+    assert record["test_perplexity"] == pytest.approx(np.exp(record["test_loss"]))
+    log = [json.loads(line) for line in (chosen.adapter_path / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log if "valid_loss" in entry] == [2, 4, 5]
+    start = replace(
+        chosen, adapter_path=tmp_path / "more", resume_adapter_file=tmp_path / "out" / "adapters.safetensors"
+    )
+    fresh = MlxModel(random_weights(tiny_config(vocab_size=tokenizer.vocab_size), seed=3))
+    parameters, file = (
+        loop.first_parameters(loop.prepare(start, fresh, tokenizer)),
+        mx.load(str(start.resume_adapter_file)),
+    )
+    assert parameters.keys() == file.keys() and all(mx.array_equal(parameters[k], file[k]) for k in file)
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(tokenizer: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,11 +22,13 @@ from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.formats.dense import DenseRows
 from bitnet_mlx.models.decoder_mlx import MlxModel
 from bitnet_mlx.nn.dense import DenseLinear
+from bitnet_mlx.tokenizer import load_tokenizer
 from bitnet_mlx.train.blend import SCHEDULES, blends
 from bitnet_mlx.train.losses import distance
 from bitnet_mlx.train.masters import MasterLinear, make_student, set_blend, trained
 from bitnet_mlx.train.qat import qat
 from bitnet_mlx.train.qat_options import QatOptions
+from bitnet_mlx.train.qat_run import prepare
 from tests.support import hf_folder
 from tests.support.random_model import random_weights, tiny_config
 from tests.train.support import SMALL, silent
@@ -53,10 +56,10 @@ def test_outputs_and_gradients_are_torchs(blend: float) -> None:
 
 def test_the_teachers_distance_is_torchs() -> None:
     p, q = mx.array(GOLDEN["p"]) * 3, mx.array(GOLDEN["q"]) * 3
-    kl, dq = mx.value_and_grad(lambda q: distance(p, q, 1.7))(q)
+    kl, dq = mx.value_and_grad(lambda q: distance(p, q, 1.7).mean())(q)
     assert kl.item() == pytest.approx(float(GOLDEN["kl"]), rel=1e-5)
     np.testing.assert_allclose(np.array(dq), GOLDEN["kl.dq"], rtol=1e-4, atol=1e-6)
-    assert distance(q, q, 2.0).item() == pytest.approx(0, abs=1e-6)
+    assert distance(q, q, 2.0).mean().item() == pytest.approx(0, abs=1e-6)
 
 
 def test_an_input_is_quantised_once_for_the_linears_that_share_it(
@@ -112,6 +115,13 @@ def test_from_float_to_ternary(tmp_path: Path, capsys: pytest.CaptureFixture[str
     )
 
 
+def test_a_text_ends_where_its_document_does(tmp_path: Path) -> None:
+    run = prepare(options(tmp_path, "out"))
+    tokenizer = load_tokenizer(tmp_path / "float")
+    text = tokenizer.encode((tmp_path / "train.txt").read_text())
+    assert run.ids.tolist() == [*text, tokenizer.eos_token_id]
+
+
 def command(flags: QatOptions, *more: str) -> list[str]:
     given = [f"--{k.replace('_', '-')}={v}" for k, v in SMALL.items() if k != "iters"]
     paths = ["--model", flags.model, "--data", str(flags.data[0]), "--output", str(flags.output)]
@@ -160,6 +170,11 @@ def test_bfloat16_computes_over_float32_masters(tmp_path: Path) -> None:
     written = mx.load(str(tmp_path / "bfloat16" / "model.safetensors"))
     masters = written["model.layers.0.mlp.up_proj.weight"]  # type: ignore[index,call-overload]
     assert masters.dtype == mx.float32 and not mx.array_equal(masters, masters.astype(mx.bfloat16).astype(mx.float32))
+    weights = read_weights(tmp_path / "float")
+    embedding = make_student(weights, "bfloat16").model.embed_tokens
+    assert embedding.weight.dtype == mx.bfloat16  # it is the head too; other rows would be multiplied in float32
+    rows = written["model.embed_tokens.weight"]  # type: ignore[index,call-overload]
+    np.testing.assert_array_equal(np.array(rows), weights.embed_tokens.rows(slice(None)))
     with pytest.raises(ConfigError, match="dtype is 'float32', but"):
         qat(
             options(tmp_path, "bfloat16", iters=2, eval_data=(), dtype="float32", blend="constant", resume=True), silent
@@ -176,6 +191,15 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     hf_folder.write(tmp_path / "other", "llama", "dense", vocab_size=400)
     with pytest.raises(ConfigError, match="knows 400 tokens, the model 420"):
         qat(options(tmp_path, "out", teacher=str(tmp_path / "other")), silent)
+    shutil.copytree(tmp_path / "float", tmp_path / "renamed")
+    table = json.loads((tmp_path / "renamed" / "tokenizer.json").read_text())
+    vocab = table["model"]["vocab"]
+    one, two = load_tokenizer(tmp_path / "float").encode("hello world", add_special_tokens=False)[:2]
+    names = {i: name for name, i in vocab.items()}
+    vocab[names[one]], vocab[names[two]] = two, one
+    (tmp_path / "renamed" / "tokenizer.json").write_text(json.dumps(table))
+    with pytest.raises(ConfigError, match=r"token \d+ is .* to the model and .* to the teacher"):
+        qat(options(tmp_path, "out", teacher=str(tmp_path / "renamed")), silent)
     for change, message in (
         ({"iters": 0}, "--iters is 0"),
         ({"kl_weight": 2}, "0 to 1"),

@@ -117,8 +117,12 @@ def test_resume_refuses_what_would_change_its_course(data: Path, tmp_path: Path)
         train(options(data, out, iters=2), silent)
     with pytest.raises(ConfigError, match=r"learning_rate is 0.1, but .* was written with 0.003"):
         train(options(data, out, iters=2, resume=True, learning_rate=0.1), silent)
+    with pytest.raises(ConfigError, match="data is "):
+        train(options(write_texts(tmp_path / "other", seed=1), out, iters=2, resume=True), silent)
     with pytest.raises(FormatError, match=r"this model needs \(320, 32\)"):
         train(options(data, out, iters=2, resume=True, hidden_size=32), silent)
+    with pytest.raises(ConfigError, match="num_attention_heads is 2, but .* was written with 4"):  # of the same shapes
+        train(options(data, out, iters=2, resume=True, num_heads=2, num_kv_heads=1), silent)
     state = out / "checkpoints" / "step-00000002" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(FormatError, match="damaged"):
@@ -169,6 +173,8 @@ def test_a_checkpoint_that_was_cut_off_is_not_seen(tmp_path: Path) -> None:
     newest = checkpoint.latest(tmp_path)
     assert newest is not None and newest.name == "step-00000007"
     facts, loaded = checkpoint.load(newest, state, {})
+    with pytest.raises(ConfigError, match="teacher is 'a model', but .* was written with None"):
+        checkpoint.load(newest, state, {"teacher": "a model"})
     assert facts["step"] == 7 and [float(part["w"].sum()) for part in loaded.values()] == [0.0, 4.0, 8.0]
 
 
@@ -208,6 +214,7 @@ def test_the_float_twin_is_described_as_float(data: Path, tmp_path: Path) -> Non
         {"learning_rate": float("nan")},
         {"vocab_size": 10},
         {"dtype": "float16"},
+        {"quantise": False, "ste": "soft"},
         {"optimizer": "sgd"},
         {"grad_accumulation_steps": 0},
         {"plot": Path("nowhere/loss.png")},

@@ -15,6 +15,7 @@ import pytest
 from bitnet_mlx.errors import MemoryLimitError
 from bitnet_mlx.train.qat import qat
 from bitnet_mlx.train.qat_options import QatOptions
+from bitnet_mlx.train.qat_run import prepare
 from bitnet_mlx.train.teacher_cache import Kept, TeacherCache, weights_digest
 from tests.support.tiny_tokenizers import WORDS
 from tests.train.support import qat_options, silent
@@ -83,13 +84,23 @@ def cached(place: Path, output: str, **changes: Any) -> QatOptions:
 
 def test_all_tokens_kept_are_the_teacher_itself(tmp_path: Path) -> None:
     """To rounding at the first step; a step later one int8 code may have flipped."""
-    plain, kept = cached(tmp_path, "plain", teacher_cache=None), cached(tmp_path, "kept", teacher_top_k=10_000)
+    plain = cached(tmp_path, "plain", teacher_cache=None, temperature=2.0)
+    kept = cached(tmp_path, "kept", teacher_top_k=10_000, temperature=2.0)
     qat(plain, silent)
     record = qat(kept, silent)["teacher_cache"]
     assert losses(kept)[0] == pytest.approx(losses(plain)[0], rel=1e-6)
     np.testing.assert_allclose(losses(kept), losses(plain), rtol=1e-2)
     assert record["windows"] == record["written"] == 12 and record["teacher_loads"] == 1
     assert record["bytes"] == 12 * (16 + 16 * (420 * 6 + 4) + 32)
+
+
+def test_whatever_changes_what_is_kept_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    folders = set()
+    for changes in ({}, {"temperature": 2.0}, {"teacher_top_k": 9}, {"dtype": "bfloat16"}):
+        cache = prepare(cached(tmp_path, "out", **changes)).teacher.cache
+        assert cache is not None
+        folders.add(cache.folder)
+    assert len(folders) == 4
 
 
 def test_a_second_run_needs_no_teacher_and_mends_what_is_damaged(tmp_path: Path) -> None:

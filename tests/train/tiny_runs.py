@@ -1,6 +1,7 @@
 """Runs of train, qat and lora small enough for a test, and processes that take them and end in the middle.
 
 python -m tests.train.tiny_runs killed FOLDER     each run in a child that ends at some step; prints how each ended
+python -m tests.train.tiny_runs one FOLDER NAME   one of these runs, in this process
 python -m tests.train.tiny_runs ranks FOLDER HOW  runs as one rank of a ring; rank 1 ends, or stops, in the last
 """
 
@@ -10,15 +11,17 @@ import json
 import os
 import resource
 import signal
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bitnet_mlx.errors import TrainError
 from bitnet_mlx.models.decoder_mlx import MlxModel
 from bitnet_mlx.tokenizer import load_tokenizer
-from bitnet_mlx.train import checkpoint
+from bitnet_mlx.train import checkpoint, pieces
 from bitnet_mlx.train import run as loop
 from bitnet_mlx.train.group import join
 from bitnet_mlx.train.loop import train
@@ -46,6 +49,17 @@ def prepare(folder: Path) -> None:
     (folder / "data" / "train.jsonl").write_text("\n".join(samples))
 
 
+@contextmanager
+def _small_pieces() -> Iterator[None]:
+    """Inside, the losses of a batch are computed in several pieces."""
+    before, pieces.BYTES = pieces.BYTES, 8 << 10
+    try:
+        yield
+    finally:
+        pieces.BYTES = before
+
+
+@_small_pieces()
 def go(command: str, folder: Path, name: str, report: Report, **changes: Any) -> Path:
     """Take a run, or what is left of it, and return its folder."""
     data, output = folder / "data" / "text.txt", folder / name
@@ -96,15 +110,34 @@ def _limit_files(size: int) -> Report:
 ENDS: dict[str, Report] = {"adamw": _end_at(3), "muon": _end_while_saving, "lion": _end_at(1)}
 
 
-def _in_a_child(command: str, folder: Path, name: str, report: Report, **changes: Any) -> str:
-    """How it ended: "signal 9", or the error's text. (MLX has no threads before its first operation: a fork is safe.)"""
+FULL = {"full": 10_000, "full-log": 300}  # bytes of a file
+
+
+def one(folder: Path, name: str) -> str:
+    """Take the run of that name: a command with an optimiser, or one on a disk that fills. The error's text, if it ends so."""
+    command, _, optimizer = name.partition("-")
+    try:
+        if name in FULL:
+            go("train", folder, name, _limit_files(FULL[name]))
+        else:
+            go(command, folder, name, ENDS[optimizer], optimizer=optimizer, grad_accumulation_steps=2)
+    except TrainError as error:
+        return str(error)
+    return ""
+
+
+def _in_a_child(folder: Path, name: str) -> str:
+    """How it ended: "signal 9", or the error's text. A fork spares the child the imports: MLX has no threads before its
+    first operation. Metal, through which MLX allocates on a Mac, does not live through one: there a new process starts.
+    """
+    if sys.platform == "darwin":
+        command = [sys.executable, "-m", "tests.train.tiny_runs", "one", str(folder), name]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        return f"signal {-done.returncode}" if done.returncode < 0 else json.loads(done.stdout.splitlines()[-1])
     read, write = os.pipe()
     child = os.fork()
     if not child:
-        try:
-            go(command, folder, name, report, **changes)
-        except TrainError as error:
-            os.write(write, str(error).encode())
+        os.write(write, one(folder, name).encode())
         os._exit(0)
     os.close(write)
     with os.fdopen(read) as pipe:
@@ -115,15 +148,8 @@ def _in_a_child(command: str, folder: Path, name: str, report: Report, **changes
 
 def killed(folder: Path) -> dict[str, str]:
     """Every command with every optimiser, and one on a disk that fills."""
-    ended = {}
-    for command in COMMANDS:
-        for optimizer, report in ENDS.items():
-            name = f"{command}-{optimizer}"
-            changes = dict(optimizer=optimizer, grad_accumulation_steps=2)
-            ended[name] = _in_a_child(command, folder, name, report, **changes)
-    for name, size in (("full", 10_000), ("full-log", 300)):
-        ended[name] = _in_a_child("train", folder, name, _limit_files(size))
-    return ended
+    names = [*(f"{command}-{optimizer}" for command in COMMANDS for optimizer in ENDS), *FULL]
+    return {name: _in_a_child(folder, name) for name in names}
 
 
 def ranks(folder: Path, how: str) -> dict[str, str]:
@@ -151,4 +177,4 @@ if __name__ == "__main__":
     if what == "alone":
         join(2.0)
     else:
-        print(json.dumps(killed(Path(place)) if what == "killed" else ranks(Path(place), *more)))
+        print(json.dumps({"killed": killed, "one": one, "ranks": ranks}[what](Path(place), *more)))

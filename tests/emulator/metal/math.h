@@ -78,21 +78,22 @@ namespace metal {
   OVER(log, __metal_log) OVER(log2, __metal_log2) OVER(log10, __metal_log10) OVER(rint, __metal_rint)            \
   OVER(round, __metal_round) OVER(sin, __metal_sin) OVER(sinh, __metal_sinh) OVER(tan, __metal_tan)              \
   OVER(tanh, __metal_tanh) OVER(trunc, __metal_trunc)                                                            \
-  OVER2(atan2, __metal_atan2) OVER2(divide, __metal_divide) OVER2(fmax, __metal_fmax) OVER2(fmin, __metal_fmin)  \
+  OVER2(atan2, __metal_atan2) OVER2(fmax, __metal_fmax) OVER2(fmin, __metal_fmin)                                \
   OVER2(max, __metal_fmax) OVER2(min, __metal_fmin) OVER2(fmod, __metal_fmod) OVER2(pow, __metal_pow)            \
   OVER2(powr, __metal_powr) OVER2(copysign, __metal_copysign) OVER2(fdim, __metal_fdim)
 ALL_FUNCTIONS
-OVER(sqrt, __metal_sqrt) OVER(rsqrt, __metal_rsqrt)
+OVER(sqrt, __metal_sqrt) OVER(rsqrt, __metal_rsqrt) OVER2(divide, __metal_divide)
 namespace fast {
 ALL_FUNCTIONS
-OVER(sqrt, __metal_sqrt) OVER(rsqrt, __metal_rsqrt)
+OVER(sqrt, __metal_sqrt) OVER(rsqrt, __metal_rsqrt) OVER2(divide, __metal_divide)
 }
 #pragma float_control(precise, on, push)
 namespace precise {
 METAL_FUNC float rounded_sqrt(float x) { return __builtin_sqrtf(x); }
 METAL_FUNC float rounded_rsqrt(float x) { return 1.0f / __builtin_sqrtf(x); }
+METAL_FUNC float rounded_divide(float x, float y) { return x / y; }
 ALL_FUNCTIONS
-OVER(sqrt, rounded_sqrt) OVER(rsqrt, rounded_rsqrt)
+OVER(sqrt, rounded_sqrt) OVER(rsqrt, rounded_rsqrt) OVER2(divide, rounded_divide)
 }
 #pragma float_control(pop)
 #undef ALL_FUNCTIONS

@@ -69,10 +69,8 @@ def light_start(tree: Tree) -> list[Breach]:
 
 def light_commands(tree: Tree) -> list[Breach]:
     """The help of each command loads no package of LATE: options are parsed before anything heavy is imported."""
-    found = [n.rpartition(".")[2] for n in tree.modules if n.startswith(f"{PACKAGE}.cli.")]
-    commands = [
-        name for name in found if "def add_arguments" in (tree.root / PACKAGE / "cli" / f"{name}.py").read_text()
-    ]
+    files = {name.rpartition(".")[2]: file for name, file in tree.modules.items() if name.startswith(f"{PACKAGE}.cli.")}
+    commands = [name for name, file in files.items() if "def add_arguments" in (tree.root / file.path).read_text()]
     starts = {f"bitnet-mlx {c} --help": [f"{PACKAGE}.cli.main", [c, "--help"]] for c in commands}
     return _loaded_by(tree, starts, sorted(LATE))
 
