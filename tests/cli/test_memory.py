@@ -98,6 +98,11 @@ def test_what_cannot_be(flags: list[str], message: str, capsys: pytest.CaptureFi
     assert message in capsys.readouterr().err
 
 
+def test_an_adapter_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["memory", "--adapter-path", str(tmp_path)]) == 2
+    assert "no adapter_config.json" in capsys.readouterr().err
+
+
 def test_a_prediction_may_be_off_either_way_by_5_percent() -> None:
     for error, within in ((0.049, True), (-0.049, True), (0.051, False), (-0.051, False)):
         assert Measured(1, 1, 1, 1, 4, error, 0, 0).within == within
