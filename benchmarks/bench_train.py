@@ -4,7 +4,8 @@
 PYTHONPATH=. python benchmarks/bench_train.py --preset 100m --record benchmarks/results/train.jsonl
 
 train float, train ternary: the steps of `bitnet-mlx train --float` and `train`. train taught: with a float teacher of the same
-shape. qat float, qat ternary: the steps of `qat` with every layer's blend at 0 and at 1, no teacher. Random token ids.
+shape. qat float, qat ternary: the steps of `qat` with every layer's blend at 0 and at 1, no teacher. qat taught: ternary, with
+the float model as the teacher. Random token ids. Preset wide: a small model of many tokens, whose cost is its logits.
 flops are 6 a weight of linears and head and 6 L D a layer of attention (causal) for a token; utilisation is their share
 of what a bfloat16 product of 8,192 x 8,192 x 8,192 reaches in the same run.
 """
@@ -27,6 +28,7 @@ from mlx.utils import tree_flatten
 
 from bitnet_mlx.bench.stamp import append, stamp
 from bitnet_mlx.checkpoint.read import read_weights
+from bitnet_mlx.models.decoder_mlx import MlxModel
 from bitnet_mlx.train import loop, optimizer, qat
 from bitnet_mlx.train.data import Windows
 from bitnet_mlx.train.export import write_hf
@@ -36,7 +38,7 @@ from bitnet_mlx.train.options import TrainOptions
 from bitnet_mlx.train.prepare import Dataset
 from bitnet_mlx.train.qat_options import QatOptions
 from bitnet_mlx.train.qat_run import Run
-from bitnet_mlx.train.teacher import Teacher
+from bitnet_mlx.train.teacher import Teacher, narrowed
 from bitnet_mlx.train.update import Task, Update
 
 _SIZES = (
@@ -49,9 +51,10 @@ PRESETS: dict[str, dict[str, int]] = {
         "embedded": (3072, 384, 1024, 8, 6, 2, 1024, 32),
         "teacher": (3072, 512, 1408, 10, 8, 2, 1024, 32),
         "100m": (32000, 768, 2048, 12, 12, 4, 1024, 16),
+        "wide": (128256, 64, 128, 2, 2, 1, 512, 2),
     }.items()
 }
-NAMES = ("train float", "train ternary", "train taught", "qat float", "qat ternary")
+NAMES = ("train float", "train ternary", "train taught", "qat float", "qat ternary", "qat taught")
 
 
 class Trainee:
@@ -85,15 +88,15 @@ def plain(options: TrainOptions, ids: np.ndarray) -> Trainee:
     return Trainee(loop.make_task(options, dataset, windows, model), parameters)
 
 
-def blended(options: TrainOptions, folder: Path, ids: np.ndarray, blend: float) -> Trainee:
-    """A step of `qat` from the float model in a folder."""
+def blended(options: TrainOptions, folder: Path, ids: np.ndarray, blend: float, kl_weight: float = 0.0) -> Trainee:
+    """A step of `qat` from the float model in a folder, which is its teacher too."""
     asked = QatOptions(
-        model=str(folder), data=(), output=folder, batch_size=options.batch_size, seq_length=options.seq_length, kl_weight=0.0,
-        dtype=options.dtype, blend="constant",
+        model=str(folder), data=(), output=folder, batch_size=options.batch_size, seq_length=options.seq_length,
+        kl_weight=kl_weight, dtype=options.dtype, blend="constant",
     )  # fmt: skip
     weights = read_weights(folder)
     student = make_student(weights, options.dtype)
-    teacher = Teacher(lambda: student, asked, ([], None), None)
+    teacher = Teacher(lambda: narrowed(MlxModel(weights, options.dtype)), asked, ([], None), None)
     task = qat.make_job(Run(asked, folder, weights, student, teacher, ids.astype(np.int32), []), Group()).task
     set_blend(student.layers, [blend] * len(student.layers))
     if blend == 0:  # without the quantisers; otherwise the blend is an input of the step
@@ -114,6 +117,7 @@ def contenders(options: TrainOptions, folder: Path, ids: np.ndarray) -> dict[str
         "train taught": lambda: plain(replace(options, teacher=folder), ids),
         "qat float": lambda: blended(options, folder, ids, 0.0),
         "qat ternary": lambda: blended(options, folder, ids, 1.0),
+        "qat taught": lambda: blended(options, folder, ids, 1.0, 0.5),
     }
 
 
@@ -147,7 +151,7 @@ def measure(preset: str, names: list[str], steps: int, repeats: int) -> dict[str
     ids = (
         np.random.default_rng(0)
         .integers(0, options.vocab_size, options.seq_length * options.batch_size * 40)
-        .astype(np.uint16)
+        .astype(np.int32)
     )
     tokens, flops, ceiling = options.batch_size * options.seq_length, token_flops(options), product_flops()
     found: dict[str, dict[str, Any]] = {}

@@ -132,9 +132,20 @@ class MlxModel(nn.Module):
 
     def head(self, x: mx.array) -> mx.array:
         """[..., H] before the last norm -> logits [..., vocab]."""
-        head = self.lm_head if "lm_head" in self else self.model.embed_tokens
+        return self.project(self.ready(x))
+
+    def ready(self, x: mx.array) -> mx.array:
+        """[..., H] before the last norm -> what the head multiplies, [..., H]."""
         # Codes are multiplied in float32 anyway; float rows of the model's own dtype are multiplied in it.
-        return head(self.model.norm(x if isinstance(head, DenseLinear) else x.astype(mx.float32)))
+        return self.model.norm(x if isinstance(self._head, DenseLinear) else x.astype(mx.float32))
+
+    def project(self, x: mx.array) -> mx.array:
+        """What the head multiplies, [..., H] -> logits [..., vocab]."""
+        return self._head(x)
+
+    @property
+    def _head(self) -> nn.Module:
+        return self.lm_head if "lm_head" in self else self.model.embed_tokens
 
     def make_cache(self, limit: int | None = None) -> SequenceCache:
         """An empty cache for at most `limit` positions, the model's context by default."""

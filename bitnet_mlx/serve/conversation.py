@@ -33,9 +33,9 @@ def _role(value: Any) -> Any:
 
 
 def _arguments(value: Any) -> Any:
-    """The arguments of a call: JSON of an object, in a text. Templates are given the object."""
+    """The arguments of a call: JSON of an object, in a text, an empty one for none. Templates are given the object."""
     try:
-        read = json.loads(value) if isinstance(value, str) else None
+        read = json.loads(value or "{}") if isinstance(value, str) else None
     except ValueError:
         read = None
     if not isinstance(read, dict):
@@ -51,8 +51,9 @@ class CalledFunction(Strict):
 
 
 class ToolCall(Strict):
-    """One call in an assistant's message."""
+    """One call in an assistant's message. index: its place in the stream that it came from, which clients leave in it."""
 
+    index: int | None = Field(None, exclude=True)
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction

@@ -88,7 +88,8 @@ class Model:
         kind = Kind(chat is not None, body.top is not None)
         if chat and form:
             tools = [tool.table() for tool in chat.offered]
-            kind = replace(kind, calls=lambda: CallReader(form, tools), named=chat.tool_choice.kind == "named")
+            enforced, named = first.grammar is not None, chat.tool_choice.kind == "named"
+            kind = replace(kind, calls=lambda: CallReader(form, tools, enforced), named=named)
         return Job(body, tasks, Answer(kind, self.name, self.tokenizer, [len(ids) for ids, _ in prompts]))
 
     def check_name(self, name: str) -> None:

@@ -19,7 +19,8 @@ from bitnet_mlx.quality.bits import windows
 from bitnet_mlx.ternary import TernaryTensor
 from bitnet_mlx.train.export import read_decoder_config, read_master
 from bitnet_mlx.train.layers import FixedLinear
-from bitnet_mlx.train.model import TrainDecoder, token_losses
+from bitnet_mlx.train.losses import token_losses
+from bitnet_mlx.train.model import TrainDecoder
 from bitnet_mlx.train.ste import STANDARD
 
 
@@ -34,7 +35,7 @@ def compiled(function: Callable[..., Any], inputs: Any = None) -> Callable[..., 
 
 def total_nats(model: TrainDecoder, ids: np.ndarray, length: int, stride: int, batch: int = 16) -> float:
     """Cross entropy of ids [tokens] in nats, over windows as quality/bits.py lays them."""
-    losses = compiled(lambda rows: token_losses(model, rows), model.state)
+    losses = compiled(lambda rows: token_losses(model.head(), model.ready(rows[:, :-1]), rows[:, 1:]), model.state)
     chosen = list(windows(len(ids), length, stride))
     nats = 0.0
     for at in range(0, len(chosen), batch):

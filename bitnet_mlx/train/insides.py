@@ -1,4 +1,4 @@
-"""What passes inside a decoder on its way to the logits: hidden states behind layers, and one layer's q, k and v."""
+"""What passes inside a decoder: hidden states behind layers, one layer's q, k and v, and what the head multiplies."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from bitnet_mlx.train.layerwise import Layer, through
 
 
 class Insides(NamedTuple):
-    """logits [B, L, V]. hidden: the residual stream [B, L, H] behind each layer that was asked for. states: queries and keys,
-    rotated, and values of a layer, [B, heads, L, D] each, or none."""
+    """ready: what the head multiplies, [B, L, H]. hidden: the residual stream [B, L, H] behind each layer that was asked for.
+    states: queries and keys, rotated, and values of a layer, [B, heads, L, D] each, or none."""
 
-    logits: mx.array
+    ready: mx.array
     hidden: list[mx.array]
     states: list[mx.array]
 
@@ -34,7 +34,7 @@ class Looker:
     def __call__(self, ids: mx.array) -> Insides:
         """ids: int32 [B, L]."""
         if not self._hidden and self._block is None:
-            return Insides(self._model(ids), [], [])
+            return Insides(self._ready(ids), [], [])
         inputs: dict[int, mx.array] = {}
         outputs: dict[int, mx.array] = {}
 
@@ -46,11 +46,14 @@ class Looker:
             return call
 
         with through(self._model, wrap):
-            logits = self._model(ids)
+            ready = self._ready(ids)
         hidden = [outputs[index] for index in self._hidden]
         if self._block is None or self._states is None:
-            return Insides(logits, hidden, [])
+            return Insides(ready, hidden, [])
         # Made once more here, from the layer's input: what is computed inside a layer may not be kept (--grad-checkpoint).
         rotation = self._model.model._rotary.at(None, ids.shape[1])
         q, kv = enter(rope_kv, self._block.plan, self._block.sites().qkv, inputs[self._states], rotation)
-        return Insides(logits, hidden, [q, *halves(kv)])
+        return Insides(ready, hidden, [q, *halves(kv)])
+
+    def _ready(self, ids: mx.array) -> mx.array:
+        return self._model.ready(self._model.model(ids, None, None))

@@ -47,7 +47,9 @@ def seeded(model: Any, parameters: Tensors, seed: int, checkpoint: bool) -> Iter
             if checkpoint:
                 put(layer, own)  # the second time these are other arrays
             mx.random.seed(seed * len(model.model.layers) + index)
-            return layer(x, *rest)
+            # One array of its own: what the layer's parts send back is summed before anything else that looks at x, as in a
+            # checkpoint.
+            return layer(mx.contiguous(x), *rest)
 
         prefix = f"model.layers.{index}."
         own = {name.removeprefix(prefix): p for name, p in parameters.items() if name.startswith(prefix)}

@@ -15,8 +15,8 @@ from bitnet_mlx.train.disk import writing
 from bitnet_mlx.train.evaluate import compiled, master_model, total_nats
 from bitnet_mlx.train.export import config_json, read_master, write_hf
 from bitnet_mlx.train.group import Group, join
-from bitnet_mlx.train.losses import distance
-from bitnet_mlx.train.model import TrainDecoder, token_losses, with_scales
+from bitnet_mlx.train.losses import output_losses
+from bitnet_mlx.train.model import TrainDecoder, with_scales
 from bitnet_mlx.train.optimizer import PARAMETERS, Tensors
 from bitnet_mlx.train.options import TrainOptions
 from bitnet_mlx.train.prepare import Dataset, prepare, vocabulary
@@ -32,19 +32,19 @@ def make_task(options: TrainOptions, dataset: Dataset, windows: Windows, model: 
     """What the loop trains. With --teacher the loss is that of train/losses.py."""
     teacher = read_teacher(options, dataset, model.config.vocab_size)
     ids, offsets, k = mx.array(dataset.ids), mx.arange(options.seq_length + 1), options.kl_weight
-    signal = None if teacher is None else compiled(teacher, teacher.state)
+    known = None if teacher is None else compiled(teacher.ready, teacher.state)
 
     def part(index: int) -> Part:
         batch = ids[mx.array(windows.starts(index))[:, None] + offsets].astype(mx.int32)
-        known = () if signal is None else (signal(batch[:, :-1]),)
-        return Part((batch, *known), 1.0, options.batch_size * options.seq_length)
+        signal = () if known is None else (known(batch[:, :-1]),)
+        return Part((batch, *signal), 1.0, options.batch_size * options.seq_length)
 
-    def loss(batch: mx.array, known: mx.array | None = None) -> Tensors:
-        if known is None:
-            return {"loss": token_losses(model, batch).mean()}
-        logits = model(batch[:, :-1])
-        entropy, kl = mx.fast.cross_entropy(logits, batch[:, 1:]).mean(), distance(known, logits, options.temperature)
-        return {"loss": (1 - k) * entropy + k * kl, "cross_entropy": entropy, "kl": kl}
+    def loss(batch: mx.array, *signal: mx.array) -> Tensors:
+        ready, targets = model.ready(batch[:, :-1]), batch[:, 1:]
+        if teacher is None:
+            return {"loss": output_losses(model.head(), ready, {"targets": targets}, 1 / targets.size)["loss"]}
+        rows = {"targets": targets, "ready": signal[0]}
+        return output_losses(model.head(), ready, rows, 1 / targets.size, k, options.temperature, teacher.head())
 
     return Task(options, model, loss, part, compiles=True)
 

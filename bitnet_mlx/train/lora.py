@@ -27,8 +27,10 @@ from bitnet_mlx.train.disk import writing
 from bitnet_mlx.train.group import Group, join
 from bitnet_mlx.train.layerwise import put
 from bitnet_mlx.train.lora_options import LoraOptions
+from bitnet_mlx.train.losses import output_losses, token_losses
 from bitnet_mlx.train.optimizer import PARAMETERS, Tensors
 from bitnet_mlx.train.packed import SideBySide
+from bitnet_mlx.train.pieces import frozen
 from bitnet_mlx.train.run import Job, Report, begin, refuse_earlier, run
 from bitnet_mlx.train.samples import Sample, Samples, read_samples
 from bitnet_mlx.train.update import Part, Task
@@ -43,11 +45,16 @@ class Run(NamedTuple):
     samples: dict[str, Samples]
 
 
+def _ready(model: MlxModel, part: Batch) -> mx.array:
+    """What the head multiplies, [B, L, H]."""
+    cache = [SideBySide(part.places, part.positions)] * len(model.layers) if part.packed else None
+    return model.ready(model.model(mx.array(part.inputs), cache, None))
+
+
 def summed_loss(model: MlxModel, part: Batch) -> mx.array:
     """Cross entropy in nats, float32 [], summed over the targets that count."""
-    cache = [SideBySide(part.places, part.positions)] * len(model.layers) if part.packed else None
-    losses = mx.fast.cross_entropy(model(mx.array(part.inputs), cache).astype(mx.float32), mx.array(part.targets))
-    return (losses * mx.array(part.counts)).sum()
+    rows = {"targets": mx.array(part.targets), "counts": mx.array(part.counts)}
+    return output_losses(frozen(model), _ready(model, part), rows, 1.0)["loss"]
 
 
 def mean_loss(model: MlxModel, samples: list[Sample], size: int, limit: int) -> float:
@@ -56,7 +63,8 @@ def mean_loss(model: MlxModel, samples: list[Sample], size: int, limit: int) -> 
     nats = tokens = 0.0
     for at in range(0, len(samples), size)[: None if limit < 0 else limit]:
         part = batch([(sample,) for sample in samples[at : at + size]])
-        nats += float(np.array(summed_loss(model, part)))
+        losses = token_losses(frozen(model), _ready(model, part), mx.array(part.targets))
+        nats += float(np.array((losses * mx.array(part.counts)).sum()))
         tokens += part.tokens
     return nats / tokens
 

@@ -21,15 +21,16 @@ from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.models.decoder_mlx import MlxModel
 from bitnet_mlx.train.insides import Looker
 from bitnet_mlx.train.optimizer import Tensors
+from bitnet_mlx.train.pieces import Head, Rows, each, frozen, sums
 from bitnet_mlx.train.qat_options import QatOptions
 
 Signal = dict[str, Any]  # what a teacher gives for a batch: arrays, and lists of them
 
 
 def distance(teacher: mx.array, student: mx.array, temperature: float) -> mx.array:
-    """T^2 KL(teacher || student) of logits [..., V] at a temperature, the mean over positions, float32 []."""
+    """T^2 KL(teacher || student) of logits [..., V] at a temperature, float32 [...]."""
     p, q = (log_softmax(x.astype(mx.float32) / temperature) for x in (teacher, student))
-    return temperature**2 * _divergence(p, q).mean()
+    return temperature**2 * _divergence(p, q)
 
 
 def kept_distance(
@@ -46,7 +47,7 @@ def kept_distance(
     if indices.shape[-1] < student.shape[-1]:
         others = mx.logsumexp(mx.put_along_axis(q, indices, mx.array(-mx.inf), axis=-1), axis=-1)
         kl = kl + mx.exp(rest) * (rest - others)
-    return temperature**2 * kl.mean()
+    return temperature**2 * kl
 
 
 def cosine_distance(teacher: mx.array, student: mx.array) -> mx.array:
@@ -113,11 +114,59 @@ def looked_at(options: QatOptions, layers: int, others: int | None = None) -> tu
     return hidden, deep(at - 1) if options.attention_weight else None
 
 
+def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
+    """In nats, of token ids [...] given logits [..., V], float32 [...]. MLX's CPU device sums in the dtype of logits."""
+    wide = logits if mx.default_device() == mx.gpu else logits.astype(mx.float32)
+    return mx.fast.cross_entropy(wide, targets)
+
+
+def output_losses(
+    head: Head,
+    ready: mx.array,
+    rows: Rows,
+    scale: float,
+    k: float = 0.0,
+    temperature: float = 1.0,
+    teacher: Head | None = None,
+) -> Tensors:
+    """Of a batch's outputs the "loss", "cross_entropy" and "kl" (0 where k is): sums over positions times `scale`, float32 [].
+
+    ready: what the head multiplies, [B, L, H]. rows, [B, L, ...] each: "targets", token ids; "counts", float32, how much a
+    position counts, 1 where it is left out; with k above 0 KEPT, or what the teacher's head multiplies, as "ready".
+    "loss" alone has a gradient.
+    """
+    said = teacher.fixed(rows["ready"].dtype) if teacher is not None else None
+
+    def loss(logits: mx.array, rows: Rows) -> tuple[mx.array, ...]:
+        counts = rows["counts"] * scale if "counts" in rows else scale
+        entropy, kl = (cross_entropy(logits, rows["targets"]) * counts).sum(), mx.array(0.0)
+        if k and said is not None:
+            kl = (distance(said(rows["ready"]), logits, temperature) * counts).sum()
+        elif k:
+            kl = (kept_distance(*(rows[name] for name in KEPT), logits, temperature) * counts).sum()
+        return (1 - k) * entropy + k * kl, entropy, kl
+
+    flat = {name: x.flatten(0, 1) for name, x in rows.items()}
+    found = sums(loss, head, ready.flatten(0, 1), flat)
+    return dict(zip(("loss", "cross_entropy", "kl"), found, strict=True))
+
+
+def token_losses(head: Head, ready: mx.array, targets: mx.array) -> mx.array:
+    """Cross entropy in nats of each target [B, L], float32 [B, L], for evaluation. ready: see `output_losses`."""
+    logits = head.fixed(ready.dtype)
+
+    def loss(x: mx.array, targets: mx.array) -> list[mx.array]:
+        return [cross_entropy(logits(x), targets)]
+
+    return each(loss, head, ready.flatten(0, 1), targets.flatten())[0].reshape(targets.shape)
+
+
 class Losses:
     """The loss of a student, in its parts."""
 
-    def __init__(self, student: MlxModel, options: QatOptions) -> None:
-        self._options = options
+    def __init__(self, student: MlxModel, options: QatOptions, teacher: Callable[[], MlxModel]) -> None:
+        """teacher: called where a signal says what its head multiplies."""
+        self._options, self._student, self._teacher = options, student, teacher
         self._look = Looker(student, *looked_at(options, len(student.layers)))
 
     def __call__(self, batch: mx.array, signal: Signal) -> Tensors:
@@ -128,14 +177,17 @@ class Losses:
         """
         options = self._options
         own = self._look(batch[:, :-1])
-        k, kl = options.kl_weight, mx.array(0.0)
-        if k and "values" in signal:
-            values, indices, rest = (signal[name] for name in KEPT)
-            kl = kept_distance(values, indices, rest, own.logits, options.temperature)
-        elif k:
-            kl = distance(signal["logits"], own.logits, options.temperature)
-        entropy = mx.fast.cross_entropy(own.logits.astype(mx.float32), batch[:, 1:]).mean()
-        parts = {"loss": (1 - k) * entropy + k * kl, "cross_entropy": entropy, "kl": kl}
+        rows = {"targets": batch[:, 1:], **{name: signal[name] for name in ("ready", *KEPT) if name in signal}}
+        teacher = frozen(self._teacher()) if "ready" in signal else None
+        parts = output_losses(
+            frozen(self._student),
+            own.ready,
+            rows,
+            1 / rows["targets"].size,
+            options.kl_weight,
+            options.temperature,
+            teacher,
+        )
         if options.hidden_weight:
             pairs = zip(signal["hidden"], own.hidden, strict=True)
             parts["hidden"] = mx.stack([HIDDEN[options.hidden_loss](*pair) for pair in pairs]).mean()

@@ -80,6 +80,10 @@ def make_student(
             if isinstance(module, DenseLinear):
                 owner, _, leaf = name.rpartition(".")
                 setattr(layer[owner], leaf, MasterLinear(module, ste))
+    head = model.lm_head if "lm_head" in model else model.model.embed_tokens
+    if isinstance(head, DenseLinear):  # rows of another dtype than the activations' are multiplied in float32
+        head.weight = head.weight.astype(getattr(mx, model.dtype))
+        mx.eval(head.weight)
     if sub_norms:
         insert(model)
     return model

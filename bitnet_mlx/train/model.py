@@ -14,6 +14,7 @@ import mlx.nn as nn
 from bitnet_mlx.models.config import DecoderConfig, inverse_frequencies
 from bitnet_mlx.train.layers import QATLinear, RMSNorm
 from bitnet_mlx.train.optimizer import Tensors
+from bitnet_mlx.train.pieces import Head
 from bitnet_mlx.train.ste import STANDARD, STE, absmean, quantize_input
 
 INIT_STD = 0.02
@@ -120,16 +121,19 @@ class TrainDecoder(nn.Module):
         return self._ste is not None
 
     def __call__(self, ids: mx.array) -> mx.array:
+        return self.head().fixed(self._dtype)(self.ready(ids))
+
+    def head(self) -> Head:
+        """The embedding's rows once more, trained in both places."""
+        return Head(lambda x, w: x @ w.T, self._config.vocab_size, (self.model.embed_tokens.weight,))
+
+    def ready(self, ids: mx.array) -> mx.array:
+        """ids [B, L] -> what the head multiplies, [B, L, H] in `dtype`."""
         # Rows are taken in float32, so that their gradients are summed in float32 too.
         x = self.model.embed_tokens.weight[ids].astype(self._dtype)
         for layer in self.model.layers:
             x = layer(x, self._periods, self.quantise)
-        return self.model.norm(x) @ self.model.embed_tokens.weight.astype(self._dtype).T
-
-
-def token_losses(model: TrainDecoder, ids: mx.array) -> mx.array:
-    """Cross entropy in nats of ids[:, 1:] given what stands before: ids [B, L + 1] -> float32 [B, L]."""
-    return mx.fast.cross_entropy(model(ids[:, :-1]), ids[:, 1:])
+        return self.model.norm(x)
 
 
 def with_scales(masters: Tensors, ste: STE | None) -> Tensors:

@@ -29,7 +29,8 @@ def make_job(work: Run, group: Group, compiles: bool | None = None) -> Job:
 
     compiles: whether blends are inputs of the step, so that it may be compiled; None does so on a GPU.
     """
-    options, student, objective = work.options, work.student, Losses(work.student, work.options)
+    options, student = work.options, work.student
+    objective = Losses(student, options, lambda: work.teacher.model)
     layers = list(student.layers)  # in a step they are called through something else
     batches = options.grad_accumulation_steps * group.size
     compiles = mx.default_device() == mx.gpu if compiles is None else compiles

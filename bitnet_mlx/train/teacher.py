@@ -17,10 +17,12 @@ from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.models.config import DecoderConfig
 from bitnet_mlx.models.decoder_mlx import MlxModel, model_dtype
 from bitnet_mlx.models.weights import DecoderWeights
+from bitnet_mlx.nn.dense import DenseLinear
 from bitnet_mlx.quality.texts import Text, check_same
 from bitnet_mlx.tokenizer import Tokenizer, load_tokenizer
 from bitnet_mlx.train.insides import Looker
 from bitnet_mlx.train.losses import KEPT, Signal, log_softmax, looked_at
+from bitnet_mlx.train.pieces import each, frozen
 from bitnet_mlx.train.qat_options import QatOptions
 from bitnet_mlx.train.teacher_cache import Kept, TeacherCache, weights_digest
 
@@ -70,8 +72,8 @@ class Teacher:
             mx.clear_cache()
 
     def signal(self, inputs: np.ndarray) -> Signal:
-        """int32 [B, L] -> "logits" [B, L, V], or from a cache "values", "indices" and "rest"; "hidden" and "states", of the
-        layers that losses look at; nothing where no loss asks for it.
+        """int32 [B, L] -> "ready", what the teacher's head multiplies, [B, L, H], or from a cache "values", "indices" and "rest";
+        "hidden" and "states", of the layers that losses look at; nothing where no loss asks for it.
 
         It is computed outside of the step that takes gradients, so that this one may be compiled.
         """
@@ -88,16 +90,21 @@ class Teacher:
         if not (options.kl_weight or options.hidden_weight or options.attention_weight):
             return {}
         insides = Looker(self.model, *self._looked)(mx.array(inputs))
-        logits = {"logits": insides.logits} if options.kl_weight else {}
-        return {**logits, "hidden": insides.hidden, "states": insides.states}
+        ready = {"ready": insides.ready} if options.kl_weight else {}
+        return {**ready, "hidden": insides.hidden, "states": insides.states}
 
     def _keep(self, inputs: np.ndarray, missing: list[int]) -> dict[int, Kept]:
         """Compute and keep some windows of a batch; by their number in it."""
         cache = self.cache
         if cache is None or not missing:
             return {}
-        logits = self.model(mx.array(inputs[missing]))
-        values, indices, rest = (np.array(x) for x in most_likely(logits, cache.k, self._options.temperature))
+        rows, head = mx.array(inputs[missing]), frozen(self.model)
+
+        def best(ready: mx.array) -> tuple[mx.array, ...]:
+            return most_likely(head.product(ready), cache.k, self._options.temperature)
+
+        found = each(best, head, Looker(self.model, [], None)(rows).ready.flatten(0, 1))
+        values, indices, rest = (np.array(x.reshape(*rows.shape, *x.shape[1:])) for x in found)
         found = {i: Kept(*row) for i, *row in zip(missing, indices, values, rest, strict=True)}
         for i, kept in found.items():
             cache.write(inputs[i], kept)
@@ -163,7 +170,16 @@ def read_teacher(
         vocab = theirs.config.vocab_size
         cache = TeacherCache(options.teacher_cache, about, min(options.teacher_top_k, vocab), vocab)
     looked = looked_at(options, weights.config.num_hidden_layers, theirs.config.num_hidden_layers)
-    return Teacher(lambda: MlxModel(theirs, options.dtype), options, looked, cache)
+    return Teacher(lambda: narrowed(MlxModel(theirs, options.dtype)), options, looked, cache)
+
+
+def narrowed(model: MlxModel) -> MlxModel:
+    """The model, whose float32 weights are in the dtype of its activations: so are its products then, and a student's."""
+    for _, module in model.named_modules():
+        if isinstance(module, DenseLinear) and module.weight.dtype == mx.float32:
+            module.weight = module.weight.astype(getattr(mx, model.dtype))
+            mx.eval(module.weight)
+    return model
 
 
 def _check(options: QatOptions, own: DecoderConfig, theirs: DecoderConfig) -> None:

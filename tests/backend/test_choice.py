@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from bitnet_mlx import backends
 from bitnet_mlx.api import load
-from bitnet_mlx.backends import NAMES, choose, cuda, metal
+from bitnet_mlx.backends import NAMES, choose, choose_on_mlx, cuda, metal
+from bitnet_mlx.backends.cache_root import VARIABLE, cache_root
 from bitnet_mlx.backends.mlx_import import mx
 from bitnet_mlx.cli.main import main
 from bitnet_mlx.errors import BackendError, ConfigError
@@ -57,6 +60,48 @@ def test_a_mac_whose_gpu_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose().name == "cpu"
     with pytest.raises(BackendError, match="sandboxes.*use --backend cpu or numpy"):
         choose("mlx")
+
+
+def test_an_mlx_that_does_not_import_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> str | None:
+        raise BackendError("[mlx] its library is of another system")
+
+    for module, name in ((metal, "metal"), (cuda, "cuda")):
+        monkeypatch.setattr(module, "missing", broken)
+        assert backends.missing(name) == "[mlx] its library is of another system"
+
+
+@pytest.mark.parametrize(
+    ("here", "chosen"), [(("metal", "mlx"), "metal"), (("cuda", "mlx"), "cuda"), (("mlx", "cpu"), "mlx")]
+)
+def test_training_takes_a_gpu_else_mlx(here: tuple[str, ...], chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "missing", lambda name: None if name in here else f"no {name}")
+    assert choose_on_mlx().name == chosen
+    for name in ("cpu", "numpy"):
+        with pytest.raises(ConfigError, match=f"{name} was asked for; training runs on metal, cuda, mlx"):
+            choose_on_mlx(name)
+    with pytest.raises(BackendError):
+        choose_on_mlx("metal" if chosen != "metal" else "cuda")
+
+
+@pytest.mark.parametrize(
+    ("system", "variables", "expected"),
+    [
+        ("linux", {}, ".cache/bitnet-mlx"), ("linux", {"XDG_CACHE_HOME": "/x"}, "/x/bitnet-mlx"),
+        ("darwin", {"XDG_CACHE_HOME": "/x"}, "Library/Caches/bitnet-mlx"),
+        ("win32", {"LOCALAPPDATA": "/local"}, "/local/bitnet-mlx/Cache"), ("win32", {}, ".cache/bitnet-mlx"),
+        ("darwin", {VARIABLE: "/own"}, "/own"),
+    ],
+)  # fmt: skip
+def test_where_caches_lie(
+    system: str, variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (VARIABLE, "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.platform", system)
+    assert cache_root() == Path.home() / expected
 
 
 def test_a_machine_without_mlx(monkeypatch: pytest.MonkeyPatch) -> None:

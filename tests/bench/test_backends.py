@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from bitnet_mlx.bench import delays
+from bitnet_mlx.bench.comparison import speed
 from bitnet_mlx.bench.comparison.measure import DECIDE, compare, lines
 from bitnet_mlx.cli.main import main
 from bitnet_mlx.formats.words2 import pack, unpack
@@ -113,3 +116,22 @@ def test_the_command_its_record_and_its_lines(capsys: pytest.CaptureFixture[str]
     assert record["bench"] == "backends" and record["equality"]["engines"]["cpu"]["same_bits"]
     assert record["initialisation"]["engines"]["cpu"]["process_s"] > 0
     assert {"machine", "system", "packages", "commit", "command", "date"} < set(record)
+
+
+def test_rates_are_of_all_sequences_and_stalls_of_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call takes two seconds here."""
+    monkeypatch.setattr(speed, "Sequences", lambda *_: SimpleNamespace(prefill=lambda: 0, step=lambda: 0))
+    monkeypatch.setattr(speed, "seconds", lambda _: 2.0)
+    found = speed.throughput({"cpu": None}, "cpu", [1, 2, 3], 5, 2)["engines"]["cpu"]  # type: ignore[dict-item]
+    assert {batch: rate["p50"] for batch, rate in found["decode"].items()} == {"1": 2.5, "4": 10.0}
+    assert found["prefill"]["p50"] == 1.5
+    assert speed._stalls([1.0] * 15 + [4.0, 4.1, 9.0, 1.0, 1.0]) == 0.1
+
+
+def test_waiting_is_counted_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two billion nanoseconds of a thread that was there, half a billion of a new one."""
+    told = iter(({"1": 5}, {"1": 2_000_000_005, "2": 500_000_000}))
+    monkeypatch.setattr(delays, "_delays", lambda: next(told))
+    taken = delays.take(lambda: None)
+    assert taken.delayed == 2.5
+    assert delays.Taken(9.0, 12.0, 2.0).undelayed(2) == 7.0 and delays.Taken(9.0, 16.0, 2.0).undelayed(2) == 8.0

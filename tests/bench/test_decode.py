@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from bitnet_mlx.bench import decode
 from bitnet_mlx.bench.decode import DecodeOptions, StepContender, lines, measure
 from bitnet_mlx.bench.decode_mlx import MlxContender
 from bitnet_mlx.bench.plain_mlx import KINDS, PlainModel
@@ -18,6 +21,7 @@ from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.models.decoder_mlx import MlxModel
 from bitnet_mlx.models.decoder_numpy import NumpyDecoder
 from tests.mlx_engine.test_mlx_decoder import build
+from tests.support.random_model import random_weights, tiny_config
 
 SHORT: dict[str, Any] = dict(prompt=6, tokens=3, repeats=1, layers=1)
 
@@ -32,6 +36,50 @@ def test_the_record_and_its_lines() -> None:
     json.dumps(record)
     text = "\n".join(lines(record))
     assert "tokens/s" in text and "times as long as ours" in text and "kernel launches a layer: ours" in text
+
+
+def test_figures_from_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token of 10 ms, a prompt of half a second; another takes twice as long."""
+    made: list[Any] = []
+    make = decode.make_decoder
+    monkeypatch.setattr(decode, "make_decoder", lambda *given: made.append(given) or make(*given))
+    monkeypatch.setattr(decode, "_launches", lambda *_: {})
+    monkeypatch.setattr(decode, "_turns", lambda *_: {"ours": (0.01, 0.5), "stock": (0.02, 0.25)})
+    record = measure(DecodeOptions(backend="cpu", threads=1, **SHORT))
+    assert record["results"]["ours"] == {"decode_tps": 100.0, "decode_ms": 10.0, "prefill_tps": 12.0}
+    assert record["results"]["stock"] == {"decode_tps": 50.0, "decode_ms": 20.0, "prefill_tps": 24.0}
+    assert record["ratios"] == {"stock": 2.0}
+    assert made[0][0] == "cpu" and made[0][3] == 1
+    told = "\n".join(lines(record))
+    assert "ours       100.0 tokens/s (10.000 ms)   prefill        12 tokens/s" in told and "2.00 times as long" in told
+
+
+def test_the_first_turn_warms_up_and_medians_count() -> None:
+    class Clock:
+        def __init__(self) -> None:
+            self.prompts, self.tokens = iter((900, 3, 1, 2)), iter((900, 6, 4, 5))
+
+        def prefill(self, tokens: list[int]) -> float:
+            assert tokens == [0, 1, 2, 0]
+            return next(self.prompts)
+
+        def decode(self, count: int) -> float:
+            assert count == 7
+            return next(self.tokens)
+
+    options = DecodeOptions(prompt=4, tokens=7, repeats=3)
+    assert decode._turns({"a": Clock(), "b": Clock()}, options, 3) == {"a": (5, 2), "b": (5, 2)}
+
+
+def test_a_steps_time_is_of_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    contender = StepContender(NumpyDecoder(random_weights(tiny_config())))
+    monkeypatch.setattr(decode, "time", SimpleNamespace(perf_counter=count(0, 8).__next__))
+    assert contender.prefill([1, 2, 3]) == 8 and contender.decode(4) == 2
+
+
+def test_options_change_the_model() -> None:
+    small, wide = (decode.subject_weights(DecodeOptions(head_bits=bits, **SHORT)) for bits in (8, 16))
+    assert small.config.num_hidden_layers == 1 and small.nbytes < wide.nbytes
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,9 +16,13 @@ import numpy as np
 import pytest
 
 from bitnet_mlx.bench import regression
-from bitnet_mlx.bench.regression import compare, summary
+from bitnet_mlx.bench.decode import DecodeOptions
+from bitnet_mlx.bench.delays import Taken
+from bitnet_mlx.bench.regression import Suite, compare, summary
+from bitnet_mlx.bench.stamp import append
 from bitnet_mlx.cli.main import main
 from bitnet_mlx.models.decoder_cpu import CpuDecoder
+from tests.support.random_model import random_weights, tiny_config
 
 RUNS = [json.loads(line) for line in (Path(__file__).parent / "data" / "same_code.jsonl").read_text().splitlines()]
 FLAGS = ["--layers", "1", "--prompt", "4", "--tokens", "2", "--backend", "cpu"]
@@ -115,6 +119,36 @@ def test_a_slow_kernel_exits_1_and_the_same_code_0(
     assert main(["bench", "regression", *FLAGS, "--compare", baseline]) == 1
     shown = capsys.readouterr().out
     assert "REGRESSED: " in shown and "of the baseline" in shown
+
+
+WORK = (
+    "bench", "backend", "preset", "model", "layers", "head_bits", "dtype", "prompt", "tokens", "machine", "processor", "cores",
+    "threads", "device_name",
+)  # fmt: skip
+
+
+def test_the_last_record_of_the_same_work_is_the_baseline(tmp_path: Path) -> None:
+    """A record of other work, or of another machine, is none, and what differs is told."""
+    record = {**dict.fromkeys(WORK, 1), "metrics": {}}
+    path = tmp_path / "records.jsonl"
+    for number in (1, 2):
+        append({**record, "number": number}, path)
+    append({**record, "bench": "decode", "number": 3}, path)
+    assert regression.find_baseline(path, record)["number"] == 2
+    for name in WORK[1:]:
+        with pytest.raises(regression.NoBaselineError, match=f"3 records .*differs in {name} 1 there, 9 here"):
+            regression.find_baseline(path, {**record, name: 9})
+
+
+def test_seconds_are_of_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = Suite(CpuDecoder(random_weights(tiny_config())), DecodeOptions(prompt=4, tokens=2))
+    monkeypatch.setattr(regression, "take", lambda call: Taken(6.0, 3.0, 2.0))
+    monkeypatch.setattr(Suite, "_reference", lambda self: 0.5)
+    monkeypatch.setattr(regression, "SAMPLES", 1)
+    found = suite.samples()
+    assert set(found) == {"prefill", "decode", "decode of 4"}
+    assert found["prefill"] == {"seconds": [6.0], "references": [12.0], "undelayed": [4.0]}
+    assert found["decode"] == found["decode of 4"] == {"seconds": [3.0], "references": [6.0], "undelayed": [2.0]}
 
 
 def test_nothing_to_compare_with_exits_2(

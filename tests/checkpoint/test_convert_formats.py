@@ -116,13 +116,13 @@ def test_stock_mlx_lm_runs_mlx_2bit_as_we_do_without_quantised_activations(
     assert (ours.argmax(-1) == theirs.argmax(-1)).mean() >= 0.99
 
 
-@pytest.mark.parametrize("newer", [False, True])
-def test_mlx_lm_is_told_the_rotary_base_in_the_spelling_that_it_reads(tmp_path: Path, newer: bool) -> None:
+@pytest.mark.parametrize("newer", [False, True, "beside an older one"])
+def test_mlx_lm_is_told_the_rotary_base_in_the_spelling_that_it_reads(tmp_path: Path, newer: bool | str) -> None:
     rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 64}  # fmt: skip
     changes = {"rope_parameters": {**rope, "rope_theta": 70000.0}} if newer else {"rope_scaling": rope}
     wrote = hf_folder.write(tmp_path / "source", "llama", "packed", **WIDE, **changes)
-    if newer:
+    if newer is True:
         del wrote.config["rope_theta"]
         wrote.save()
     convert(wrote.path, tmp_path / "mlx", "mlx-2bit")
@@ -318,6 +318,16 @@ def _float_activations(weights: DecoderWeights) -> None:
         weights.linears[name] = Linear(replace(linear.weight, activation_bits=16))
 
 
+def _two_sizes_of_head(weights: DecoderWeights) -> None:
+    values = np.random.default_rng(0).standard_normal((67, 128)).astype(np.float32)
+    weights.embed_tokens, weights.lm_head = quantize_rows(values, 6), quantize_rows(values, 4)
+
+
+def _one_norm(weights: DecoderWeights) -> None:
+    name, linear = next(iter(weights.linears.items()))
+    weights.linears[name] = replace(linear, norm=np.ones(linear.weight.shape[1], np.float32))
+
+
 REFUSED: dict[str, tuple[str, dict[str, Any], Any, dict[str, Any], str]] = {
     "row scales": ("hf", {"scale": "row"}, None, {}, r"q_proj has a scale for each row; this layout has one"),
     "group scales": ("hf", {"scale": "group"}, None, {}, "a scale for each group of 128 columns"),
@@ -327,6 +337,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any], Any, dict[str, Any], str]] = {
     "head bits": ("hf", {}, None, {"head_bits": 8}, "head_bits is 8; --format hf holds"),
     "bits that no head has": ("mlx-2bit", {}, None, {"head_bits": 5}, r"\[convert\] head_bits is 5; 16, 8, 6 or 4"),
     "a scale below float16": ("mlx-2bit", {}, _tiny_scale, {"dtype": "float16"}, "float16 cannot hold.*float32"),
+    "words2 with heads of two sizes": ("words2", {}, _two_sizes_of_head, {}, r"embedding and head have \[4, 6\] bits"),
+    "words2 with one norm": ("words2", {}, _one_norm, {}, "q_proj has a norm of its own and .* has none"),
+    "mlx-2bit with a norm": ("mlx-2bit", {}, _one_norm, {}, "q_proj has a norm of its own, which mlx-lm"),
+    "hf-float with a norm": ("hf-float", {}, _one_norm, {}, "q_proj has a norm of its own, which transformers"),
     "words2 with a ternary head alone": ("words2", {}, _ternary_head, {}, "ternary"),
 }
 

@@ -19,7 +19,7 @@ from bitnet_mlx.ternary import TernaryTensor, ternarize
 from tests.golden import by_hand, recipe, store
 from tests.golden.cases import CASES
 from tests.support import hf_folder
-from tests.support.same_weights import assert_same
+from tests.support.same_weights import arrays, assert_same
 
 STORAGES = ("packed", "inverse", "online")
 
@@ -83,6 +83,21 @@ def test_a_master_tensor_of_many_blocks_and_of_ties(tmp_path: Path, dtype: mx.Dt
     found = ternary(read_weights(tmp_path), "model.layers.0.mlp.up_proj")
     assert found.scale == 1
     assert np.array_equal(words2.unpack(found.words, 64), np.tile([0, 0, 1, -1] * 16, (8200, 1)))
+
+
+def test_what_lies_at_odd_offsets_is_aligned_when_it_is_read(tmp_path: Path) -> None:
+    """The format lets a header have any length."""
+    wrote = hf_folder.write(tmp_path, storage="inverse", scale_dtype=mx.float32)
+    before = {name: np.array(array) for name, array in arrays(read_weights(tmp_path)).items()}
+    file = tmp_path / "model.safetensors"
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    odd = 1 + length % 2  # so that the values begin at an odd byte
+    file.unlink()
+    file.write_bytes((length + odd).to_bytes(8, "little") + data[8 : 8 + length] + b" " * odd + data[8 + length :])
+    found = arrays(read_weights(wrote.path))
+    assert all(array.flags.aligned for array in found.values())
+    assert all(np.array_equal(found[name], array) for name, array in before.items())
 
 
 @pytest.mark.parametrize("storage", [*STORAGES, "dense"])

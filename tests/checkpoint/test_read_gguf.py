@@ -11,7 +11,9 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from gguf import quants
 
+from bitnet_mlx.checkpoint.read import open_weights, read_weights
 from bitnet_mlx.checkpoint.read_gguf import read_gguf
+from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.formats import words2
 from bitnet_mlx.formats.dense import DenseRows, GroupedRows
 from bitnet_mlx.models.config import DecoderConfig
@@ -178,6 +180,15 @@ def test_a_factor_beside_a_matrix_is_part_of_its_scale(tmp_path: Path) -> None:
     assert isinstance(up, TernaryTensor)
     up.scale[...] *= np.float32(0.25)
     assert_same(read_gguf(gguf_models.write(tmp_path / "a.gguf", keys, content)), expected)
+
+
+def test_options_of_folders_are_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, model("llama"), "llama", "I2_S")
+    with pytest.raises(ConfigError, match="ternarize was given, and .* is a GGUF file; it is for folders"):
+        read_weights(path, ternarize=True)
+    for options in ({"keep": ("model.layers.0.mlp.up_proj",)}, {"floats": True}):
+        with pytest.raises(ConfigError, match="linears are made ternary, or kept, from folders alone"):
+            open_weights(path, **options)
 
 
 def test_progress_reaches_the_end(tmp_path: Path) -> None:

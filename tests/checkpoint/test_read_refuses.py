@@ -80,6 +80,8 @@ WRONG: dict[str, tuple[str, Change, str]] = {
     "NaN dense": ("dense", spoil(f"{UP}.weight", float("-inf")), f"'{UP}.weight' holds NaN or infinity"),
     "packed without a config": ("dense", put(f"{UP}.weight", np.zeros((25, 72)), mx.uint8), r"U8 \[25, 72\]"),
     "floats under autobitlinear": ("packed", put(f"{UP}.weight", np.full((100, 72), 0.5)), "besides -1, 0.*online"),
+    "twos under autobitlinear": ("packed", put(f"{UP}.weight", np.full((100, 72), 2.0)), "besides -1, 0.*online"),
+    "NaN under autobitlinear": ("packed", put(f"{UP}.weight", np.full((100, 72), np.nan)), "besides -1, 0.*online"),
     "floats under bitlinear": ("inverse", put(f"{UP}.weight", np.zeros((100, 72))), "promises packed.*online"),
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ from bitnet_mlx.checkpoint.census import take_census
 from bitnet_mlx.checkpoint.read import read_weights
 from bitnet_mlx.checkpoint.weigh import model_size
 from bitnet_mlx.checkpoint.write import write_native
-from bitnet_mlx.errors import FormatError, UnsupportedModelError
+from bitnet_mlx.errors import ConfigError, FormatError, UnsupportedModelError
 from bitnet_mlx.formats import words2
 from bitnet_mlx.formats.dense import DenseRows
 from bitnet_mlx.models.decoder_numpy import NumpyDecoder
@@ -243,6 +243,18 @@ def test_ternarize_takes_floats_for_master_weights(tmp_path: Path) -> None:
     wrong.config["quantization_config"] = {"quant_method": "bitnet", "modules_to_not_convert": ["lm_head"]}
     wrong.save()
     assert_same(read_weights(online.path), read_weights(wrong.path, ternarize=True))
+    native = write_native(read_weights(online.path), online.config, tmp_path / "native")
+    with pytest.raises(ConfigError, match="ternarize was given and the weights are stored as words2"):
+        read_weights(native, ternarize=True)
+
+
+def test_a_layer_of_zeros_does_not_make_a_float_model_ternary(tmp_path: Path) -> None:
+    wrote = hf_folder.write(tmp_path, "llama", "dense")
+    for name, value in wrote.tensors.items():
+        if name.startswith("model.layers.0.") and value.ndim == 2:
+            wrote.tensors[name] = mx.zeros_like(value)
+    wrote.save()
+    assert all(isinstance(linear.weight, DenseRows) for linear in read_weights(tmp_path).linears.values())
 
 
 def test_the_native_form_keeps_ternary_tables_and_census_counts_them(tmp_path: Path) -> None:
@@ -255,6 +267,9 @@ def test_the_native_form_keeps_ternary_tables_and_census_counts_them(tmp_path: P
         assert (census.info.storage, census.info.activation_bits) == (storage, 16)
         assert census.granularity == ("row", "group of 128") and 0.3 < (census.zeros_share or 0) < 0.37
         assert "ternary" in census.head_storage or storage == "words2"
+    tables = read_weights(native, activations=8)
+    for table in (tables.embed_tokens, tables.lm_head):
+        assert isinstance(table, TernaryTensor) and table.activation_bits == 16  # their inputs are never quantised
 
 
 def test_words_of_mlx_are_ours() -> None:

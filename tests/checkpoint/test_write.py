@@ -20,7 +20,7 @@ from bitnet_mlx.checkpoint.write import write_native
 from bitnet_mlx.errors import ConfigError, FormatError
 from bitnet_mlx.formats.dense import GroupedRows, quantize_rows
 from bitnet_mlx.models.decoder_numpy import NumpyDecoder
-from bitnet_mlx.models.weights import DecoderWeights
+from bitnet_mlx.models.weights import DecoderWeights, Linear
 from bitnet_mlx.ternary import TernaryTensor
 from tests.support import hf_folder
 from tests.support.random_model import random_weights, tiny_config
@@ -49,6 +49,19 @@ def test_every_storage_comes_back_to_the_last_bit(tmp_path: Path, scale: str, he
     again = read_weights(tmp_path / "native")
     assert_same(again, weights)
     assert (again.lm_head is again.embed_tokens) == tied
+
+
+def test_a_group_of_zeros_may_have_the_scale_0(tmp_path: Path) -> None:
+    config = tiny_config(hidden_size=256, model_type="llama", sub_norms=False, hidden_act="silu")
+    weights = random_weights(config, 3, "group", "float32")
+    name = "model.layers.0.self_attn.q_proj"
+    w = weights.linears[name].weight
+    assert isinstance(w, TernaryTensor)
+    words, scale = w.words.copy(), w.scale.copy()
+    words[5, 8:16], scale[5, 1] = 0x55555555, 0
+    weights.linears[name] = Linear(replace(w, words=words, scale=scale))
+    write_native(weights, config_of(weights), tmp_path / "native")
+    assert_same(read_weights(tmp_path / "native"), weights)
 
 
 @pytest.mark.parametrize("storage", ["packed", "inverse", "online"])

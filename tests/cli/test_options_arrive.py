@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from starlette.testclient import TestClient
 
 import bitnet_mlx
 from bitnet_mlx.api import embedded_model
+from bitnet_mlx.calibration.options import CalibrateOptions
 from bitnet_mlx.cli import options
 from bitnet_mlx.cli.main import build_parser, main
 from bitnet_mlx.errors import ConfigError
@@ -71,6 +73,49 @@ def test_a_revision_is_what_is_fetched(line: str, module: str, monkeypatch: pyte
     monkeypatch.setattr(f"bitnet_mlx.{module}.resolve", resolve)
     assert main([*line.split(), "some/model", "--revision", "v1"]) == 2
     assert asked == [("some/model", "v1")]
+
+
+@pytest.mark.parametrize(("mode", "adapter"), [("--train", None), ("--test", Path("ad"))])
+def test_what_lora_asks_of_its_base(mode: str, adapter: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter is trained from the base alone, and tested on the base with it."""
+    asked: list[Any] = []
+
+    def load(path: str, **given: Any) -> None:
+        asked.append((path, given))
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(bitnet_mlx, "load", load, raising=False)
+    line = ["lora", mode, "--model", "some/model", "--data", "d", "--adapter-path", "ad"]
+    assert main([*line, "--backend", "mlx", "--dtype", "bfloat16"]) == 2
+    assert asked == [("some/model", {"backend": "mlx", "dtype": "bfloat16", "adapter_path": adapter})]
+
+
+def test_what_is_asked_of_a_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def calibrate(wanted: CalibrateOptions, _: Any) -> None:
+        asked.append(wanted)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("bitnet_mlx.calibration.calibrate.calibrate", calibrate)
+    own = {"samples": 3, "length": 40, "percentile": 98.5, "ranges_only": True, "output": Path("found.json")}
+    model = {name: value for name, value in MODEL.items() if name not in ("precision", "kv_bits", "adapter_path")}
+    assert main(["calibrate", "--data", "a.txt", "b.txt", "--model", "some/model", *flags({**own, **model})]) == 2
+    [found] = asked
+    assert found.data == (Path("a.txt"), Path("b.txt")) and found.model == "some/model"
+    assert {name: getattr(found, name) for name in own} == own and model.items() <= found.load.items()
+
+
+def test_how_fuse_reads_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def open_weights(path: Path, **given: Any) -> None:
+        asked.append((path, given))
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("bitnet_mlx.train.fuse.open_weights", open_weights)
+    assert main(["fuse", "--ternarize", "--i2s-layout", "64"]) == 2
+    assert asked == [(embedded_model(), {"i2s_layout": "64", "ternarize": True})]
 
 
 def test_what_is_asked_of_a_draft_model(given: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from bitnet_mlx import backends
 from bitnet_mlx.api import embedded_model
 from bitnet_mlx.backends import metal, mlx_device
 from bitnet_mlx.backends.cache_root import VARIABLE
-from bitnet_mlx.backends.kernels.choices import Choices
+from bitnet_mlx.backends.kernels.choices import Choice, Choices
 from bitnet_mlx.backends.kernels.chooser import Measured
 from bitnet_mlx.backends.kernels.ops import KernelOps
 from bitnet_mlx.backends.kernels.tune import Tuner
@@ -102,6 +102,14 @@ def test_a_kernel_that_breaks_after_it_was_chosen_is_found() -> None:
     report = examined(Device(corrupting("")))
     assert not report.ok and not any(p.exact for p in report.products)
     assert not any(kernel.sound for kernel in report.kernels)
+
+
+def test_a_variant_that_is_wrong_is_a_fault_though_another_runs() -> None:
+    chooser = measured(Device())
+    chooser.choices.put("product 3x10 m1 row bfloat16", Choice("matvec(rows=4)", "matvec(rows=2): wrong", fault=True))
+    here = Machine("macOS", "arm64", "Apple M1 Pro")
+    (off,) = KernelDoctor(chooser, here, lambda text: None).switched_off()
+    assert (off.name, off.fault) == ("product 3x10 m1 row bfloat16, some variants", True)
 
 
 def test_a_warning_is_one_plain_line(monkeypatch: pytest.MonkeyPatch) -> None:

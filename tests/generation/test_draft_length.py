@@ -173,3 +173,14 @@ def test_nowhere_to_keep_them_is_no_error(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(cache_root.VARIABLE, str(tmp_path / "file"))
     assert row_times(NumpyDecoder(random_weights(tiny_config(num_hidden_layers=1)))).one > 0
+
+
+def test_a_gain_needs_four_plain_steps_to_be_told() -> None:
+    """Two tokens in half a second against one in a second."""
+    length = DraftLength(None, fixed=2)
+    length.verified(Verification("a", 2, 1, 0.4, 0.1))
+    for _ in range(3):
+        length.plain(1.0)
+        assert length.gain is None
+    length.plain(1.0)
+    assert length.gain == 4.0

@@ -155,6 +155,17 @@ def test_guesses_that_were_not_made_are_learned_from(tokenizer: Tokenizer, monke
         assert report is not None and (report.drafted > 0) == pays and not any(r.from_draft for r in responses[:5])
 
 
+def test_only_a_draft_models_guesses_cost_time(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    free: list[bool] = []
+    monkeypatch.setattr("bitnet_mlx.generation.speculation.DraftLength", lambda *given: free.append(given[2]))
+    decoder = decoder_of(tokenizer)
+    for speculation in (
+        Speculation.by_lookup(decoder, 2), Speculation.by_model(decoder, tokenizer, decoder_of(tokenizer), tokenizer, 2)
+    ):  # fmt: skip
+        speculation.steps(decoder.make_cache(), Sampler(SamplingConfig()), [5, 6], 9)
+    assert free == [True, False]
+
+
 def test_the_end_of_guessing_is_told_once(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -162,7 +173,10 @@ def test_the_end_of_guessing_is_told_once(
     monkeypatch.setattr("bitnet_mlx.generation.speculation.row_times", lambda _: times)
     decoder = decoder_of(tokenizer)
     with caplog.at_level("INFO", "bitnet_mlx"):
-        responses, _ = run(decoder, tokenizer, speculation=Speculation(decoder, Guesses([0] * 60, 10**6)))
+        told, silent = (Speculation(decoder, Guesses([0] * 60, 10**6)) for _ in range(2))
+        responses, _ = run(decoder, tokenizer, speculation=told)
+        silent.tell = False  # as a server has it
+        run(decoder, tokenizer, speculation=silent)
     report = responses[-1].speculation
     assert report is not None and report.off is not None and report.drafted == 0
     assert [r.getMessage() for r in caplog.records] == [f"[speculate] an oracle is off from here on: {report.off}"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -91,3 +93,16 @@ def test_a_cache_shrinks_and_goes_on_with_the_same_numbers() -> None:
     assert shrunk.capacity == 3
     assert shrunk.shrink() == 0
     assert np.array_equal(decoder.step([[4]], [shrunk])[0], decoder.step([[4]], [whole])[0])
+
+
+def test_a_peak_is_told_in_bytes() -> None:
+    """A process whose memory only grows is at its peak: what psutil counts at that moment."""
+    program = (
+        "import numpy as np, psutil\n"
+        "from bitnet_mlx.generation.measure import peak_memory_bytes\n"
+        "held = np.ones(40_000_000)\n"
+        "print(peak_memory_bytes(), psutil.Process().memory_info().rss)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    peak, now = map(int, done.stdout.split())
+    assert now > 320_000_000 and abs(peak - now) < 0.01 * now

@@ -167,6 +167,20 @@ def test_threads_have_scopes_of_their_own() -> None:
     }  # fmt: skip
 
 
+def test_a_scope_may_end_in_another_thread() -> None:
+    """As that of a generator which the collector closes."""
+    tracker = MemoryTracker()
+    opened = tracker.scope("stream")
+    opened.__enter__()
+    thread = threading.Thread(target=opened.__exit__, args=(None, None, None))
+    thread.start()
+    thread.join()
+    assert [scope.name for scope in tracker.scopes] == ["stream"]
+    with tracker.scope("after") as record:
+        pass
+    assert record.name == "after"
+
+
 def test_many_threads_at_once() -> None:
     tracker = MemoryTracker(interval_s=0)
     failed: list[Exception] = []
@@ -212,13 +226,15 @@ def test_a_tick_samples_when_the_interval_has_passed() -> None:
     assert min(steps) >= 0.5
 
 
-def test_a_full_timeline_thins_out_evenly() -> None:
-    timeline = Timeline(1.0, capacity=8)
+@pytest.mark.parametrize("capacity", [7, 8])
+def test_a_full_timeline_thins_out_evenly(capacity: int) -> None:
+    timeline = Timeline(1.0, capacity)
     for second in range(100):
         if timeline.due(float(second)):
             timeline.add(Sample(float(second), second, None, {}, ""))
+            assert timeline.samples[-1].time_s == second, "the newest stays"
     times = [sample.time_s for sample in timeline.samples]
-    assert len(times) <= 8
+    assert len(times) <= capacity
     assert timeline.interval_s == 16.0
     assert times == sorted(times)
     assert max(b - a for a, b in itertools.pairwise(times)) <= 2 * timeline.interval_s

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.profile.plots import COLOURS, DRAWERS, INK, check_path, draw
@@ -82,3 +83,26 @@ def test_what_cannot_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'bitnet-mlx\[plot\]'"):
         check_path("a.png")
+
+
+def test_what_is_drawn_is_what_was_measured() -> None:
+    """Tokens a second, megabytes, running means and shares, read off the pictures' own data."""
+
+    def axes(kind: str, **changes: Any) -> list[Any]:
+        figure = Figure()
+        DRAWERS[kind](figure, {**RECORDS[kind], **changes})
+        return figure.axes
+
+    rows = axes("scaling")[1].lines[0]
+    assert list(rows.get_xdata()) == [1, 8] and list(rows.get_ydata()) == [1.0, 8.0]
+    points = [{"tokens": n, "live_bytes": n * 10**6, "cache_bytes": n * 10**5} for n in (1, 2)]
+    live, held = axes("memory", run=points)[0].lines
+    assert list(live.get_ydata()) == [1.0, 2.0] and list(held.get_ydata()) == [0.1, 0.2]
+    mean = next(line for line in axes("train")[0].lines if line.get_label() == "loss")
+    assert mean.get_ydata()[0] == 9 and mean.get_ydata()[29] == pytest.approx((9 / 29 + 9 / 30) / 2)
+    one = RECORDS["calibration"]["inputs"][0]
+    spread = {**one, "histogram": {**one["histogram"], "first": 32, "counts": [18, 6], "count": 24}}
+    stairs = axes("calibration", inputs=[spread])[1].patches[0].get_data()
+    assert list(stairs.values) == [1.0, 0.0] and list(stairs.edges) == [0.0, 2.0, 4.0], (
+        "bins 32 and 33 lie 31 and 30 from 0"
+    )

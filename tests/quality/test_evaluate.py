@@ -17,6 +17,7 @@ from bitnet_mlx.cli.main import main
 from bitnet_mlx.quality import evaluate
 from bitnet_mlx.quality.linears import sensitivity
 from bitnet_mlx.quality.score import Score, score
+from bitnet_mlx.quality.table import table
 from tests.support import hf_folder, tiny_tokenizers
 from tests.support.random_model import random_weights, tiny_config
 
@@ -77,6 +78,19 @@ def test_windows_are_those_asked_for_and_fit_both_models(
     assert asked[1] == {"backend": "numpy", "dtype": None}, "the teacher runs where the model does"
     assert main(["evaluate", *map(str, flags), "--teacher", str(place / "short"), "--length", "17"]) == 2
     assert "the context holds 16 tokens" in capsys.readouterr().err
+
+
+def test_each_line_of_the_table_shows_its_own_figure() -> None:
+    names = ("perplexity", "bits_per_byte", "nats_per_token", "teacher_perplexity", "teacher_bits_per_byte", "kl")
+    figures = {name: 1.5 + i for i, name in enumerate(names)}
+    about = {"model": "m", "backend": "cpu", "teacher": "t", "tokens": 9, "bytes": 30, "length": 8, "stride": 4}
+    first, *rest = table({**about, **figures, "top1_agreement": 0.25}).splitlines()
+    assert first == "m on cpu against t: 9 tokens, 30 bytes, windows of 8 moved by 4"
+    titles = ("perplexity", "bits a byte", "nats a token", "teacher's perplexity", "teacher's bits a byte",
+              "KL from the teacher, nats a token")  # fmt: skip
+    assert rest == [f"  {t:<34} {1.5 + i:.4f}" for i, t in enumerate(titles)] + [
+        "  best token is the teacher's        25.00%"
+    ]
 
 
 def test_layers_are_ranked_by_the_loss_that_they_cost() -> None:

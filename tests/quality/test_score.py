@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,10 @@ import pytest
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.models.decoder_numpy import NumpyDecoder
 from bitnet_mlx.quality.score import perplexity, score
+from bitnet_mlx.quality.texts import read_text
+from bitnet_mlx.tokenizer import load_tokenizer
 from tests.support.random_model import random_weights, tiny_config
+from tests.support.tiny_tokenizers import byte_level
 
 
 class Always:
@@ -74,3 +78,18 @@ def _probabilities(decoder: NumpyDecoder, ids: np.ndarray) -> np.ndarray:
 def test_a_teacher_of_another_vocabulary_is_refused() -> None:
     with pytest.raises(ConfigError, match="knows 2 tokens, the model 3"):
         score(Always(0.5, 0.25, 0.25), [0, 1], 1, 4, 2, Always(0.5, 0.5))
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_bytes_are_of_the_tokens_that_are_scored(begins: bool, tmp_path: Path) -> None:
+    """All but the first; a token that stands for no text has none."""
+    tokenizer = load_tokenizer(byte_level(tmp_path / "m", bos=begins))
+    text = "naïve café, hello world"
+    (tmp_path / "a.txt").write_text(text, "utf-8")
+    ids = tokenizer.encode(text)
+    for limit, count in ((None, len(ids)), (2, 3)):
+        found = read_text(tmp_path / "a.txt", tokenizer, limit)
+        pieces = [tokenizer.pieces[i] for i in ids[1:count]]
+        assert list(found.ids) == ids[:count] and found.nbytes == sum(len(p) for p in pieces)
+    whole = read_text(tmp_path / "a.txt", tokenizer).nbytes
+    assert whole == len(text.encode()) - (0 if begins else len(tokenizer.pieces[ids[0]]))

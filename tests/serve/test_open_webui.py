@@ -1,5 +1,5 @@
 """What Open WebUI sends to an OpenAI connection, replayed: its requests' paths, headers and fields, written down from its 0.12
-(routers/openai.py, routers/tasks.py, utils/payload.py).
+(routers/openai.py, routers/tasks.py, utils/payload.py, utils/middleware.py).
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from typing import Any
 
 import httpx
 
+from bitnet_mlx.models.decoder_cpu import CpuDecoder
 from bitnet_mlx.serve.app import Options
 from tests.serve.running import model, serving
+from tests.support import tiny_tokenizers as tiny
 
 HEADERS = {"Content-Type": "application/json", "Authorization": "Bearer secret"}
 ENDS = ("length", "stop")
@@ -62,3 +64,42 @@ def test_a_chat_its_title_and_its_continuation(tmp_path: Path) -> None:
         # What it shows to the person is the error's message.
         refused = client.post("/chat/completions", content=json.dumps({**asked, "reasoning_effort": "high"}))
         assert refused.status_code == 400 and "reasoning_effort" in refused.json()["error"]["message"]
+
+
+def test_tools_called_natively(tmp_path: Path) -> None:
+    """It collects a streamed call in the first part of it that comes, and sends that back as it stands, index and all."""
+    decoder, tokenizer = model(tmp_path, tiny.CHAT_TOOLS, max_position_embeddings=1024)
+    tool = {"type": "function", "function": {"name": "get_time", "description": "the time", "strict": True, "parameters": {
+        "type": "object", "properties": {}, "required": []}}}  # fmt: skip
+    blanks = {str(i): -50 for i in (201, 202, 205, 224)}  # they cost time
+    with (
+        serving(CpuDecoder(decoder.weights), tokenizer) as server,
+        httpx.Client(base_url=f"{server.url}/v1", headers=HEADERS, timeout=60) as client,
+    ):
+        messages: list[Any] = [{"role": "user", "content": "what time is it?"}]
+        asked = {"stream": True, "model": "test/model", "tools": [tool], "logit_bias": blanks, "max_tokens": 60}
+        collected: list[dict[str, Any]] = []
+        for chunk in streamed(
+            client, {**asked, "messages": messages, "tool_choice": "required", "parallel_tool_calls": False}
+        ):
+            for part in chunk["choices"][0]["delta"].get("tool_calls") or []:
+                known = next((call for call in collected if call["index"] == part["index"]), None)
+                if known is None:
+                    collected.append(part)
+                else:
+                    known["function"]["arguments"] += part["function"]["arguments"]
+        assert [call["index"] for call in collected] == [0] and json.loads(collected[0]["function"]["arguments"]) == {}
+        for arguments in (collected[0]["function"]["arguments"], ""):
+            collected[0]["function"]["arguments"] = arguments
+            messages[1:] = [{"role": "assistant", "content": "", "tool_calls": collected},
+                            {"role": "tool", "tool_call_id": collected[0]["id"], "content": "noon"}]  # fmt: skip
+            (usage,) = [c["usage"] for c in streamed(client, {**asked, "messages": messages, "max_tokens": 2,
+                        "stream_options": {"include_usage": True}}) if c.get("usage")]  # fmt: skip
+            function = {"name": "get_time", "arguments": {}}
+            history = [
+                messages[0],
+                {"role": "assistant", "content": "", "tool_calls": [{"function": function}]},
+                messages[2],
+            ]
+            ids = tokenizer.apply_chat_template(history, tools=[tool])
+            assert usage["prompt_tokens"] == len(ids)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 import httpx
@@ -14,7 +15,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from bitnet_mlx.generation import SamplingConfig, stream_generate
-from bitnet_mlx.generation.grammar import Grammars
+from bitnet_mlx.generation.grammar import Constraint, Grammars
 from bitnet_mlx.generation.sampling import Sampler
 from bitnet_mlx.models.decoder_cpu import CpuDecoder
 from bitnet_mlx.tokenizer import load_tokenizer
@@ -229,3 +230,10 @@ def test_every_kind_of_vocabulary(tmp_path: Any, make: Any, ends: bool) -> None:
             ids.append(int(rng.choice(allowed)))
             constraint.accept(ids[-1])
         assert obeys(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def test_a_grammar_that_failed_is_not_complete() -> None:
+    """Its text has no end then, but an error."""
+    for failed in (False, True):
+        matcher = SimpleNamespace(is_stopped=lambda: True, is_error=lambda failed=failed: failed)
+        assert Constraint(matcher, 9).complete is not failed

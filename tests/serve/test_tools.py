@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,11 +104,28 @@ def test_the_clients_own_stream_helper(client: openai.OpenAI) -> None:
     """It puts the chunks together and reads the arguments of a strict function by its schema."""
     options = asked(tools=STRICT, tool_choice="required", parallel_tool_calls=False)
     with client.chat.completions.stream(**options) as stream:
-        events = [event.type for event in stream]
+        events = list(stream)
         reply = stream.get_final_completion().choices[0]
     (call,) = reply.message.tool_calls or []
-    assert "tool_calls.function.arguments.done" in events and reply.finish_reason == "tool_calls"
+    pieces = [event.arguments_delta for event in events if event.type == "tool_calls.function.arguments.delta"]
+    assert len(pieces) > 2 and "".join(pieces) == call.function.arguments, "a client shows them as they are written"
+    assert "tool_calls.function.arguments.done" in {event.type for event in events}
+    assert reply.finish_reason == "tool_calls"
     assert call.function.name == "sail" and call.function.parsed_arguments["place"] in ("sea", "port")  # type: ignore[index]
+
+
+def test_a_call_that_is_cut_short(client: openai.OpenAI) -> None:
+    """As OpenAI's: the call as far as it was written, and "length"; the same streamed and whole."""
+    whole = client.chat.completions.create(**asked(tools=STRICT, tool_choice="required", parallel_tool_calls=False))
+    assert whole.usage is not None
+    options = asked(tools=STRICT, tool_choice="required", max_tokens=whole.usage.completion_tokens - 3)
+    reply = client.chat.completions.create(**options, parallel_tool_calls=False).choices[0]
+    (call,) = reply.message.tool_calls or []
+    (all_of_it,) = whole.choices[0].message.tool_calls or []
+    assert reply.finish_reason == "length" and reply.message.content is None
+    assert all_of_it.function.arguments.startswith(call.function.arguments)  # type: ignore[union-attr]
+    streamed = client.chat.completions.create(**options, parallel_tool_calls=False, stream=True)
+    assert summed(streamed) == ("", [(call.function.name, call.function.arguments)], ["length"])  # type: ignore[union-attr]
 
 
 def test_auto_is_free_and_strict_calls_are_right(server: Running, client: openai.OpenAI) -> None:
@@ -192,6 +210,41 @@ def test_what_is_read_does_not_depend_on_how_it_comes(text: str, content: str, c
     made = [call for s in said for call in s.calls]
     assert [call["index"] for call in made] == list(range(calls))
     assert all(call["function"] == {"name": "sail", "arguments": ARGUMENTS} for call in made)
+
+
+LONG = '{"text": "}] \\\\\\" </tool_call> {", "at": [{"x": 1}, 2]}'
+WRITTEN = f'<tool_call>\n{{"name":  "sail",\n"arguments": {LONG} }}</tool_call>'
+CUT = WRITTEN[: WRITTEN.index('"x"')]
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "arguments"),
+    [
+        (f"Well.\n{WRITTEN}\n{WRITTEN}", "Well.", [LONG, LONG]),
+        (f"{WRITTEN} {CUT}", "", [LONG, LONG[: LONG.index('"x"')]]),
+        (WRITTEN[:20], WRITTEN[:20], []),
+    ],
+    ids=["whole", "cut short", "cut before its arguments"],
+)
+@given(cuts=st.lists(st.integers(0, 200), max_size=12))
+def test_what_is_enforced_is_told_as_it_is_written(
+    text: str, content: str, arguments: list[str], cuts: list[int]
+) -> None:
+    """Names first, and no letter of the arguments later than it was written."""
+    reader = CallReader(FORM, TOOLS, enforced=True)
+    ends = [0, *sorted(min(c, len(text)) for c in cuts), len(text)]
+    said = [reader.feed(text[a:b]) for a, b in itertools.pairwise(ends)] + [reader.feed("", last=True)]
+    told: list[dict[str, Any]] = []
+    for part, end in zip(said, [*ends[1:], len(text)], strict=True):
+        for call in part.calls:
+            assert ("name" in call["function"]) == (call["index"] == len(told)) == ("id" in call)
+            told += [{**call["function"], "arguments": ""}] if call["index"] == len(told) else []
+            told[call["index"]]["arguments"] += call["function"]["arguments"]
+        begins = [found.start() for found in re.finditer('{"text"', text)]
+        want = [text[begin:end][: len(whole)] for begin, whole in zip(begins, arguments, strict=False)]
+        assert [call["arguments"] for call in told] == [part for part in want if part]
+    assert "".join(s.content for s in said) == content
+    assert [call["name"] for call in told] == ["sail"] * len(arguments)
 
 
 @pytest.mark.parametrize(

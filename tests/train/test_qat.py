@@ -56,10 +56,10 @@ def test_outputs_and_gradients_are_torchs(blend: float) -> None:
 
 def test_the_teachers_distance_is_torchs() -> None:
     p, q = mx.array(GOLDEN["p"]) * 3, mx.array(GOLDEN["q"]) * 3
-    kl, dq = mx.value_and_grad(lambda q: distance(p, q, 1.7))(q)
+    kl, dq = mx.value_and_grad(lambda q: distance(p, q, 1.7).mean())(q)
     assert kl.item() == pytest.approx(float(GOLDEN["kl"]), rel=1e-5)
     np.testing.assert_allclose(np.array(dq), GOLDEN["kl.dq"], rtol=1e-4, atol=1e-6)
-    assert distance(q, q, 2.0).item() == pytest.approx(0, abs=1e-6)
+    assert distance(q, q, 2.0).mean().item() == pytest.approx(0, abs=1e-6)
 
 
 def test_an_input_is_quantised_once_for_the_linears_that_share_it(
@@ -174,6 +174,20 @@ def test_bfloat16_computes_over_float32_masters(tmp_path: Path) -> None:
         qat(
             options(tmp_path, "bfloat16", iters=2, eval_data=(), dtype="float32", blend="constant", resume=True), silent
         )
+
+
+def test_a_float32_parent_and_its_student_compute_in_the_dtype_that_is_asked_for(tmp_path: Path) -> None:
+    """So nothing lies between them before the blend begins; and the head that is written is the parent's."""
+    run = options(tmp_path, "out", iters=1, eval_data=(), dtype="bfloat16", blend_fraction=1.0)
+    hf_folder.write(tmp_path / "float", "llama", "dense", vocab_size=420, dtype=mx.float32)
+    student = make_student(read_weights(tmp_path / "float"), "bfloat16")
+    assert student.project(mx.zeros((1, 72), mx.bfloat16)).dtype == student.lm_head.weight.dtype == mx.bfloat16
+    qat(run, silent)
+    assert json.loads((run.output / "log.jsonl").read_text())["kl"] == pytest.approx(0, abs=1e-6)
+    heads = [
+        mx.load(str(folder / "model.safetensors"))["lm_head.weight"] for folder in (run.output, tmp_path / "float")
+    ]  # type: ignore[index,call-overload]
+    assert heads[0].dtype == mx.float32 and mx.array_equal(*heads)
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:

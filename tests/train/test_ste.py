@@ -10,8 +10,9 @@ import pytest
 
 from bitnet_mlx.checkpoint.read import read_weights
 from bitnet_mlx.errors import ConfigError
-from bitnet_mlx.formats import words2
+from bitnet_mlx.formats import hf, words2
 from bitnet_mlx.ternary import TernaryTensor
+from bitnet_mlx.train.export import stored
 from bitnet_mlx.train.loop import train
 from bitnet_mlx.train.qat import qat
 from bitnet_mlx.train.ste import KINDS, STE, quantize_weight
@@ -151,3 +152,20 @@ def test_learnt_scales_are_what_train_writes(tmp_path: Path) -> None:
     run = train_options(texts, tmp_path / "out", iters=4, ste="learnable", model=tmp_path / "start", learning_rate=1e-2)
     train(run, silent)
     read_back(run.output, run.output / "checkpoints" / "step-00000004")
+
+
+def test_a_learnt_scale_is_written_with_codes_and_a_bias_that_readers_multiply() -> None:
+    """By hand, and by the reader of packed folders."""
+    w = mx.array(np.array([[0.9, -0.1, 0.4, -2.0], [0.0, 0.26, -0.24, 1.0]] * 2, np.float32))
+    masters = {
+        "a.q_proj.weight": w,
+        "a.q_proj.log_scale": mx.log(mx.array(0.5)),
+        "a.q_proj.bias": mx.array([1.0, 2.0, 3.0, 4.0]),
+    }
+    tensors, quantization = stored({**masters, "norm.weight": mx.ones(4)})
+    t = words2.unpack(hf.to_words2(np.array(tensors["a.q_proj.weight"]), 4), 4)
+    assert t.tolist() == [[1, 0, 1, -1], [0, 1, 0, 1]] * 2
+    scale = np.array(tensors["a.q_proj.weight_scale"])
+    assert scale == pytest.approx([0.5]) and quantization["quantization_mode"] == "offline"
+    np.testing.assert_allclose(scale * np.array(tensors["a.q_proj.bias"]), [1, 2, 3, 4], rtol=1e-6)
+    assert set(tensors) == {"a.q_proj.weight", "a.q_proj.weight_scale", "a.q_proj.bias", "norm.weight"}

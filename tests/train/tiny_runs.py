@@ -13,14 +13,15 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bitnet_mlx.errors import TrainError
 from bitnet_mlx.models.decoder_mlx import MlxModel
 from bitnet_mlx.tokenizer import load_tokenizer
-from bitnet_mlx.train import checkpoint
+from bitnet_mlx.train import checkpoint, pieces
 from bitnet_mlx.train import run as loop
 from bitnet_mlx.train.group import join
 from bitnet_mlx.train.loop import train
@@ -48,6 +49,17 @@ def prepare(folder: Path) -> None:
     (folder / "data" / "train.jsonl").write_text("\n".join(samples))
 
 
+@contextmanager
+def _small_pieces() -> Iterator[None]:
+    """Inside, the losses of a batch are computed in several pieces."""
+    before, pieces.BYTES = pieces.BYTES, 8 << 10
+    try:
+        yield
+    finally:
+        pieces.BYTES = before
+
+
+@_small_pieces()
 def go(command: str, folder: Path, name: str, report: Report, **changes: Any) -> Path:
     """Take a run, or what is left of it, and return its folder."""
     data, output = folder / "data" / "text.txt", folder / name

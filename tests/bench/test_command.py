@@ -1,0 +1,51 @@
+"""What `bench` does with its options and its figures: exit codes, what reaches a measurement, what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bitnet_mlx.bench import matmul, precision, regression
+from bitnet_mlx.bench.comparison import measure as comparison
+from bitnet_mlx.cli import bench
+from bitnet_mlx.cli.main import build_parser, main
+
+
+def code(line: str) -> int:
+    return bench.run(build_parser("bench").parse_args(line.split()))
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_what_is_wrong_exits_1(good: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (matmul, comparison, regression):
+        monkeypatch.setattr(module, "lines", lambda _: ())
+    monkeypatch.setattr(matmul, "measure", lambda *_: {"exact": good})
+    monkeypatch.setattr(comparison, "measure", lambda _: {"equality": {"ok": good}})
+    monkeypatch.setattr(regression, "measure", lambda _: ({}, None))
+    monkeypatch.setattr(regression, "find_baseline", lambda *_: {})
+    monkeypatch.setattr(regression, "compare", lambda *_: {"regressed": [] if good else ["decode"]})
+    for line in ("matmul", "backends", "regression --compare x"):
+        assert code(line) == (0 if good else 1), line
+
+
+def test_what_reaches_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(precision, "lines", lambda _: ())
+    monkeypatch.setattr(precision, "measure", lambda *given, **more: asked.append((given, more)) or {})
+    monkeypatch.setattr(regression, "lines", lambda _: ())
+    monkeypatch.setattr(regression, "measure", lambda options: (asked.append(options) or {}, None))
+    monkeypatch.setattr(matmul, "lines", lambda _: ())
+    monkeypatch.setattr(matmul, "measure", lambda *given: asked.append(given) or {"exact": True})
+    assert code("precision --backend cpu --model m --text t.txt --tokens 3 --repeats 2") == 0
+    assert code("matmul --backend metal --rows 1,8") == 0
+    assert asked == [(("cpu", "m", "t.txt", 3), {"repeats": 2}), ("metal", (1, 8))]
+    assert code("regression --preset 2b4t --model m --layers 2 --head-bits 16 --dtype bfloat16 --threads 3") == 0
+    found = asked[-1]
+    assert (found.preset, found.model, found.layers, found.head_bits, found.dtype) == ("2b4t", "m", 2, 16, "bfloat16")
+    assert (found.threads, found.prompt, found.tokens, found.repeats) == (3, 64, 16, 5)
+
+
+def test_a_comparison_goes_with_regression_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "decode", "--compare", "x.jsonl"]) == 2
+    assert "--compare goes with regression, not with decode" in capsys.readouterr().err
