@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet_mlx.api import load
-from bitnet_mlx.backends import ON_MLX, choose, missing
+from bitnet_mlx.backends import ON_MLX, check_threads, choose, missing
 from bitnet_mlx.bench.stamp import stamp
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.memory import MemoryTracker
@@ -53,17 +53,23 @@ def predict(
     batch: int = 1,
     *,
     machine: Machine | None = None,
+    adapter_path: str | None = None,
     **options: Any,
 ) -> Plan:
     """The plan for a model that lies at `path`. options: head_bits, kv_bits, dtype and threads,
-    as demand takes them, and precision."""
+    as demand takes them, and precision. Raises what the files' headers and the adapter's files give reason for."""
     from bitnet_mlx.checkpoint.weigh import model_size
 
     engine = choose(backend).name
     check_kv_bits(options.get("kv_bits"), engine)
+    check_threads(options.get("threads"), engine)
     use = for_engine(policy(options.pop("precision", None)), engine)[0].replaced(**options)
     options |= {"head_bits": use.head_bits, "kv_bits": use.kv_bits, "dtype": use.dtype}
     found = model_size(path, name)
+    if adapter_path is not None:
+        from bitnet_mlx.checkpoint.adapter import read_parts
+
+        found = found.with_adapter(read_parts(adapter_path, found.config))
     if options.get("dtype") is None:
         options["dtype"] = usual_dtype(found.config, engine)
     if engine == "cpu" and options.get("threads") is None:

@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--head-bits", type=int, choices=HEAD_BITS, help="bits of the output head (default: as in the file)")
     add_precision_arguments(parser)
     add_dtype_argument(parser)
+    add("--adapter-path", metavar="DIR", help="with this adapter (see bitnet-mlx lora)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
     add("--memory", type=float, metavar="GB", help="plan for a machine of so many GB (2^30 bytes) (default: this one)")
     add("--run", action="store_true", help="load and run the model as planned, and hold the prediction against it")
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     folder = embedded_model() if args.model is None else resolve(args.model, args.revision, progress=not args.json)
     machine = None if args.memory is None else Machine(int(args.memory * (1 << 30)))
-    names = ("head_bits", "dtype", "threads", "kv_bits", "precision")
+    names = ("head_bits", "dtype", "threads", "kv_bits", "precision", "adapter_path")
     options = {name: getattr(args, name) for name in names}
     name = args.model or "embedded"
     plan = predict(folder, name, args.backend, args.context, args.batch, machine=machine, **options)

@@ -7,11 +7,12 @@ its counter on the CPU device (five models of 2 to 8 layers, 16 to 512 rows, up 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bitnet_mlx.backends import ON_MLX
+from bitnet_mlx.backends.low_rank import LowRank
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.formats.dense import HEAD_GROUP
 from bitnet_mlx.memory.plan import Demand
@@ -33,7 +34,8 @@ _JOINED = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.g
 @dataclass(frozen=True)
 class MatrixSize:
     """A matrix [n, k]. storage: ternary, grouped, float32, bfloat16 or float16. scale: "tensor", "row" or "group", of a
-    ternary one. bits: of a grouped one. mapped: used where it lies in its file, so loading makes no copy of it.
+    ternary one. bits: of a grouped one. mapped: used where it lies in its file, so loading makes no copy of it. rank: of
+    the adapter beside it, 0 for none; gains: whether that has one for each row (DoRA).
     """
 
     n: int
@@ -44,15 +46,22 @@ class MatrixSize:
     bias: bool = False
     mapped: bool = True
     norm: int = 0
+    rank: int = 0
+    gains: bool = False
 
     @property
     def scales(self) -> int:
         """How many scales a ternary matrix has."""
         return {"tensor": 1, "row": self.n, "group": self.n * (padded(self.k) // GROUP)}[self.scale]
 
+    @property
+    def adapter(self) -> int:
+        """Bytes of A, B and gains."""
+        return 4 * self.rank * (self.n + self.k) + (4 * self.n if self.gains else 0)
+
     def host(self) -> int:
         """Bytes as the reader holds it: DecoderWeights.nbytes."""
-        small = (4 * self.n if self.bias else 0) + 4 * self.norm
+        small = (4 * self.n if self.bias else 0) + 4 * self.norm + self.adapter
         if self.storage == "ternary":
             return self.n * padded(self.k) // 4 + 4 * self.scales + small
         if self.storage == "grouped":
@@ -60,8 +69,9 @@ class MatrixSize:
         return self.n * self.k * _FLOAT_BYTES[self.storage] + small
 
     def cpu(self) -> int:
-        """With the copy that the cpu engine makes of what it cannot use as it is."""
-        return self.host() + (4 * self.n * self.k if self.storage == "float16" else 0)
+        """With the copies that the cpu engine makes of what it cannot use as it is."""
+        copied = 4 * self.n * self.k if self.storage == "float16" else 0
+        return self.host() + copied + low_rank_copies(self.n, self.k, self.rank)
 
     def mlx(self) -> int:
         """As MLX arrays; grouped codes are packed there, and have a bias beside each scale."""
@@ -97,6 +107,19 @@ class ModelSize:
         c = self.config
         return 4 * (c.num_hidden_layers * sum(c.norm_sizes().values()) + c.hidden_size)
 
+    def with_adapter(self, parts: Mapping[str, LowRank]) -> ModelSize:
+        """With an adapter beside the linears; parts: as checkpoint.adapter.read_parts gives them."""
+
+        def beside(name: str, matrix: MatrixSize) -> MatrixSize:
+            part = parts.get(name)
+            return matrix if part is None else replace(matrix, rank=part.rank, gains=part.m is not None)
+
+        layers = [
+            {inner: beside(f"model.layers.{i}.{inner}", matrix) for inner, matrix in layer.items()}
+            for i, layer in enumerate(self.layers)
+        ]
+        return replace(self, layers=layers)
+
     def with_head_bits(self, bits: int | None) -> ModelSize:
         """With embedding and head as read_weights(head_bits=) makes them."""
         if bits not in (8, 6, 4):
@@ -128,17 +151,26 @@ def demand(
     copies = sum(m.host() for m in (*size.linears, *size.tables) if not m.mapped) if on_mlx else 0
     if on_mlx:
         kv = _kv_mlx(size.config, kv_bits or _FLOAT_BYTES[dtype] * 8, engine != "mlx" and kv_bits is None)
-        activations = _activations_mlx(size.config, kv, engine == "mlx", kv_bits is not None)
+        activations = _activations_mlx(size.config, kv, engine == "mlx", kv_bits is not None, *_beside(size))
     else:
         kv = _kv_host(size.config)
-        normed = any(matrix.norm for matrix in size.linears)
+        normed, rank = any(m.norm for m in size.linears), max((m.rank for m in size.linears), default=0)
         count = threads or os.cpu_count() or 1
         activations = (
-            _activations_cpu(size.config, count, normed) if engine == "cpu" else _activations_numpy(size.config)
+            _activations_cpu(size.config, count, normed, rank) if engine == "cpu" else _activations_numpy(size.config)
         )
     longest = size.config.max_position_embeddings
-    measured = engine in ("cpu", "mlx")
+    measured = engine == "cpu" or (engine == "mlx" and not any(m.gains for m in size.linears))
     return Demand(size.name, engine, weights, head, kv, activations, PROCESS[engine], copies, longest, measured)
+
+
+def low_rank_copies(n: int, k: int, rank: int) -> int:
+    """Bytes of the A and B that the cpu engine lays out for itself (cpu_tables.WeightTables)."""
+    if not rank:
+        return 0
+    from bitnet_mlx.models.cpu_tables import lanes
+
+    return 4 * (rank * k + n * lanes(rank))
 
 
 def joined(size: ModelSize) -> int:
@@ -148,7 +180,7 @@ def joined(size: ModelSize) -> int:
         for names in _JOINED:
             parts = [layer[name] for name in names]
             alike = len({(m.scale == "group", m.bias) for m in parts}) == 1
-            if not alike or any(m.storage != "ternary" or m.norm for m in parts):
+            if not alike or any(m.storage != "ternary" or m.norm or m.rank for m in parts):
                 continue
             extra += 4 * sum((m.scales if m.scale == "group" else m.n) + (m.n if m.bias else 0) for m in parts)
     return extra
@@ -191,17 +223,26 @@ def _kv_mlx(config: DecoderConfig, bits: int, recent: bool) -> _Bytes:
     return lambda context, batch: row * (context + more) * batch
 
 
-def _activations_mlx(config: DecoderConfig, kv: _Bytes, scores: bool, widened: bool) -> _Bytes:
+def _beside(size: ModelSize) -> tuple[bool, int]:
+    """Of an adapter, on MLX: whether it is beside the feed-forward's first linears, and bytes of a layer's W where each step
+    widens it for the norms of its rows (DoRA), which is a bound."""
+    wide = [sum(4 * m.n * m.k for m in layer.values() if m.gains) for layer in size.layers]
+    return any(layer[name].rank for layer in size.layers for name in _JOINED[1]), 2 * max(wide, default=0)
+
+
+def _activations_mlx(
+    config: DecoderConfig, kv: _Bytes, scores: bool, widened: bool, beside: bool = False, norms: int = 0
+) -> _Bytes:
     """What the passes of prompts need beside the filled caches, at the pass that needs most.
 
     Floats a row: 8 F + 4 H around the feed-forward; around attention 10 q + 6 kv + 2 H and, where its scores are written
     out (the CPU device), one for each position of each head and a byte of the mask. Where a cache grows, a layer's new
-    array stands beside its old one.
+    array stands beside its old one. An adapter's parts of gate and up come to 4 F more. beside, norms: see _beside.
     """
     c = config
     queries, values = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     base = 4 * (10 * queries + 6 * values + 2 * c.hidden_size)
-    feed_forward = 4 * (8 * c.intermediate_size + 4 * c.hidden_size)
+    feed_forward = 4 * ((12 if beside else 8) * c.intermediate_size + 4 * c.hidden_size)
     score = 4 * c.num_attention_heads + 1 if scores else 0
 
     def count(context: int, batch: int) -> int:
@@ -218,7 +259,7 @@ def _activations_mlx(config: DecoderConfig, kv: _Bytes, scores: bool, widened: b
                     wide = max(wide, 4 * 2 * values * at) if widened else 0  # of a small cache, in floats again
                 held = sum(kv(room, 1) for room in rooms if room) - kv(context, batch)
                 most = max(most, held + wide + max(rows * feed_forward, attention + new))
-        return most + _rotary(c, context, 1024) + 4 * batch * c.vocab_size
+        return most + norms + _rotary(c, context, 1024) + 4 * batch * c.vocab_size
 
     return count
 
@@ -227,13 +268,13 @@ def _rotary(config: DecoderConfig, positions: int, step: int) -> int:
     return 4 * config.head_dim * (-(-positions // step) * step)
 
 
-def _activations_cpu(config: DecoderConfig, threads: int, normed: bool) -> _Bytes:
+def _activations_cpu(config: DecoderConfig, threads: int, normed: bool, rank: int) -> _Bytes:
     """The buffers' block as it has grown by the end, the tables of cosines and sines, and the logits."""
 
     def count(context: int, batch: int) -> int:
         from bitnet_mlx.models.cpu_tables import Buffers
 
-        buffers, block, tables = Buffers(config, normed), 0, 0
+        buffers, block, tables = Buffers(config, normed, rank), 0, 0
         for start, end in passes(context):
             if end > tables:
                 tables = max(end, 2 * tables, 256)
@@ -272,10 +313,12 @@ def activations_of(decoder: Decoder) -> _Bytes:
     if decoder.name == "cpu":
         from bitnet_mlx.backends.cpu_jit.threads import get_threads
 
-        linears: Any = model.weights.linears  # type: ignore[attr-defined]
-        return _activations_cpu(config, get_threads(), any(linear.norm is not None for linear in linears.values()))
-    kv_bits: Any = model.kv_bits  # type: ignore[attr-defined]
-    return _activations_mlx(config, kv_of(decoder), decoder.name == "mlx", kv_bits is not None)
+        linears: Any = model.weights.linears.values()  # type: ignore[attr-defined]
+        rank = max((linear.adapter.rank for linear in linears if linear.adapter is not None), default=0)
+        return _activations_cpu(config, get_threads(), any(linear.norm is not None for linear in linears), rank)
+    on_mlx: Any = model
+    beside = any("lora_a" in getattr(layer.mlp, name[4:]) for layer in on_mlx.layers for name in _JOINED[1])
+    return _activations_mlx(config, kv_of(decoder), decoder.name == "mlx", on_mlx.kv_bits is not None, beside)
 
 
 def _activations_numpy(config: DecoderConfig) -> _Bytes:

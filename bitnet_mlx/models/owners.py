@@ -9,7 +9,8 @@ import numpy as np
 
 from bitnet_mlx.backends import ON_MLX
 from bitnet_mlx.models.decoder import Decoder
-from bitnet_mlx.models.weights import DecoderWeights, Matrix
+from bitnet_mlx.models.demand import low_rank_copies
+from bitnet_mlx.models.weights import DecoderWeights, Linear, Matrix
 
 
 def parts(decoder: Decoder) -> Callable[[Decoder], dict[str, int]]:
@@ -30,7 +31,7 @@ def holdings(decoder: Decoder) -> dict[str, int]:
     found["weights"] = weights.nbytes - found["head"]
     if decoder.name == "cpu":
         found["head"] += sum(_copied(m) for m in _distinct(weights.embed_tokens, weights.lm_head))
-        found["weights"] += sum(_copied(linear.weight) for linear in weights.linears.values())
+        found["weights"] += sum(_copied(linear.weight) + _laid_out(linear) for linear in weights.linears.values())
         found["activations"] = _working(decoder)
     return found
 
@@ -53,6 +54,11 @@ def _tables(weights: DecoderWeights) -> int:
 def _copied(matrix: Matrix) -> int:
     """Bytes of the float32 copy that the cpu engine makes of float16 rows (cpu_tables.WeightTables)."""
     return 4 * matrix.data.size if getattr(matrix, "dtype", "") == "float16" else 0  # type: ignore[union-attr]
+
+
+def _laid_out(linear: Linear) -> int:
+    """Bytes of an adapter's arrays as the cpu engine lays them out."""
+    return 0 if linear.adapter is None else low_rank_copies(*linear.weight.shape, linear.adapter.rank)
 
 
 def _mlx(model: Any) -> dict[str, int]:

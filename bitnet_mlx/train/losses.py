@@ -152,7 +152,7 @@ def output_losses(
 
 
 def token_losses(head: Head, ready: mx.array, targets: mx.array) -> mx.array:
-    """Cross entropy in nats of each target [B, L], float32 [B, L]; it has no gradient. ready: see `output_losses`."""
+    """Cross entropy in nats of each target [B, L], float32 [B, L], for evaluation. ready: see `output_losses`."""
     logits = head.fixed(ready.dtype)
 
     def loss(x: mx.array, targets: mx.array) -> list[mx.array]:

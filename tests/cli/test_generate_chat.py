@@ -179,7 +179,9 @@ def test_messages_of_several_lines_and_commands(
     assert [m["content"] for m in said[::2]] == ["one \ntwo", "\n three\n\n/clear "]
     decoder, _ = given(stdin=f"/load {tmp_path / 'talk.st'}\nhello\n".encode(), template=tiny.CHAT)
     assert main(["chat", "--max-tokens", "3", "--json"]) == 0
-    record = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    record, held = json.loads(out), len(SafetensorsFile(tmp_path / "talk.st").array("tokens"))
+    assert f"talk.st: {len(said)} messages, {held} tokens" in err
     assert len(decoder.fed[0]) < 0.5 * record["turns"][0]["prompt_tokens"], "only what is new is fed"
     again, _ = given(stdin=b"hello\n", template=tiny.CHAT)
     assert main(["chat", "--max-tokens", "3", "--json", "--prompt-cache-file", str(tmp_path / "talk.st")]) == 0

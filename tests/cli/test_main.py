@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -147,3 +148,15 @@ def test_help_explains_every_option_and_tells_each_default_of_a_number_or_a_choi
             assert str(action.default) in text or f"{action.default:g}" in text or "the default" in text, (
                 f"{flag}: {text}"
             )
+
+
+def test_inspect_counts_the_cache_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """A position of the embedded model's cache: 8 layers of 2 heads of 64 numbers, keys and values."""
+    reads = []
+    for context in ("0", "100"):
+        assert cli.main(["inspect", "--json", "--context", context]) == 0
+        reads.append(json.loads(capsys.readouterr().out))
+    assert cli.main(["inspect", "--context", "-1"]) == 2
+    assert "--context is -1; 0 or more is allowed" in capsys.readouterr().err
+    none, some = (found["read_bytes_per_token"] for found in reads)
+    assert some - none == 100 * 8 * 2 * 2 * 64 * reads[0]["kv_bits"] // 8

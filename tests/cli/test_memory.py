@@ -89,13 +89,20 @@ def test_a_small_machine_holds_a_shorter_context(capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--context", "0"], "context is 0"), (["--batch", "0"], "batch is 0"), (["--memory", "-1"], "--memory is -1.0"),
+    [(["--context", "0"], "context is 0"), (["--batch", "0"], "batch is 0"), (["--context", "9" * 20], "1 to 16777216"),
+     (["--batch", "9" * 20], "1 to 4096"), (["--threads", "0", "--backend", "cpu"], "[threads] 0"),
+     (["--threads", "2", "--backend", "numpy"], "only cpu takes"), (["--memory", "-1"], "--memory is -1.0"),
      (["--context", "2000", "--run", "--backend", "cpu"], "takes 1 to 1024"), (["--plot", "a.png"], "give --run as well"),
      (["--run", "--plot", "a.gif"], "ends in .png or .html")],
 )  # fmt: skip
 def test_what_cannot_be(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["memory", *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_adapter_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["memory", "--adapter-path", str(tmp_path)]) == 2
+    assert "no adapter_config.json" in capsys.readouterr().err
 
 
 def test_a_prediction_may_be_off_either_way_by_5_percent() -> None:
@@ -113,3 +120,12 @@ def test_a_prediction_may_be_off_either_way_by_5_percent() -> None:
 def test_the_type_that_a_plan_takes(stored: str, activation: str, engine: str, want: str) -> None:
     """Squared ReLU can pass float16's largest number."""
     assert usual_dtype(tiny_config(dtype=stored, hidden_act=activation), engine) == want
+
+
+@pytest.mark.parametrize(("engine", "code"), [("cpu", 1), ("numpy", 0)])
+def test_only_engines_that_are_counted_exactly_fail_a_run(
+    engine: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bitnet_mlx.bench.memory.run", lambda *_, **__: Measured(1, 1, 1, 1, 4, 0.5, 0, 0))
+    assert main(["memory", "--context", "8", "--backend", engine, "--run", "--json"]) == code
+    assert record(capsys)["measured_run"]["within"] is False

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 import bitnet_mlx
 from bitnet_mlx.api import embedded_model
+from bitnet_mlx.calibration.options import CalibrateOptions
 from bitnet_mlx.cli import options
 from bitnet_mlx.cli.main import build_parser, main
 from bitnet_mlx.errors import ConfigError
@@ -87,6 +88,22 @@ def test_what_lora_asks_of_its_base(mode: str, adapter: Path | None, monkeypatch
     line = ["lora", mode, "--model", "some/model", "--data", "d", "--adapter-path", "ad"]
     assert main([*line, "--backend", "mlx", "--dtype", "bfloat16"]) == 2
     assert asked == [("some/model", {"backend": "mlx", "dtype": "bfloat16", "adapter_path": adapter})]
+
+
+def test_what_is_asked_of_a_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def calibrate(wanted: CalibrateOptions, _: Any) -> None:
+        asked.append(wanted)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("bitnet_mlx.calibration.calibrate.calibrate", calibrate)
+    own = {"samples": 3, "length": 40, "percentile": 98.5, "ranges_only": True, "output": Path("found.json")}
+    model = {name: value for name, value in MODEL.items() if name not in ("precision", "kv_bits", "adapter_path")}
+    assert main(["calibrate", "--data", "a.txt", "b.txt", "--model", "some/model", *flags({**own, **model})]) == 2
+    [found] = asked
+    assert found.data == (Path("a.txt"), Path("b.txt")) and found.model == "some/model"
+    assert {name: getattr(found, name) for name in own} == own and model.items() <= found.load.items()
 
 
 def test_how_fuse_reads_its_base(monkeypatch: pytest.MonkeyPatch) -> None:

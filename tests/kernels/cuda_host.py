@@ -26,7 +26,7 @@ _EMPTY = ("cooperative_groups.h", "cuda_fp16.h", "cuda_bf16.h")  # their names a
 def run_on_host(launch: Launch, seeds: tuple[int, ...] = (0, 1)) -> list[np.ndarray]:
     """The launch's outputs; AssertionError where the kernel touches memory that is not its own, waits for ever, leaves
     an output unwritten, or gives different results in the orders of `seeds` (a race)."""
-    program = _program(text(launch, instead=(("mma.h", _MMA),)), _main(launch))
+    program = _program(text(launch, instead=(("mma.h", _MMA),)), _call(launch))
     with tempfile.TemporaryDirectory() as folder:
         found = [_run(launch, program, Path(folder), seed) for seed in seeds]
     for other in found[1:]:
@@ -40,7 +40,7 @@ def run_on_host(launch: Launch, seeds: tuple[int, ...] = (0, 1)) -> list[np.ndar
 def _run(launch: Launch, program: Path, folder: Path, seed: int) -> list[np.ndarray]:
     blocks = [-(-g // t) for g, t in zip(launch.grid, launch.threadgroup, strict=True)]
     threads = [min(g, t) for g, t in zip(launch.grid, launch.threadgroup, strict=True)]  # as MLX cuts it
-    numbers = [*blocks, *threads, launch.source.shared_memory, seed]
+    numbers = [*blocks, *threads, launch.source.shared_memory, seed, len(launch.inputs), len(launch.outputs)]
     for i, array in enumerate(map(np.ascontiguousarray, launch.inputs)):
         numbers += [array.nbytes, array.ndim, *array.shape]
         (folder / f"in{i}").write_bytes(array.tobytes())
@@ -66,20 +66,15 @@ def _dtype(dtype: str) -> np.dtype:
     return np.dtype(dtype)
 
 
-def _main(launch: Launch) -> str:
+def _call(launch: Launch) -> str:
     source, arguments = launch.source, []
     for i, (argument, array) in enumerate(zip(source.inputs, launch.inputs, strict=True)):
-        arguments.append(f"(const {TYPES[np.asarray(array).dtype.name]}*)arrays.inputs[{i}]")
+        arguments.append(f"(const {TYPES[np.asarray(array).dtype.name]}*)inputs[{i}]")
         if has_shape(source.body_text(), argument, array):
-            arguments.append(f"arrays.shapes[{i}]")
-    arguments += [f"({TYPES[dtype]}*)arrays.outputs[{i}]" for i, (_, dtype) in enumerate(launch.outputs)]
+            arguments.append(f"shapes[{i}]")
+    arguments += [f"({TYPES[dtype]}*)outputs[{i}]" for i, (_, dtype) in enumerate(launch.outputs)]
     return (
-        '#include "main.h"\n'
-        "int main(int, char** argv) {\n"
-        f"  host::Arrays arrays(argv[1], {len(source.inputs)}, {len(launch.outputs)});\n"
-        f"  host::kernel = [&] {{ mlx::core::cu::{name(launch)}({', '.join(arguments)}); }};\n"
-        "  host::run_grid(arrays.blocks, arrays.shared_bytes);\n"
-        "  arrays.write();\n}\n"
+        f'#include "launch.h"\nvoid host::call_kernel() {{ mlx::core::cu::{name(launch)}({", ".join(arguments)}); }}\n'
     )
 
 
@@ -89,17 +84,29 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="cuda_host_")
 
 
-@lru_cache(maxsize=256)
-def _program(kernel: str, main: str) -> Path:
-    """The compiled program for a text."""
-    assert CLANG is not None
-    folder = Path(_folder().name) / hashlib.sha256((kernel + main).encode()).hexdigest()[:16]
+@lru_cache(maxsize=1)
+def _host() -> Path:
+    """The part that every program has, compiled; beside it the headers that a text names."""
+    root = Path(_folder().name)
     for path, content in (("mlx/backend/cuda/device/utils.cuh", '#include "cuda.h"\n'), *((e, "") for e in _EMPTY)):
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(content, encoding="utf-8")
-    source, program = folder / "kernel.cpp", folder / "kernel"
-    source.write_text(kernel + main, encoding="utf-8")
-    flags = ("-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w", f"-I{folder}", f"-I{HOST}")
-    built = subprocess.run([CLANG, *flags, "-o", program, source], capture_output=True, text=True, check=False)
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(content, encoding="utf-8")
+    _compile("-c", "-o", root / "host.o", HOST / "host.cpp")
+    return root / "host.o"
+
+
+@lru_cache(maxsize=256)
+def _program(kernel: str, call: str) -> Path:
+    """The compiled program for a text."""
+    host = _host()
+    source = host.with_name(f"{hashlib.sha256((kernel + call).encode()).hexdigest()[:16]}.cpp")
+    source.write_text(kernel + call, encoding="utf-8")
+    _compile("-o", source.with_suffix(""), source, host)
+    return source.with_suffix("")
+
+
+def _compile(*arguments: str | Path) -> None:
+    assert CLANG is not None
+    flags = ("-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w", f"-I{_folder().name}", f"-I{HOST}")
+    built = subprocess.run([CLANG, *flags, *arguments], capture_output=True, text=True, check=False)
     assert built.returncode == 0, f"the CUDA text does not compile on the CPU:\n{built.stderr[:4000]}"
-    return program

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from bitnet_mlx.api import embedded_model, make_decoder
 from bitnet_mlx.bench.memory import predict, run
+from bitnet_mlx.checkpoint.adapter import AdapterConfig, read_parts
 from bitnet_mlx.checkpoint.read import read_weights
 from bitnet_mlx.checkpoint.weigh import model_size
 from bitnet_mlx.checkpoint.write import write_native
+from bitnet_mlx.errors import FormatError
 from bitnet_mlx.memory import clear_cache
 from bitnet_mlx.models.config import DecoderConfig
-from bitnet_mlx.models.demand import demand
+from bitnet_mlx.models.demand import demand, joined
 from bitnet_mlx.models.owners import cache_bytes, holdings
 from bitnet_mlx.models.weights import DecoderWeights
 from tests.support import gguf_models, hf_folder
@@ -140,3 +144,48 @@ def test_bytes_of_caches() -> None:
     assert cache_bytes(caches) == 3 * 2 * 2 * 64 * 2 * 18 * 4
     assert isinstance(cache_bytes([]), int)
     assert np.iinfo(np.int64).max > cache_bytes(caches)
+
+
+def an_adapter(folder: Path, kind: str, rank: int = 12, keys: tuple[str, ...] | None = None) -> Path:
+    """Beside the last three layers of the embedded model."""
+    how = AdapterConfig(kind, 3, rank, 2.0, keys=keys)
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(how.record()))
+    shapes = how.tensors(model_size(embedded_model()).config)
+    save_file(
+        {name: np.full(shape, 0.01, np.float32) for name, shape in shapes.items()}, folder / "adapters.safetensors"
+    )
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("engine", ["cpu", "mlx", "numpy"])
+def test_an_adapter_is_predicted(kind: str, engine: str, tmp_path: Path) -> None:
+    folder = str(an_adapter(tmp_path / "adapter", kind))
+    bare = predict(embedded_model(), "embedded", engine, 40)
+    plan = predict(embedded_model(), "embedded", engine, 40, adapter_path=folder)
+    measured = run(plan, embedded_model(), adapter_path=folder)
+    assert (plan.weights, plan.head) == (measured.weights, measured.head)
+    assert plan.weights > bare.weights + 3 * 12 * 4 * 4 * 384
+    assert plan.measured == (engine == "cpu" or (engine, kind) == ("mlx", "lora"))
+    if engine == "cpu":
+        assert measured.total == plan.total
+    elif plan.measured:
+        assert measured.within, measured.error
+    else:
+        assert measured.total < plan.total
+
+
+def test_products_beside_an_adapter_are_not_joined(tmp_path: Path) -> None:
+    folder = an_adapter(tmp_path / "adapter", "lora", keys=("self_attn.k_proj",))
+    size = model_size(embedded_model())
+    found = size.with_adapter(read_parts(folder, size.config))
+    assert joined(size) - joined(found) == 3 * 4 * (384 + 128 + 128)
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
+    folder = an_adapter(tmp_path / "adapter", "lora")
+    made = hf_folder.write(tmp_path / "model", "bitnet", "packed")
+    made.save()
+    with pytest.raises(FormatError, match="of another model"):
+        predict(made.path, "x", "cpu", adapter_path=str(folder))

@@ -54,7 +54,7 @@ def test_medians_shares_and_bandwidth() -> None:
     assert abs(decode["parts_sum_s"] - 0.022) < 1e-12 and abs(decode["parts_over_plain"] - 0.55) < 1e-9
     assert record["prefill"]["launches"] == 70 and record["prefill"]["plain_s"] == 0.12
     json.dumps(record)
-    uneven = profile(25.0, 40.0, 500.0)
+    uneven = replace(made, decode=(token(5, 25.0), token(6, 40.0), token(30, 500.0)))
     assert uneven.token_s == 0.04 and abs(uneven.coverage - 0.55) < 1e-9, "medians, not means"
     text = "\n".join(lines(made))
     assert "a token 40.000 ms" in text and "first token 10.0 ms (1 tokens of prompt)" in text

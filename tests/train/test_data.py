@@ -47,6 +47,9 @@ def test_a_fraction_holds_out_whole_documents(tmp_path: Path) -> None:
     assert (len(train.documents), len(held.documents)) == (9, 3)
     assert not {d.digest for d in train.documents} & {d.digest for d in held.documents}
     assert train.nbytes + held.nbytes == corpus.nbytes
+    for fraction, count in ((0.001, 1), (0.999, 11), (0.0, 0)):  # some on each side, wherever some are wanted
+        train, held = corpus.split(fraction)
+        assert (len(train.documents), len(held.documents)) == (12 - count, count)
 
 
 def test_the_tokenizer_is_the_same_each_time_and_loses_nothing(tmp_path: Path) -> None:
@@ -75,6 +78,18 @@ def test_bytes_are_known_without_the_tokenizers_library(tmp_path: Path) -> None:
     np.save(tmp_path / "held.npy", bpe.encode_documents(tokenizer, texts[-2:]))
     ready = prepare(options(tmp_path / "train.npy", tmp_path / "out", eval_data=(tmp_path / "held.npy",)))
     assert ready.held_out_bytes == sum(len(t.encode()) for t in texts[-2:])
+    with pytest.raises(ConfigError, match="with token ids give --eval-data"):
+        prepare(options(tmp_path / "train.npy", tmp_path / "out", eval_fraction=0.1))
+
+
+def test_a_run_that_goes_on_keeps_its_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, out = write_texts(tmp_path / "texts"), tmp_path / "out"
+    first = prepare(options(texts, out))
+    out.mkdir()
+    first.keep(out)
+    monkeypatch.setattr(bpe, "train_bpe", None)
+    again = prepare(options(texts, out, resume=True, vocab_size=280))
+    assert again.vocab == first.vocab and np.array_equal(again.ids, first.ids)
 
 
 def test_every_pass_reads_every_window_once_in_another_order() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -16,9 +17,13 @@ from bitnet_mlx.checkpoint.read import read_weights
 from bitnet_mlx.errors import BitnetError, ConfigError, FormatError, TrainError
 from bitnet_mlx.models.decoder_numpy import NumpyDecoder
 from bitnet_mlx.quality.bits import total_nats
-from bitnet_mlx.train import checkpoint, evaluate
+from bitnet_mlx.train import checkpoint, evaluate, optimizer, run
 from bitnet_mlx.train.export import pack, read_master
+from bitnet_mlx.train.group import Group
 from bitnet_mlx.train.loop import train
+from bitnet_mlx.train.optimizer import State
+from bitnet_mlx.train.run import Meter, Place
+from bitnet_mlx.train.update import Part, Task, Update
 from tests.train.support import options, silent, write_texts
 
 
@@ -48,6 +53,13 @@ def test_the_loss_falls(trained: tuple[Path, dict[str, Any]]) -> None:
     assert len(entries) == 60 == record["steps"]
     assert np.mean([e["loss"] for e in entries[-5:]]) < 0.6 * entries[0]["loss"]
     assert record["bits_per_byte"] < 3.5
+    assert [e["trained_tokens"] for e in entries] == [2 * 32 * step for step in range(1, 61)]
+    weights = mx.load(str(out / "model.safetensors"))
+    assert record["tokens"] == 60 * 2 * 32 and record["finished"] and record["output"] == str(out)
+    assert record["parameters"] == sum(array.size for array in weights.values())  # type: ignore[union-attr]
+    facts = json.loads((out / "checkpoints" / "step-00000060" / "trainer.json").read_text())
+    assert facts["step"] == 60 and facts["random"] == {"seed": 0, "next_batch": 60}
+    assert facts["trained_tokens"] == record["tokens"] and facts["position"].keys() == {"epoch", "window"}
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-00000050", "step-00000060"]
 
 
@@ -98,8 +110,9 @@ def test_resume_goes_on_to_the_last_bit(data: Path, tmp_path: Path, dtype: str) 
     whole = options(data, tmp_path / "whole", dtype=dtype, save_every=5)
     train(whole, silent)
     parts = replace(whole, output=tmp_path / "parts", max_seconds=0.0)
-    for _ in range(3):  # each stops after one more step
-        train(parts, silent)
+    for number in range(1, 4):  # each stops after one more step
+        record = train(parts, silent)
+        assert record["steps"] == number and not record["finished"]
         parts = replace(parts, resume=True)
     train(replace(parts, max_seconds=None), silent)
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
@@ -184,6 +197,43 @@ def test_training_starts_from_a_model(trained: tuple[Path, dict[str, Any]], data
     assert log(tmp_path / "more")[0]["loss"] < record["loss"] * 1.3
     config, _ = read_master(tmp_path / "more", 64)
     assert config.max_position_embeddings == 64
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_nothing(bad: str, data: Path, tmp_path: Path) -> None:
+    """Nor does any after it, so that the state is that before the failing step whenever it is looked at."""
+    update = Update(Task(options(data, tmp_path), None, dict, lambda _: Part((), 1.0, 1)), Group())
+    state, rates = optimizer.init("adamw", {"w": mx.ones((2, 2))}), optimizer.rates(0, 0.1, 0.0)
+    counts = {"weight": mx.array(1.0), "tokens": mx.array(1.0)}
+
+    def step(loss: float, gradient: float, alive: bool) -> tuple[State, bool]:
+        total = {"gradients": {"w": mx.full((2, 2), gradient)}, "losses": {"loss": mx.array(loss)}, "counts": counts}
+        new, lives, _ = update._applied(state, mx.array(alive), total, rates)
+        return new, bool(lives)
+
+    good, lives = step(1.0, 0.5, True)
+    assert lives and not mx.array_equal(good["parameters"]["w"], state["parameters"]["w"])
+    for loss, gradient, alive in (
+        (float("nan"), 0.5, True) if bad == "loss" else (1.0, float("inf"), True),
+        (1.0, 0.5, False),
+    ):
+        same, lives = step(loss, gradient, alive)
+        assert not lives and all(mx.array_equal(same[part]["w"], state[part]["w"]) for part in state)
+
+
+def test_speed_is_of_the_time_since_the_last_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter((0.0, 2.0, 5.0, 9.0))
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=clock.__next__))
+    meter = Meter(Place(0, {}))
+    values = {"loss": mx.array(1.0), "grad_norm": mx.array(1.0), "tokens": mx.array(60.0)}
+    meter.add(values, {"step": 1})
+    [first], _ = meter.read()
+    meter.restart()  # a checkpoint was written until 5
+    for step in (2, 3):
+        meter.add(values, {"step": step})
+    entries, _ = meter.read()
+    assert first["tokens_per_second"] == 30 and [e["tokens_per_second"] for e in entries] == [30, 30]
+    assert [e["trained_tokens"] for e in (first, *entries)] == [60, 120, 180] and entries[-1]["seconds"] == 9
 
 
 def test_a_loss_that_is_no_number_stops_the_run(data: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.train.data import Windows
 from bitnet_mlx.train.evaluate import master_model
-from bitnet_mlx.train.loop import initial_model, train
+from bitnet_mlx.train.loop import initial_model, read_teacher, train
 from bitnet_mlx.train.prepare import prepare
 from tests.train.support import options, silent, write_texts
 
@@ -63,6 +63,9 @@ def test_another_tokenizer_is_refused(twin: tuple[Path, Path], tmp_path: Path) -
     data, teacher = twin
     with pytest.raises(ConfigError, match="another tokenizer"):
         train(options(data, tmp_path / "other", iters=1, teacher=teacher, vocab_size=280), silent)
+    taught = options(data, tmp_path / "other", teacher=teacher, model=teacher)
+    with pytest.raises(ConfigError, match="logits are 290 wide, the model's 999"):
+        read_teacher(taught, prepare(taught), 999)
 
 
 def test_shares_outside_0_to_1_are_refused(tmp_path: Path) -> None:

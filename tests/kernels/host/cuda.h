@@ -1,8 +1,5 @@
 // CUDA's names for a CPU: enough to run our kernels' CUDA texts there, whole grids, lane by lane.
 #pragma once
-#include <cmath>
-#include <cstdint>
-
 #include "fibers.h"
 
 #define __device__
@@ -33,7 +30,11 @@ struct alignas(4) __half2 {
 };
 typedef __half2 half2;
 typedef __half half;
-using std::fabs;
+inline float fabs(float v) { return __builtin_fabsf(v); }
+inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+extern "C" float exp2f(float);
+extern "C" float fmaxf(float, float);
+extern "C" float rintf(float);
 struct __nv_bfloat16 {
   uint16_t bits;
   __nv_bfloat16() = default;
@@ -53,7 +54,7 @@ struct __nv_bfloat16 {
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float __fsqrt_rn(float a) { return std::sqrt(a); }
+inline float __fsqrt_rn(float a) { return __builtin_sqrtf(a); }
 template <typename V>
 V __ldg(const V* p) { return *p; }
 template <typename V>
