@@ -26,8 +26,8 @@ class Pooling:
 def find_pooling(where: str | Path, asked: str | None, gguf: int | None = None) -> Pooling | None:
     """What --pooling says, else what the model's own files do; None for a model that makes no embeddings.
 
-    where: a folder, whose modules.json is sentence-transformers', or a GGUF file, whose own number is `gguf`. A model that says nothing of a norm is
-    normalised. Raises FormatError for a damaged file.
+    where: a folder, whose modules.json is sentence-transformers', or a GGUF file, whose own number is `gguf`. A model that
+    says nothing of a norm is normalised. Raises FormatError for a damaged file.
     """
     path = Path(where)
     stated = _of_gguf(gguf) if path.is_file() else _of_folder(path)
