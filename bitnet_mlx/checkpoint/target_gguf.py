@@ -177,7 +177,9 @@ class GgufTarget:
     def reopen(self, folder: Path) -> Mapping[str, Linear]:
         model = GgufModel(folder / self.file)
         # Of a model with sub-norms the file knows one family, whatever config.json called it.
-        common.check_config(model.config, replace(self.weights.config, model_type=model.config.model_type))
+        wanted, found = self.weights.config, model.config
+        rope = _in_float32(wanted.rope, found.rope)
+        common.check_config(found, replace(wanted, model_type=found.model_type, rope=rope))
         linears = OnDemand()
         for module in self.weights.linears:
             _, _, layer, name = module.split(".", 3)
@@ -221,6 +223,17 @@ def metadata(c: DecoderConfig, architecture: str, kind: str) -> dict[str, Any]:
         "general.file_type": _FILE_TYPES[kind],
         **{f"{architecture}.{key}": value for key, value in keys.items()},
     }
+
+
+def _in_float32(wanted: RopeConfig, found: RopeConfig) -> RopeConfig:
+    """`wanted` with those numbers of `found` that are the same in float32, which is what the file holds."""
+    pairs = {key: (value, getattr(found, key)) for key, value in vars(wanted).items()}
+    same = {
+        key: b
+        for key, (a, b) in pairs.items()
+        if isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=2**-22)
+    }
+    return replace(wanted, **same)
 
 
 def _rope(rope: RopeConfig) -> dict[str, Any]:

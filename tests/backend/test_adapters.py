@@ -56,6 +56,15 @@ def run(decoder: Any, cuts: tuple[int, ...] = ()) -> np.ndarray:
     return np.concatenate([decoder.step([IDS[a:b]], [cache], "all")[0] for a, b in itertools.pairwise(edges)])
 
 
+def test_a_row_of_zeros_stays_zero_under_dora() -> None:
+    t = np.array([[0] * 8, [1] * 8], np.int8)
+    weight = TernaryTensor(words2.pack(t), np.asarray(1, np.float32), t.shape)
+    a, b, m = np.ones((8, 1), np.float32), np.array([[0, 1]], np.float32), np.array([0, 3], np.float32)
+    part = LowRank(a, b, 1.0, m).for_weight(weight)
+    assert part.gain is not None and part.gain[0] == 0 and part.gain[1] == np.float32(3 / np.sqrt(8 * 4))
+    assert part.nbytes == a.nbytes + b.nbytes + 8  # the gain of two rows
+
+
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_outputs_are_torchs(kind: str) -> None:
     t = GOLDEN["t"]

@@ -115,6 +115,9 @@ def test_biases_are_those_of_the_family() -> None:
 def test_tokens_of_another_vocabulary_are_not_assumed() -> None:
     assert parse_config(config(vocab_size=100)).decoder.eos_token_ids == ()
     assert parse_config(config(vocab_size=100)).decoder.bos_token_id is None
+    first = parse_config(config("bitnet", vocab_size=128000)).decoder  # its tokens are 128000 and 128001
+    second = parse_config(config("bitnet", vocab_size=128001)).decoder
+    assert (first.bos_token_id, second.bos_token_id, second.eos_token_ids) == (None, 128000, ())
     assert parse_config(config(eos_token_id=-1)).decoder.eos_token_ids == ()
     assert parse_config(config(eos_token_id=[None])).decoder.eos_token_ids == ()
 
@@ -158,6 +161,9 @@ REFUSED: dict[str, tuple[dict[str, Any], type[BitnetError], str]] = {
     "kv heads do not divide": ({"num_key_value_heads": 3}, FormatError, "num_key_value_heads is 3"),
     "heads do not divide": ({"num_attention_heads": 3}, FormatError, "num_attention_heads is 3"),
     "odd head_dim": ({"head_dim": 31}, FormatError, "head_dim is 31"),
+    "heads too wide together": (
+        {"num_attention_heads": 2048, "head_dim": 128}, FormatError, "head_dim is 128 with 2048 heads; .*131072 columns"
+    ),
     "zero eps": ({"rms_norm_eps": 0}, FormatError, "rms_norm_eps is 0"),
     "eps beyond floats": ({"rms_norm_eps": 1e301}, FormatError, "rms_norm_eps"),
     "text as flag": ({"tie_word_embeddings": "yes"}, FormatError, "tie_word_embeddings is 'yes'"),
@@ -180,6 +186,9 @@ REFUSED: dict[str, tuple[dict[str, Any], type[BitnetError], str]] = {
         {"rope_scaling": {"rope_type": "llama3", **LLAMA3, "high_freq_factor": 1}}, FormatError, "high_freq_factor is 1"
     ),
     "yarn without factor": ({"rope_scaling": {"type": "yarn"}}, FormatError, "lacks factor"),
+    "yarn on a base of 1": (
+        {"rope_theta": 1, "rope_scaling": {"type": "yarn", **YARN}}, FormatError, "rope_theta is 1.0; yarn needs a base above 1"
+    ),
     "mlx bits": ({"quantization": {"bits": 1, "group_size": 16}}, UnsupportedModelError, "'bits': 1.*supported are"),
     "mlx 7 bits": ({"quantization": {"bits": 7, "group_size": 64}}, UnsupportedModelError, "'bits': 7.*supported are"),
     "mlx groups of 32": (

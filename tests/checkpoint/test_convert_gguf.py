@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import pytest
 from gguf import GGUFReader, quants
 
 from bitnet_mlx import convert
+from bitnet_mlx.checkpoint.convert import make_target
 from bitnet_mlx.checkpoint.folder import TensorTable
 from bitnet_mlx.checkpoint.gguf_writer import GgufPending, GgufStream
 from bitnet_mlx.checkpoint.read import read_weights
+from bitnet_mlx.checkpoint.target_gguf import _in_float32
 from bitnet_mlx.errors import BitnetError, ConfigError, FormatError, UnsupportedModelError
 from bitnet_mlx.formats.dense import GroupedRows
+from bitnet_mlx.models.config import RopeConfig
 from bitnet_mlx.models.decoder_numpy import NumpyDecoder
 from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.tokenizer import load_tokenizer
@@ -117,6 +121,19 @@ def test_rotary_scaling_comes_back(tmp_path: Path, name: str) -> None:
     assert read_weights(tmp_path / "m.gguf").config.rope == read_weights(wrote.path).config.rope
 
 
+def test_the_factor_of_yarns_attention_is_told_as_llama_cpp_reads_it(tmp_path: Path) -> None:
+    """The format multiplies its own 1 + 0.1 ln factor in."""
+    scaling = {**ROPES["yarn"]["rope_scaling"], "attention_factor": 1.25}
+    wrote = source(tmp_path / "hf", rope_scaling=scaling)
+    convert(wrote.path, tmp_path / "m.gguf", "gguf-tq2_0")
+    told = GGUFReader(tmp_path / "m.gguf").fields["llama.rope.scaling.attn_factor"].contents()
+    assert told == pytest.approx(1.25 / (1 + 0.1 * np.log(4)), rel=1e-6)
+    assert read_weights(tmp_path / "m.gguf").config.rope.attention_factor == pytest.approx(1.25, rel=1e-6)
+    wanted = RopeConfig(factor=4.0, attention_factor=1.25)
+    assert _in_float32(wanted, replace(wanted, factor=4.0000001, attention_factor=1.2500001)).factor == 4.0000001
+    assert _in_float32(wanted, replace(wanted, factor=4.00001)) == wanted
+
+
 def test_another_llama3_scaling_is_refused_because_the_file_cannot_tell_it(tmp_path: Path) -> None:
     scaling = {**ROPES["llama3"]["rope_scaling"], "low_freq_factor": 2.0}
     wrote = source(tmp_path / "hf", rope_scaling=scaling)
@@ -188,6 +205,13 @@ def test_a_beginning_that_config_json_alone_states_is_in_the_file(tmp_path: Path
     [
         ("llama", {"intermediate_size": 384}, {}, FormatError, "384 weights; this layout needs a multiple of 256"),
         ("llama", {}, {"head_bits": 6}, ConfigError, "16, 8 or 4"),
+        (
+            "llama",
+            {"rope_scaling": {**ROPES["yarn"]["rope_scaling"], "truncate": False}},
+            {},
+            FormatError,
+            "mscale and truncate of YaRN have no place in GGUF",
+        ),
         ("llama", {"hidden_act": "relu2"}, {}, UnsupportedModelError, "a llama model with relu2 has no architecture"),
         ("llama", {}, {"mlx_path": "folder"}, ConfigError, r"give a name with \.gguf"),
     ],
@@ -236,6 +260,15 @@ def test_a_file_is_replaced_only_with_force(tmp_path: Path) -> None:
     convert(wrote.path, tmp_path / "m.gguf", "gguf-tq2_0", force=True)
     assert (tmp_path / "m.gguf").read_bytes() != before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "m.gguf"]
+
+
+def test_a_bias_in_one_layer_alone_is_refused(tmp_path: Path) -> None:
+    weights = read_weights(source(tmp_path).path)
+    target = make_target(weights, tmp_path, "gguf-tq2_0", None, None)
+    module = "model.layers.1.self_attn.q_proj"
+    linear = replace(weights.linears[module], bias=np.zeros(256, np.float32))
+    with pytest.raises(FormatError, match=f"{module} and the same linear of layer 0 differ in having a bias"):
+        target.linear(module, linear)
 
 
 def test_the_writer_refuses_what_was_not_announced(tmp_path: Path) -> None:

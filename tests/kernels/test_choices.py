@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from bitnet_mlx.backends import mlx_device
 from bitnet_mlx.backends.cache_root import VARIABLE
 from bitnet_mlx.backends.kernels import choices as module
 from bitnet_mlx.backends.kernels.choices import Choice, Choices
@@ -58,6 +59,15 @@ def test_another_chip_version_platform_or_source_starts_anew(monkeypatch: pytest
     assert fresh().get("a") == FAST
     monkeypatch.setattr(module, "kernels_digest", lambda: "other sources")
     assert fresh().get("a") is None
+
+
+def test_a_device_asks_anew_when_its_system_was_updated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's compiler makes the kernels."""
+    paths = set()
+    for system in ("macOS 26.1", "macOS 26.2"):
+        monkeypatch.setattr(mlx_device, "_system", lambda system=system: system)
+        paths.add(mlx_device.choices("metal").path)
+    assert len(paths) == 2
 
 
 def test_the_digest_covers_kernels_and_launches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,7 +169,36 @@ def test_many_rows_where_stock_is_faster_are_a_choice_like_another() -> None:
     assert choice is None or choice.label is None
 
 
-def test_one_wrong_variant_leaves_the_others() -> None:
+def test_slower_is_as_slow_or_slower_and_measured() -> None:
+    assert [tune.slower(ours, 2.0) for ours in (1.9, 2.0, 2.1, None)] == [False, True, True, False]
+    assert not tune.slower(5.0, None)
+
+
+def wrong_for(count: int) -> Callable[[Launch], list[mx.array]]:
+    """A device whose products are wrong for as many rows of activations, or more."""
+
+    def run(launch: Launch) -> list[mx.array]:
+        bad = "ternary" in launch.source.name and launch.outputs[0][0][0] >= count
+        return corrupting("ternary")(launch) if bad else twin(launch)
+
+    return run
+
+
+def test_a_kernel_that_is_wrong_for_a_number_that_was_not_timed_is_off_for_it() -> None:
+    device = Device(wrong_for(3))
+    device.run = lambda launch: wrong_for(3)(launch) if launch.outputs[0][0][0] == 3 else twin(launch)
+    with pytest.warns(KernelWarning, match="product 12x150 m3 row float32 is switched off"):
+        answer(device.ops(), m=3)
+    silent(lambda: answer(device.ops(), m=4))
+
+
+def test_rows_beyond_those_that_numpy_checks_are_held_against_stock_mlx() -> None:
+    device = Device(wrong_for(68))
+    choice = Tuner("metal", device, device.timer).product(Product(12, 150, 512, "row", "float32"))
+    assert choice.label is None and choice.fault and "outputs are wrong" in choice.reason
+
+
+def test_one_wrong_variant_leaves_the_others(caplog: pytest.LogCaptureFixture) -> None:
     """Two rows a simdgroup are wrong on this chip; the fastest of the sound ones runs."""
 
     def run(launch: Launch) -> list[mx.array]:
@@ -181,6 +210,7 @@ def test_one_wrong_variant_leaves_the_others() -> None:
     choice = ops.chooser.choices.get("product 12x150 m2 row float32")  # type: ignore[attr-defined]
     assert choice.fault and "rows=2" in choice.reason and choice.label and "rows=2" not in choice.label
     assert "rows=4" not in choice.label and choice.time == 1.0
+    assert "product 12x150 m2 row float32: matvec(rows=2" in caplog.text
 
 
 def test_the_fastest_variant_is_confirmed_without_a_residual_too() -> None:
