@@ -40,7 +40,7 @@ def opened_once(source: Path) -> Path | GgufFile:
     """
     if is_gguf(source):
         return GgufFile(source)
-    if not (source / "config.json").is_file():
+    if not (checkpoint_folder(source) / "config.json").is_file():
         read_config(source)
     return source
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from pathlib import Path
 
 from bitnet_mlx.cli import options
 
@@ -28,9 +29,10 @@ def run(args: argparse.Namespace) -> int:
     options.check_template(args)
     from bitnet_mlx import load
     from bitnet_mlx.generation import prompt_ids, stream_generate
-    from bitnet_mlx.generation.prompt_cache import Said, save_prompt
+    from bitnet_mlx.generation.prompt_cache import Said, check_place, save_prompt
     from bitnet_mlx.generation.stream import check_context
 
+    check_place(Path(args.prompt_cache_file))
     start = time.perf_counter()
     model, tokenizer = load(args.model, **options.load_arguments(args))
     load_s = time.perf_counter() - start

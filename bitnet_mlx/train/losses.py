@@ -143,7 +143,8 @@ def output_losses(
         if k and said is not None:
             kl = (distance(said(rows["ready"]), logits, temperature) * counts).sum()
         elif k:
-            kl = (kept_distance(*(rows[name] for name in KEPT), logits, temperature) * counts).sum()
+            values, indices, rest = (rows[name] for name in KEPT)
+            kl = (kept_distance(values, indices, rest, logits, temperature) * counts).sum()
         return (1 - k) * entropy + k * kl, entropy, kl
 
     flat = {name: x.flatten(0, 1) for name, x in rows.items()}
