@@ -38,7 +38,7 @@ from bitnet_mlx.train.options import TrainOptions
 from bitnet_mlx.train.prepare import Dataset
 from bitnet_mlx.train.qat_options import QatOptions
 from bitnet_mlx.train.qat_run import Run
-from bitnet_mlx.train.teacher import Teacher
+from bitnet_mlx.train.teacher import Teacher, narrowed
 from bitnet_mlx.train.update import Task, Update
 
 _SIZES = (
@@ -96,7 +96,7 @@ def blended(options: TrainOptions, folder: Path, ids: np.ndarray, blend: float, 
     )  # fmt: skip
     weights = read_weights(folder)
     student = make_student(weights, options.dtype)
-    teacher = Teacher(lambda: MlxModel(weights, options.dtype), asked, ([], None), None)
+    teacher = Teacher(lambda: narrowed(MlxModel(weights, options.dtype)), asked, ([], None), None)
     task = qat.make_job(Run(asked, folder, weights, student, teacher, ids.astype(np.int32), []), Group()).task
     set_blend(student.layers, [blend] * len(student.layers))
     if blend == 0:  # without the quantisers; otherwise the blend is an input of the step

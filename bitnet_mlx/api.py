@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitnet_mlx import memory
-from bitnet_mlx.backends import ON_MLX, choose
+from bitnet_mlx.backends import ON_MLX, check_threads, choose
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.models.precision import check_kv_bits, for_engine, policy
 
@@ -73,8 +73,7 @@ def load(
     from bitnet_mlx.tokenizer import load_tokenizer
 
     _log.debug("[load] backend %s: %s", choice.name, choice.reason)
-    if threads is not None and choice.name != "cpu":
-        raise ConfigError(f"[load] threads was given and the backend is {choice.name}; only cpu takes a number of them")
+    check_threads(threads, choice.name)
     if choice.name not in ON_MLX and dtype not in (None, "float32"):
         raise ConfigError(f"[load] dtype is {dtype} and the backend is {choice.name}, which computes in float32 alone")
     folder = embedded_model() if path_or_repo is None else resolve(path_or_repo, revision)

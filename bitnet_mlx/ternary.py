@@ -84,6 +84,13 @@ class TernaryTensor:
         return t * np.repeat(scale, GROUP, axis=1)[:, : self.shape[1]]
 
 
+def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a @ b of floats, without warnings: Apple's Accelerate, numpy's BLAS on macOS, raises floating-point flags at random,
+    which numpy below 2.3.5 reports as "divide by zero encountered in matmul" (numpy issue 28687)."""
+    with np.errstate(divide="ignore", over="ignore", under="ignore", invalid="ignore"):
+        return a @ b
+
+
 def ternarize(w: np.ndarray) -> tuple[np.ndarray, np.float32]:
     """Absmean ternarisation of a float weight (BitNet b1.58, section 2).
 

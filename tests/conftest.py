@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ _FOLDER = str(Path(sitecustomize.__file__).parent)
 _PATHS = os.environ.get("PYTHONPATH", "").split(os.pathsep)
 os.environ["PYTHONPATH"] = os.pathsep.join([_FOLDER, *(path for path in _PATHS if path not in ("", _FOLDER))])
 _LOCAL = ("127.", "::1", "localhost")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A product in a test may warn on a Mac, where numpy's BLAS raises flags by chance (see bitnet_mlx.ternary.matmul)."""
+    if sys.platform == "darwin":
+        config.addinivalue_line("filterwarnings", "ignore:.* encountered in (matmul|dot|vecdot):RuntimeWarning")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -76,6 +76,16 @@ def choose(name: str = "auto") -> Choice:
     return Choice("numpy", f"no GPU that MLX can use, and no compiled CPU code: {reason}")
 
 
+def check_threads(threads: int | None, backend: str) -> None:
+    """Raises ConfigError for a number of CPU threads that the backend does not take."""
+    if threads is not None and backend != "cpu":
+        raise ConfigError(
+            f"[threads] {threads} were asked for and the backend is {backend}; only cpu takes a number of them"
+        )
+    if threads is not None and threads < 1:
+        raise ConfigError(f"[threads] {threads} were asked for; 1 or more is allowed")
+
+
 def choose_on_mlx(name: str = "auto") -> Choice:
     """The same for what needs MLX modules, such as training: "auto" takes a GPU, else MLX on the CPU.
 

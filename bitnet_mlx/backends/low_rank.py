@@ -11,6 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
+from bitnet_mlx.ternary import matmul
+
 _ROWS = 512  # rows of W widened at a time
 
 
@@ -51,7 +53,7 @@ class LowRank:
 
     def delta(self, rows: slice) -> np.ndarray:
         """scale * (A B)^T of some rows of W: float64 [n, K]."""
-        return np.float64(self.scale) * (self.b[:, rows].astype(np.float64).T @ self.a.astype(np.float64).T)
+        return np.float64(self.scale) * matmul(self.b[:, rows].astype(np.float64).T, self.a.astype(np.float64).T)
 
     def for_weight(self, weight: Rows) -> LowRank:
         """The same with the gain that belongs to the linear's weight. The norms are taken in float64."""

@@ -19,7 +19,7 @@ import numpy as np
 from bitnet_mlx.backends.low_rank import LowRank
 from bitnet_mlx.formats import words2
 from bitnet_mlx.formats.dense import HEAD_GROUP, DenseRows, GroupedRows
-from bitnet_mlx.ternary import GROUP, MIN_SCALE, TernaryTensor, quantize_activations, scale_output
+from bitnet_mlx.ternary import GROUP, MIN_SCALE, TernaryTensor, matmul, quantize_activations, scale_output
 
 LANES = 32
 _F = np.float32
@@ -70,13 +70,14 @@ def accumulate(q: np.ndarray, w: TernaryTensor) -> np.ndarray:
         acc = np.empty((m, n), np.int32)
         for at in range(0, n, _ROWS_AT_ONCE):
             t = words2.unpack(w.words[at : at + _ROWS_AT_ONCE], k).astype(np.float32)
-            acc[:, at : at + _ROWS_AT_ONCE] = x @ t.T  # integers below 2^24: exact in any order
+            acc[:, at : at + _ROWS_AT_ONCE] = matmul(x, t.T)  # integers below 2^24: exact in any order
         return acc
     grouped = np.empty((m, w.groups, n), np.int32)
     for g in range(w.groups):
         columns = slice(g * GROUP, min((g + 1) * GROUP, k))
         words = w.words[:, g * GROUP // 16 : (g + 1) * GROUP // 16]
-        grouped[:, g] = x[:, columns] @ words2.unpack(words, columns.stop - columns.start).astype(np.float32).T
+        t = words2.unpack(words, columns.stop - columns.start).astype(np.float32)
+        grouped[:, g] = matmul(x[:, columns], t.T)
     return grouped
 
 

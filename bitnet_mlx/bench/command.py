@@ -17,6 +17,19 @@ def measured(what: str, asked: Mapping[str, Any]) -> Done:
     return _MEASURES[what](asked)
 
 
+def check_used(what: str, asked: Mapping[str, Any]) -> None:
+    """Raises ConfigError for an option that was given (is not None) and that `what` does not use."""
+    model = ("preset", "model", "layers", "head_bits", "dtype", "prompt", "tokens", "repeats", "threads")
+    used = {
+        "matmul": ("rows",), "precision": ("model", "text", "tokens", "repeats"), "decode": (*model, "against"),
+        "backends": model, "analysis": (*model, "only", "plot"), "regression": (*model, "compare"),
+    }  # fmt: skip
+    others = {name for names in used.values() for name in names} - {"plot", "compare"}
+    wrong = [f"--{name.replace('_', '-')}" for name in sorted(others - {*used[what]}) if asked.get(name) is not None]
+    if wrong:
+        raise ConfigError(f"[bench] {what} does not use {', '.join(wrong)}; leave it out")
+
+
 def keep(record: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Append the record to --record's file and draw --plot's picture. Raises OSError."""
     if asked.get("record"):

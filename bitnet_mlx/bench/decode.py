@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bitnet_mlx import __version__
 from bitnet_mlx.api import make_decoder
-from bitnet_mlx.backends import ON_MLX, choose, missing
+from bitnet_mlx.backends import ON_MLX, check_threads, choose, missing
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.models.config import DecoderConfig
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 AGAINST = ("stock", "bf16")
 PRESETS = ("small", "2b4t")
+_MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def measure(options: DecodeOptions) -> dict[str, Any]:
     """The command's record. Raises ConfigError for options that cannot be, BackendError for a backend that cannot run."""
     check(options)
     choice = choose(options.backend)
+    check_threads(options.threads, choice.name)
     if choice.name not in ON_MLX and (options.against or options.dtype not in (None, "float32")):
         raise ConfigError(f"[bench] the backend is {choice.name}; --against and --dtype need metal, cuda or mlx")
     weights = subject_weights(options)
@@ -111,6 +113,8 @@ def check(options: DecodeOptions) -> None:
     for name, least in (("prompt", 1), ("tokens", 1), ("repeats", 1)):
         if getattr(options, name) < least:
             raise ConfigError(f"[bench] {name} is {getattr(options, name)}; it must be at least {least}")
+    if options.layers is not None and not 1 <= options.layers <= _MOST_LAYERS:
+        raise ConfigError(f"[bench] layers is {options.layers}; 1 to {_MOST_LAYERS} are allowed")
     if options.preset not in PRESETS:
         raise ConfigError(f"[bench] preset is {options.preset!r}; {', '.join(PRESETS)} are known")
     unknown = [name for name in options.against if name not in AGAINST]

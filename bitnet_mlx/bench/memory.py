@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet_mlx.api import load
-from bitnet_mlx.backends import ON_MLX, choose, missing
+from bitnet_mlx.backends import ON_MLX, check_threads, choose, missing
 from bitnet_mlx.bench.stamp import stamp
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.memory import MemoryTracker
@@ -62,6 +62,7 @@ def predict(
 
     engine = choose(backend).name
     check_kv_bits(options.get("kv_bits"), engine)
+    check_threads(options.get("threads"), engine)
     use = for_engine(policy(options.pop("precision", None)), engine)[0].replaced(**options)
     options |= {"head_bits": use.head_bits, "kv_bits": use.kv_bits, "dtype": use.dtype}
     found = model_size(path, name)

@@ -14,7 +14,7 @@ from bitnet_mlx.calibration.histogram import Histogram
 from bitnet_mlx.formats import words2
 from bitnet_mlx.models.weights import DecoderWeights, Linear
 from bitnet_mlx.quality.observed import is_linear
-from bitnet_mlx.ternary import TernaryTensor, quantize_activations, ternarize
+from bitnet_mlx.ternary import TernaryTensor, matmul, quantize_activations, ternarize
 
 _ROWS = 512  # of a weight, widened to float32 at a time
 
@@ -119,6 +119,6 @@ class Twins(UserDict[str, Linear]):
 def plain_product(x: np.ndarray, linear: Linear) -> np.ndarray:
     """float32 x [M, K] times the weight as floats, without a quantiser -> float32 [M, N]."""
     n = linear.weight.shape[0]
-    parts = [x @ linear.weight.rows(slice(at, min(at + _ROWS, n))).T for at in range(0, n, _ROWS)]
+    parts = [matmul(x, linear.weight.rows(slice(at, min(at + _ROWS, n))).T) for at in range(0, n, _ROWS)]
     y = np.concatenate(parts, axis=1)
     return y if linear.bias is None else y + linear.bias

@@ -12,7 +12,7 @@ import numpy as np
 
 from bitnet_mlx.calibration.least_squares import Fitted, check_granularity, codes, fit, grouped, scales_of, spread
 from bitnet_mlx.errors import FormatError
-from bitnet_mlx.ternary import GROUP, ternarize
+from bitnet_mlx.ternary import GROUP, matmul, ternarize
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it
 _ROWS = 512  # of a weight, whose systems of scales are solved at a time
@@ -46,7 +46,7 @@ def objective(w: np.ndarray, h: np.ndarray, fitted: Fitted) -> np.ndarray:
     """e h e^T of each row e of w - t * scale: float64 [N]."""
     t, scale = fitted
     e = w - t * spread(scale, w.shape)
-    return np.einsum("nk,nk->n", e @ h, e)
+    return np.einsum("nk,nk->n", matmul(e, h), e)
 
 
 def compensated(w: np.ndarray, u: np.ndarray, granularity: str) -> Fitted:
@@ -64,7 +64,7 @@ def compensated(w: np.ndarray, u: np.ndarray, granularity: str) -> Fitted:
             t[:, column] = codes(block[:, i], s)
             errors[:, i] = (block[:, i] - t[:, column] * s) / u[column, column]
             block[:, i + 1 :] -= errors[:, i : i + 1] * u[column, column + 1 : stop]
-        w[:, stop:] -= errors @ u[start:stop, stop:]
+        w[:, stop:] -= matmul(errors, u[start:stop, stop:])
         scales.append(s)
     scale = np.stack(scales, axis=1) if fixed is None else fixed.reshape(()) if granularity == "tensor" else fixed
     return t, scale.astype(np.float32)
@@ -75,7 +75,7 @@ def refit(w: np.ndarray, h: np.ndarray, t: np.ndarray, scale: np.ndarray) -> Fit
     positive solution keep theirs."""
     n, k = w.shape
     if scale.ndim == 0:
-        th = t.astype(np.float64) @ h
+        th = matmul(t.astype(np.float64), h)
         power = float((th * t).sum())
         s = float((th * w).sum()) / power if power else 0.0
         return t, np.asarray(s if s > 0 else scale, np.float32)
@@ -85,12 +85,12 @@ def refit(w: np.ndarray, h: np.ndarray, t: np.ndarray, scale: np.ndarray) -> Fit
     new = old.copy()
     for at in range(0, n, _ROWS):
         rows = slice(at, min(at + _ROWS, n))
-        part, wh = t[rows].astype(np.float64), w[rows] @ h
+        part, wh = t[rows].astype(np.float64), matmul(w[rows], h)
         b = np.add.reduceat(part * wh, starts, axis=1)
         a = np.empty((len(part), len(starts), len(starts)))
         for g, start in enumerate(starts):
             columns = slice(start, min(start + width, k))
-            a[:, g] = np.add.reduceat((part[:, columns] @ h[columns]) * part, starts, axis=1)
+            a[:, g] = np.add.reduceat(matmul(part[:, columns], h[columns]) * part, starts, axis=1)
         empty = np.abs(a).sum(axis=2) == 0  # groups of zeros, or of inputs that are always 0
         a[:, np.arange(len(starts)), np.arange(len(starts))] += empty
         b = np.where(empty, old[rows], b)

@@ -17,6 +17,7 @@ from bitnet_mlx.formats.dense import DenseRows
 from bitnet_mlx.models.weights import DecoderWeights, Linear
 from bitnet_mlx.quality.observed import is_linear
 from bitnet_mlx.quality.one_layer import observing_backend, run_layer
+from bitnet_mlx.ternary import matmul
 
 Progress = Callable[[int, int], None]  # layers done, in all
 
@@ -76,7 +77,7 @@ class Grams:
         if x is not self._last[0]:
             self._last = x, name
             wide = x.astype(np.float64)
-            gram = wide.T @ wide
+            gram = matmul(wide.T, wide)
             self._sums[name] = gram if name not in self._sums else self._sums[name] + gram
         self._first[name] = self._last[1]
 

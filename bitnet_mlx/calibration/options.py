@@ -35,6 +35,8 @@ class CalibrateOptions:
         check_percentile(self.percentile)
         if not self.output.absolute().parent.is_dir():
             raise ConfigError(f"[calibrate] --output is {self.output}; its folder must be there: make it")
+        if self.output.exists() and not self.output.is_file():  # renaming would put a file in the place of /dev/null
+            raise ConfigError(f"[calibrate] --output is {self.output}, a folder or a device; give a name for a file")
         for name in ("adapter_path", "kv_bits", "precision"):
             if self.load.get(name):
                 raise ConfigError(f"[calibrate] looks at a model as it is; leave out --{name.replace('_', '-')}")

@@ -24,6 +24,7 @@ from bitnet_mlx.models.weights import DecoderWeights
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
 KINDS = ("lora", "dora")
+_MOST_RANK = 1 << 16
 _SHOWN = 4  # tensors that a message names
 Shape = tuple[int, ...]
 
@@ -46,10 +47,10 @@ class AdapterConfig:
                 f"[adapter] fine_tune_type is {self.fine_tune_type!r}; {', '.join(KINDS)} are allowed: packed weights stay "
                 "as they are (bitnet-mlx qat trains all of a float model's)"
             )
-        if self.rank < 1 or not 0 <= self.dropout < 1 or not np.isfinite(self.scale):
+        if not 1 <= self.rank <= _MOST_RANK or not 0 <= self.dropout < 1 or not np.isfinite(self.scale):
             raise ConfigError(
-                f"[adapter] rank {self.rank}, dropout {self.dropout:g} and scale {self.scale:g}; the rank must be 1 or "
-                "more, the dropout in 0 to 1, the scale a number"
+                f"[adapter] rank {self.rank}, dropout {self.dropout:g} and scale {self.scale:g}; the rank must be 1 to "
+                f"{_MOST_RANK}, the dropout in 0 to 1, the scale a number"
             )
 
     def record(self) -> dict[str, Any]:

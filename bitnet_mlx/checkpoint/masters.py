@@ -11,7 +11,7 @@ import numpy as np
 from bitnet_mlx.checkpoint.folder import TensorTable
 from bitnet_mlx.checkpoint.tensors import FLOATS, as_float32, check_finite, damaged, expect, row_blocks
 from bitnet_mlx.formats import words2
-from bitnet_mlx.ternary import CODES_PER_WORD, MIN_SCALE, TernaryTensor, padded, ternarize
+from bitnet_mlx.ternary import CODES_PER_WORD, MIN_SCALE, TernaryTensor, matmul, padded, ternarize
 
 SAMPLE, SAMPLES = 1 << 16, 4  # weights looked at, and in how many stretches
 
@@ -64,7 +64,7 @@ def _from_16_bits(bits: np.ndarray, dtype: str, shape: tuple[int, int]) -> tuple
     if not np.isfinite(values).all():
         return None
     count = counts[there].astype(np.float64)
-    m = _scale(float(count @ np.abs(values).astype(np.float64)), bits.size)
+    m = _scale(float(matmul(count, np.abs(values).astype(np.float64))), bits.size)
     inverse = np.float32(1) / m
     positive = np.arange(1 << 15, dtype=np.uint16)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -78,7 +78,7 @@ def _from_16_bits(bits: np.ndarray, dtype: str, shape: tuple[int, int]) -> tuple
         words[part] = words2.pack_codes(codes)
     exact = values.astype(np.float64)
     t = np.sign(exact) * (np.abs(values) * inverse > 0.5)
-    return words, m, _error(float(count @ (exact - t * float(m)) ** 2), float(count @ exact**2))
+    return words, m, _error(float(matmul(count, (exact - t * float(m)) ** 2)), float(matmul(count, exact**2)))
 
 
 def _from_float32(array: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.float32, float]:

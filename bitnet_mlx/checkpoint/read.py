@@ -33,8 +33,16 @@ Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 def opened_once(source: Path) -> Path | GgufFile:
-    """A GGUF file opened, for all who read a part of it; any other path as it is. Raises what GgufFile raises."""
-    return GgufFile(source) if is_gguf(source) else source
+    """A GGUF file opened, for all who read a part of it; a folder as it is.
+
+    Raises what GgufFile raises, and FormatError for a folder without config.json: that it is no model is said before what
+    else it lacks.
+    """
+    if is_gguf(source):
+        return GgufFile(source)
+    if not (checkpoint_folder(source) / "config.json").is_file():
+        read_config(source)
+    return source
 
 
 def read_weights(

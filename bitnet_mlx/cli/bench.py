@@ -23,6 +23,7 @@ DEFAULTS = {
     "regression": (64, 16, 5),
 }  # prompt, tokens, repeats
 ANALYSES = ("memory", "regression", "allocation", "optimisation", "devices", "bottleneck", "scaling")
+USUAL = {"rows": (1,), "preset": "small", "head_bits": 8, "against": (), "only": ANALYSES}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,13 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--record", metavar="FILE.jsonl", help="append the record to this file")
     parser.add_argument("--plot", metavar="FILE.png|.html", help="draw scaling or memory (analysis, needs matplotlib)")
     group = parser.add_argument_group("matmul")
-    group.add_argument("--rows", type=numbers, default=(1,), metavar="M,...", help="rows of activations (default: 1)")
+    group.add_argument("--rows", type=numbers, metavar="M,...", help="rows of activations (default: 1)")
     group = parser.add_argument_group("all others")
     add = group.add_argument
-    add("--preset", choices=("small", "2b4t"), default="small", help="shapes of random weights (default: small)")
+    add("--preset", choices=("small", "2b4t"), help="shapes of random weights (default: small)")
     add("--model", metavar="DIR|REPO", help="a real model instead")
     add("--layers", type=int, metavar="N", help="layers of a random model (default: the preset's)")
-    add("--head-bits", type=int, choices=(8, 16), default=8, help="head of a random model (default: 8)")
+    add("--head-bits", type=int, choices=(8, 16), help="head of a random model (default: 8)")
     add_dtype_argument(group)
     add("--prompt", type=int, metavar="N", help="tokens of the prompt (default: 256 for decode, else 64)")
     add("--tokens", type=int, metavar="N", help="tokens to decode behind it (default: 64 for decode, else 16)")
@@ -45,13 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
     group = parser.add_argument_group("decode")
     group.add_argument(
-        "--against", type=names, default=(), metavar="stock,bf16",
+        "--against", type=names, metavar="stock,bf16",
         help="compare with plain MLX of the same shapes: 2-bit (stock) or dense (bf16)",
     )  # fmt: skip
     group = parser.add_argument_group("precision")
     group.add_argument("--text", metavar="FILE", help="the text to score (default: a file of this package)")
     group = parser.add_argument_group("analysis")
-    group.add_argument("--only", type=names, default=ANALYSES, metavar="NAME,...", help=", ".join(ANALYSES))
+    group.add_argument("--only", type=names, metavar="NAME,...", help=f"{', '.join(ANALYSES)} (default: all)")
     group = parser.add_argument_group("regression")
     group.add_argument(
         "--compare", metavar="FILE.jsonl",
@@ -70,8 +71,12 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bitnet_mlx.bench.command import keep, measured
+    from bitnet_mlx.bench.command import check_used, keep, measured
 
+    check_used(args.what, vars(args))
+    for name, usual in USUAL.items():
+        if getattr(args, name) is None:
+            setattr(args, name, usual)
     for name, usual in zip(("prompt", "tokens", "repeats"), DEFAULTS.get(args.what, (256, 64, 5)), strict=True):
         if getattr(args, name) is None:
             setattr(args, name, usual)

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from pathlib import Path
 
 from bitnet_mlx.cli import options
 
@@ -28,14 +29,16 @@ def run(args: argparse.Namespace) -> int:
     options.check_template(args)
     from bitnet_mlx import load
     from bitnet_mlx.generation import prompt_ids, stream_generate
-    from bitnet_mlx.generation.prompt_cache import Said, save_prompt
+    from bitnet_mlx.generation.prompt_cache import Said, check_place, save_prompt
+    from bitnet_mlx.generation.stream import check_context
 
+    check_place(Path(args.prompt_cache_file))
     start = time.perf_counter()
     model, tokenizer = load(args.model, **options.load_arguments(args))
     load_s = time.perf_counter() - start
     ids = prompt_ids(tokenizer, prompt, args.system_prompt, args.ignore_chat_template)
     raw = args.ignore_chat_template or tokenizer.chat_template is None
-    cache = model.make_cache(args.max_kv_size)
+    cache = model.make_cache(check_context(model, args.max_kv_size))
     progress = options.prefill_progress(args.verbose)
     first = next(
         stream_generate(model, tokenizer, ids, 1, max_kv_size=args.max_kv_size, cache=cache, progress=progress)

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 from bitnet_mlx.cli import options
+from bitnet_mlx.errors import ConfigError
+
+_OF_TASKS = ("num_fewshot", "include_path", "apply_chat_template")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +57,9 @@ def run(args: argparse.Namespace) -> int:
 
     names = ("model", "teacher", "length", "stride", "limit", "layers", "sensitivity", "outputs")
     given = {name: getattr(args, name) for name in names}
+    alone = [f"--{name.replace('_', '-')}" for name in _OF_TASKS if getattr(args, name) not in (None, False)]
+    if alone and args.tasks is None:
+        raise ConfigError(f"[evaluate] {', '.join(alone)} without --tasks; give --tasks NAME, or leave it out")
     if args.tasks is not None:
         given["tasks"] = TaskOptions(
             tuple(name for word in args.tasks for name in word.split(",")),

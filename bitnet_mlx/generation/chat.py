@@ -98,17 +98,17 @@ class ChatSession:
         parts: list[str] = []
         generated: list[int] = []
         try:
-            cache = self._matching_cache(ids)
-            self._ids = list(ids)
-            for response in stream_generate(
+            stream = stream_generate(
                 self._decoder,
                 self._tokenizer,
                 ids,
-                cache=cache,
+                cache=self._matching_cache(ids),
                 sampling=self._sampler,
                 progress=progress,
                 **self._options,
-            ):
+            )
+            self._ids = list(ids)  # not where it was refused
+            for response in stream:
                 generated.append(response.token)
                 parts.append(response.text)
                 yield response

@@ -76,6 +76,14 @@ def keep_shared(cache: Any, held: Sequence[int], ids: Sequence[int]) -> int:
     return shared
 
 
+def check_place(path: Path) -> None:
+    """Raises ConfigError where no file can come to lie: renaming would put one in the place of a device, such as /dev/null."""
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"[prompt cache] {path} lies in a folder that is not there; make the folder first")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"[prompt cache] {path} is a folder or a device; give a name for a file")
+
+
 def save_prompt(path: Path | str, decoder: Decoder, cache: Any, ids: Sequence[int], said: Said, model: str) -> int:
     """Write a file, whole or not at all; its size in bytes. model: the name that messages know it by.
 
@@ -84,8 +92,7 @@ def save_prompt(path: Path | str, decoder: Decoder, cache: Any, ids: Sequence[in
     path = Path(path)
     if not cache or not cache.offset:
         raise ConfigError(f"[prompt cache] nothing was said yet; there is nothing to write to {path}")
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(f"[prompt cache] {path} lies in a folder that is not there; make the folder first")
+    check_place(path)
     about = {
         "format": _FORMAT, "model": model, **_belongs_to(decoder), "text": said.text, "messages": said.messages,
         "system_prompt": said.system_prompt, "raw": said.raw,

@@ -13,6 +13,7 @@ GIB = 1 << 30
 _STEP = 64 << 20  # limits are rounded up to this
 _LEAST_RESERVE, _MOST_RESERVE = 2 * GIB, 16 * GIB  # what the system and other programs keep
 _SMALL_MAC = 36 * GIB  # up to here macOS lets a GPU hold two thirds of memory, above it three quarters
+_MOST_CONTEXT, _MOST_BATCH = 1 << 24, 4096  # beyond any model's, and counted pass by pass
 _NEEDED = ("weights", "head", "kv_cache", "activations")
 
 
@@ -154,10 +155,9 @@ def make_plan(demand: Demand, machine: Machine, context: int | None = None, batc
     Raises ConfigError for a context or batch that cannot be.
     """
     context = demand.longest if context is None else context
-    if context < 1:
-        raise ConfigError(f"[memory] context is {context}; it must be at least 1")
-    if batch < 1:
-        raise ConfigError(f"[memory] batch is {batch}; it must be at least 1")
+    for name, value, most in (("context", context, _MOST_CONTEXT), ("batch", batch, _MOST_BATCH)):
+        if not 1 <= value <= most:
+            raise ConfigError(f"[memory] {name} is {value}; 1 to {most} is allowed")
     kv, activations = demand.kv(context, batch), demand.activations(context, batch)
     needed, room = demand.needed(context, batch), budget(machine, demand.engine)
     return Plan(

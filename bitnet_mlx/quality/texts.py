@@ -22,7 +22,7 @@ def read_text(path: Path, tokenizer: Tokenizer, limit: int | None = None) -> Tex
     """One file. limit: score no more than its first tokens. Raises ConfigError or FormatError."""
     try:
         text = path.read_bytes().decode("utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise ConfigError(f"[evaluate] no file {path}; --data takes text files") from None
     except UnicodeDecodeError as error:
         raise FormatError(

@@ -134,7 +134,7 @@ class Answer:
             self._readers[index] = self._kind.calls()
         reader = self._readers[index]
         said = reader.feed(text, last=finish is not None)
-        if finish == "stop" and reader.calls and not self._kind.named:
+        if finish == "stop" and reader.calls and not (reader.cut or self._kind.named):
             finish = "tool_calls"
         return said, finish
 

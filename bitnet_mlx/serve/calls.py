@@ -41,6 +41,7 @@ class CallReader:
         self._held = ""  # the start of a mark or of a call, or blank space that a call may follow
         self._blank = ""  # what stood before the call that is being read
         self.calls = 0
+        self.cut = False  # whether the last of them was cut short by a stop string or its length
 
     def feed(self, text: str, last: bool = False) -> Said:
         """What has become certain. last: no more text will come."""
@@ -60,7 +61,8 @@ class CallReader:
             self._inside, self._held = False, after
             if self._arguments is None:
                 self._call(said, inner, end)
-            self._arguments = None
+            else:
+                self.cut, self._arguments = not self._arguments.ended, None
         self._say_certain(said, last)
         return said
 
@@ -124,12 +126,12 @@ class _Object:
     """A JSON object in a text that comes piece by piece: where it ends."""
 
     def __init__(self) -> None:
-        self._depth, self._quoted, self._escaped, self._ended = 0, False, False, False
+        self._depth, self._quoted, self._escaped, self.ended = 0, False, False, False
 
     def take(self, text: str) -> tuple[str, str]:
         """(what belongs to it, what comes after)."""
         for at, letter in enumerate(text):
-            if self._ended:
+            if self.ended:
                 return text[:at], text[at:]
             if self._quoted:
                 self._quoted = letter != '"' or self._escaped
@@ -140,5 +142,5 @@ class _Object:
                 self._depth += 1
             elif letter in "}]":
                 self._depth -= 1
-                self._ended = not self._depth
+                self.ended = not self._depth
         return text, ""

@@ -16,11 +16,12 @@ NAME = "log.jsonl"
 
 class Log:
     """The log of a run that begins after `done` steps. What an earlier run logged of later steps is taken out: they will
-    be taken again, with the same losses."""
+    be taken again, with the same losses. first: the record of the run's first step, {} where it is still to come."""
 
     def __init__(self, folder: Path, done: int) -> None:
         self.path = folder / NAME
         kept = [entry for entry in read(self.path) if entry["step"] <= done] if done and self.path.exists() else []
+        self.first: dict[str, Any] = kept[0] if kept else {}
         scratch = folder / f".{NAME}.writing"
         with writing(self.path):
             folder.mkdir(parents=True, exist_ok=True)

@@ -143,7 +143,8 @@ def output_losses(
         if k and said is not None:
             kl = (distance(said(rows["ready"]), logits, temperature) * counts).sum()
         elif k:
-            kl = (kept_distance(*(rows[name] for name in KEPT), logits, temperature) * counts).sum()
+            values, indices, rest = (rows[name] for name in KEPT)
+            kl = (kept_distance(values, indices, rest, logits, temperature) * counts).sum()
         return (1 - k) * entropy + k * kl, entropy, kl
 
     flat = {name: x.flatten(0, 1) for name, x in rows.items()}
@@ -152,7 +153,7 @@ def output_losses(
 
 
 def token_losses(head: Head, ready: mx.array, targets: mx.array) -> mx.array:
-    """Cross entropy in nats of each target [B, L], float32 [B, L]; it has no gradient. ready: see `output_losses`."""
+    """Cross entropy in nats of each target [B, L], float32 [B, L], for evaluation. ready: see `output_losses`."""
     logits = head.fixed(ready.dtype)
 
     def loss(x: mx.array, targets: mx.array) -> list[mx.array]:

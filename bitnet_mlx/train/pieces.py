@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from bitnet_mlx.models.decoder_mlx import MlxModel
 
-BYTES = 1 << 27  # of a piece's logits in float32, at most: at 128,256 tokens 261 positions, enough to fill a chip
+BYTES = 1 << 27  # of a piece's logits in float32, at most: 261 positions of 128,256 tokens
 Rows = dict[str, mx.array]  # by name, [positions, ...] each
 Loss = Callable[[mx.array, Rows], tuple[mx.array, ...]]  # of logits [positions, V]: sums, float32 [] each
 

@@ -102,6 +102,7 @@ def run(job: Job, place: Place, group: Group, report: Report) -> Place:
     if group.rank:
         return _run(job, place, group, _nothing)
     with Log(job.folder, place.done) as log:
+        place.first = log.first
 
         def tell(entries: list[dict[str, Any]]) -> None:
             log.add(entries)

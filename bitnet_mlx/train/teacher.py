@@ -17,6 +17,7 @@ from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.models.config import DecoderConfig
 from bitnet_mlx.models.decoder_mlx import MlxModel, model_dtype
 from bitnet_mlx.models.weights import DecoderWeights
+from bitnet_mlx.nn.dense import DenseLinear
 from bitnet_mlx.quality.texts import Text, check_same
 from bitnet_mlx.tokenizer import Tokenizer, load_tokenizer
 from bitnet_mlx.train.insides import Looker
@@ -169,7 +170,16 @@ def read_teacher(
         vocab = theirs.config.vocab_size
         cache = TeacherCache(options.teacher_cache, about, min(options.teacher_top_k, vocab), vocab)
     looked = looked_at(options, weights.config.num_hidden_layers, theirs.config.num_hidden_layers)
-    return Teacher(lambda: MlxModel(theirs, options.dtype), options, looked, cache)
+    return Teacher(lambda: narrowed(MlxModel(theirs, options.dtype)), options, looked, cache)
+
+
+def narrowed(model: MlxModel) -> MlxModel:
+    """The model, whose float32 weights are in the dtype of its activations: so are its products then, and a student's."""
+    for _, module in model.named_modules():
+        if isinstance(module, DenseLinear) and module.weight.dtype == mx.float32:
+            module.weight = module.weight.astype(getattr(mx, model.dtype))
+            mx.eval(module.weight)
+    return model
 
 
 def _check(options: QatOptions, own: DecoderConfig, theirs: DecoderConfig) -> None:

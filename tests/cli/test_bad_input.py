@@ -118,3 +118,34 @@ def test_stdin_that_is_not_utf8() -> None:
     done = subprocess.run(command, input=b"caf\xe9 au lait", capture_output=True, check=False)
     assert done.returncode == 2 and done.stdout == b""
     assert b"not UTF-8" in done.stderr and b"position 3" in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_an_empty_folder_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """That is said before that it has no tokenizer either."""
+    refused(capsys, 1, "has no config.json", "it is empty", arguments=generate(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("cache-prompt --prompt x --prompt-cache-file f --max-kv-size -1 --backend numpy", "max_kv_size is -1"),
+        ("cache-prompt --prompt x --prompt-cache-file /dev/null", "is a folder or a device"),
+        ("cache-prompt --prompt x --prompt-cache-file .", "is a folder or a device"),
+        ("calibrate --data f --output /dev/null", "a folder or a device"),
+        ("evaluate --data . --backend numpy", "no file ."),
+        ("convert --hf-path f --mlx-path out", "f is a file; a folder with config.json"),
+        ("bench decode --layers 0", "layers is 0; 1 to"), ("bench decode --layers 99999999999", "layers is 99999999999"),
+        ("bench decode --threads 2 --backend numpy", "only cpu takes"),
+        ("bench precision --layers 1 --threads 2", "precision does not use --layers, --threads"),
+        ("bench matmul --preset small", "matmul does not use --preset"),
+        ("bench backends --against stock", "backends does not use --against"),
+        ("evaluate --data f --num-fewshot 2", "--num-fewshot without --tasks"),
+        ("evaluate --data f --apply-chat-template", "--apply-chat-template without --tasks"),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_be_or_would_do_nothing(
+    arguments: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "f").write_text("hello")
+    refused(capsys, 2, words, arguments=arguments.split())

@@ -89,7 +89,9 @@ def test_a_small_machine_holds_a_shorter_context(capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--context", "0"], "context is 0"), (["--batch", "0"], "batch is 0"), (["--memory", "-1"], "--memory is -1.0"),
+    [(["--context", "0"], "context is 0"), (["--batch", "0"], "batch is 0"), (["--context", "9" * 20], "1 to 16777216"),
+     (["--batch", "9" * 20], "1 to 4096"), (["--threads", "0", "--backend", "cpu"], "[threads] 0"),
+     (["--threads", "2", "--backend", "numpy"], "only cpu takes"), (["--memory", "-1"], "--memory is -1.0"),
      (["--context", "2000", "--run", "--backend", "cpu"], "takes 1 to 1024"), (["--plot", "a.png"], "give --run as well"),
      (["--run", "--plot", "a.gif"], "ends in .png or .html")],
 )  # fmt: skip

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bitnet_mlx.errors import FormatError
 from bitnet_mlx.formats import words2
-from bitnet_mlx.ternary import TernaryTensor, quantize_activations, scale_output, ternarize
+from bitnet_mlx.ternary import TernaryTensor, matmul, quantize_activations, scale_output, ternarize
 
 
 def test_ternarize_by_hand() -> None:
@@ -120,3 +122,28 @@ def test_rows_are_the_scaled_weights(scale_shape: tuple[int, ...]) -> None:
     else:
         per_weight = np.broadcast_to(np.reshape(scale, (-1, 1)), (3, 200))
     assert np.array_equal(tensor.rows(np.array([2, 0])), (t * per_weight)[[2, 0]])
+
+
+def test_a_product_raises_no_flag_that_a_macs_blas_would_raise_by_chance() -> None:
+    a = np.array([[np.inf, 1e300]])
+    with np.errstate(all="raise"):
+        assert np.isnan(matmul(a, np.array([[0.0], [1e300]]))).all()
+        assert matmul(np.array([[1.0, 2.0]]), np.array([[3.0], [4.0]])).tolist() == [[11.0]]
+
+
+def test_numpys_products_are_all_made_there() -> None:
+    """A module that takes numpy and not MLX has no `a @ b` of its own, but for the file of integers."""
+    package = Path(__file__).parents[2] / "bitnet_mlx"
+    found = set()
+    for path in package.rglob("*.py"):
+        text = path.read_text()
+        tree = ast.parse(text)
+        names = {
+            alias.asname or alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            for alias in node.names
+        }
+        if "np" in names and "mx" not in names and any(isinstance(node, ast.MatMult) for node in ast.walk(tree)):
+            found.add(path.relative_to(package).as_posix())
+    assert found == {"ternary.py", "formats/trits5.py"}

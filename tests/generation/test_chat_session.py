@@ -115,10 +115,10 @@ def test_a_conversation_that_no_longer_fits(raw: bool, tmp_path: Path) -> None:
     decoder, tokenizer = pair(tmp_path)
     session = ChatSession(decoder, tokenizer, max_tokens=4, max_kv_size=60, raw=raw)
     text_of(session, "hello")
-    messages = list(session.messages)
+    messages, held = list(session.messages), session.positions
     with pytest.raises(ConfigError, match="the context holds 60"):
         list(session.reply("hello world " * 40))
-    assert session.messages == messages
+    assert session.messages == messages and session.positions == held
     assert text_of(session, "a")
 
 

@@ -115,17 +115,20 @@ def test_the_clients_own_stream_helper(client: openai.OpenAI) -> None:
 
 
 def test_a_call_that_is_cut_short(client: openai.OpenAI) -> None:
-    """As OpenAI's: the call as far as it was written, and "length"; the same streamed and whole."""
+    """As OpenAI's: the call as far as it was written, and what cut it; the same streamed and whole."""
     whole = client.chat.completions.create(**asked(tools=STRICT, tool_choice="required", parallel_tool_calls=False))
     assert whole.usage is not None
-    options = asked(tools=STRICT, tool_choice="required", max_tokens=whole.usage.completion_tokens - 3)
-    reply = client.chat.completions.create(**options, parallel_tool_calls=False).choices[0]
-    (call,) = reply.message.tool_calls or []
     (all_of_it,) = whole.choices[0].message.tool_calls or []
-    assert reply.finish_reason == "length" and reply.message.content is None
-    assert all_of_it.function.arguments.startswith(call.function.arguments)  # type: ignore[union-attr]
-    streamed = client.chat.completions.create(**options, parallel_tool_calls=False, stream=True)
-    assert summed(streamed) == ("", [(call.function.name, call.function.arguments)], ["length"])  # type: ignore[union-attr]
+    text = all_of_it.function.arguments  # type: ignore[union-attr]
+    for cut, end in (({"max_tokens": whole.usage.completion_tokens - 16}, "length"), ({"stop": text[5:9]}, "stop")):
+        options = {**asked(tools=STRICT, tool_choice="required", parallel_tool_calls=False), **cut}
+        reply = client.chat.completions.create(**options).choices[0]
+        (call,) = reply.message.tool_calls or []
+        part = call.function.arguments  # type: ignore[union-attr]
+        assert (reply.finish_reason, reply.message.content) == (end, None)
+        assert text.startswith(part) and len(part) < len(text) and (end == "length" or part == text[:5])
+        streamed = client.chat.completions.create(**options, stream=True)
+        assert summed(streamed) == ("", [("sail", part)], [end])
 
 
 def test_auto_is_free_and_strict_calls_are_right(server: Running, client: openai.OpenAI) -> None:

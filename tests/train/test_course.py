@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
+from bitnet_mlx.errors import ConfigError
+from bitnet_mlx.train.group import Ranks
 from bitnet_mlx.train.loop_options import LoopOptions
 from bitnet_mlx.train.lora_options import LoraOptions
 from bitnet_mlx.train.options import TrainOptions
@@ -60,3 +64,19 @@ def test_every_option_that_decides_an_update_is_compared(run: LoopOptions) -> No
     for name, value in others.items():
         asked = replace(run, **{name: value}).course()
         assert any(run.course().get(key) != there for key, there in asked.items()), name
+
+
+def test_ranks_that_were_told_different_things_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One byte of a digest that is another tells them apart."""
+    ranks = Ranks(SimpleNamespace(rank=lambda: 0, size=lambda: 3), 9.0)
+    for changed in (None, 1, 2):
+
+        def gather(x: mx.array, changed: int | None = changed) -> mx.array:
+            return mx.stack([x + (mx.arange(32) == 5) if rank == changed else x for rank in range(3)])
+
+        monkeypatch.setattr(ranks, "_gather", gather)
+        if changed is None:
+            ranks.check_same({"iters": 3})
+            continue
+        with pytest.raises(ConfigError, match=f"rank {changed} was given other options or other data than rank 0"):
+            ranks.check_same({"iters": 3})

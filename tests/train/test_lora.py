@@ -131,8 +131,9 @@ def test_stopped_and_resumed_is_the_same_to_the_bit(tokenizer: Any, tmp_path: Pa
         loop.lora(part, MlxModel(weights), tokenizer, stop)
     with pytest.raises(ConfigError, match="give --resume"):
         train(part, tokenizer)
-    _, again = train(replace(part, resume=True), tokenizer)
-    assert again == losses
+    resumed, again = train(replace(part, resume=True), tokenizer)
+    assert again == losses and resumed["loss"] == record["loss"]
+    assert resumed["first_loss"] == record["first_loss"] == losses[0], "the run's, not that of the step after the stop"
     files = [(folder / "adapters.safetensors").read_bytes() for folder in (whole.adapter_path, part.adapter_path)]
     assert files[0] == files[1]
     with pytest.raises(ConfigError, match="learning_rate"):

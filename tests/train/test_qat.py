@@ -170,15 +170,24 @@ def test_bfloat16_computes_over_float32_masters(tmp_path: Path) -> None:
     written = mx.load(str(tmp_path / "bfloat16" / "model.safetensors"))
     masters = written["model.layers.0.mlp.up_proj.weight"]  # type: ignore[index,call-overload]
     assert masters.dtype == mx.float32 and not mx.array_equal(masters, masters.astype(mx.bfloat16).astype(mx.float32))
-    weights = read_weights(tmp_path / "float")
-    embedding = make_student(weights, "bfloat16").model.embed_tokens
-    assert embedding.weight.dtype == mx.bfloat16  # it is the head too; other rows would be multiplied in float32
-    rows = written["model.embed_tokens.weight"]  # type: ignore[index,call-overload]
-    np.testing.assert_array_equal(np.array(rows), weights.embed_tokens.rows(slice(None)))
     with pytest.raises(ConfigError, match="dtype is 'float32', but"):
         qat(
             options(tmp_path, "bfloat16", iters=2, eval_data=(), dtype="float32", blend="constant", resume=True), silent
         )
+
+
+def test_a_float32_parent_and_its_student_compute_in_the_dtype_that_is_asked_for(tmp_path: Path) -> None:
+    """So nothing lies between them before the blend begins; and the head that is written is the parent's."""
+    run = options(tmp_path, "out", iters=1, eval_data=(), dtype="bfloat16", blend_fraction=1.0)
+    hf_folder.write(tmp_path / "float", "llama", "dense", vocab_size=420, dtype=mx.float32)
+    student = make_student(read_weights(tmp_path / "float"), "bfloat16")
+    assert student.project(mx.zeros((1, 72), mx.bfloat16)).dtype == student.lm_head.weight.dtype == mx.bfloat16
+    qat(run, silent)
+    assert json.loads((run.output / "log.jsonl").read_text())["kl"] == pytest.approx(0, abs=1e-6)
+    heads = [
+        mx.load(str(folder / "model.safetensors"))["lm_head.weight"] for folder in (run.output, tmp_path / "float")
+    ]  # type: ignore[index,call-overload]
+    assert heads[0].dtype == mx.float32 and mx.array_equal(*heads)
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:

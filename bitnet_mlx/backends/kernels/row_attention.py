@@ -14,6 +14,7 @@ from bitnet_mlx.backends.kernels.launch import Launch
 from bitnet_mlx.backends.kernels.products import Runner
 from bitnet_mlx.backends.kernels.run import DTYPES
 from bitnet_mlx.backends.mlx_import import mx
+from bitnet_mlx.ternary import matmul
 
 _SHARES = 5  # of a check; a launch has as many as its shapes ask for
 _ROOM = {False: 512, True: 2048}  # positions of a timed call, in one launch or two
@@ -150,10 +151,10 @@ class Data:
         counted = [past[:, :, : lengths[0]], recent[:, :, : lengths[1]], new[:, :, None]]
         keys, rows = np.concatenate(counted, axis=2).astype(np.float64)
         q = turned[:heads].astype(np.float64).reshape(kv_heads, -1, dim)
-        scores = q @ keys.swapaxes(1, 2) / np.sqrt(dim)
+        scores = matmul(q, keys.swapaxes(1, 2)) / np.sqrt(dim)
         weight = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weight /= weight.sum(axis=-1, keepdims=True)
-        out, size = ((weight @ v).reshape(heads, dim) for v in (rows, np.abs(rows)))
+        out, size = (matmul(weight, v).reshape(heads, dim) for v in (rows, np.abs(rows)))
         return cls(qkv, cos, sin, past, recent, lengths, out, size, new)
 
     def arrays(self, dtype: str) -> tuple[mx.array, ...]:
