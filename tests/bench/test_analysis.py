@@ -135,3 +135,17 @@ def test_the_record_its_lines_and_its_picture(tmp_path: Path, capsys: pytest.Cap
 def test_flags_that_cannot_be(flags: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *flags.split()]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_the_first_round_opens_is_no_leak() -> None:
+    for live, verdict in (((0, 10**7, 10**7, 10**7), "flat"), ((0, 10**7, 2 * 10**7, 3 * 10**7), "leaks")):
+        rounds = [{"tokens": 100 * (i + 1), "live_bytes": count} for i, count in enumerate(live)]
+        assert bytes_held.decide_memory({"rounds": rounds}).name == verdict
+
+
+def test_what_runs_at_a_copys_speed_has_nothing_to_give_back() -> None:
+    """The longest part moves its bytes as fast as a copy; the short one moves none."""
+    parts = {"qkv": {"seconds": 6.0, "bytes": 6e9}, "host": {"seconds": 2.0, "bytes": 0}}
+    figures = {"parts": parts, "copy_bandwidth": 1e9}
+    assert time_spent.floors(figures) == {"qkv": 0.0, "host": 0.25}
+    assert time_spent.decide_optimisation(figures)[:2] == (False, "look at host")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bitnet_mlx.bench import matmul, precision, regression
+from bitnet_mlx.bench import matmul, precision, regression, stamp
 from bitnet_mlx.bench.comparison import measure as comparison
 from bitnet_mlx.cli import bench
 from bitnet_mlx.cli.main import build_parser, main
@@ -49,3 +49,8 @@ def test_what_reaches_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_comparison_goes_with_regression_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "decode", "--compare", "x.jsonl"]) == 2
     assert "--compare goes with regression, not with decode" in capsys.readouterr().err
+
+
+def test_a_records_command_tells_nothing_of_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/home/somebody/bin/bitnet-mlx", "bench", "decode"])
+    assert stamp.command() == stamp.stamp("numpy")["command"] == "bitnet-mlx bench decode"

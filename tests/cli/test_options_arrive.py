@@ -207,6 +207,12 @@ def test_a_server_obeys_its_flags(
         ]
         assert said[0].json()["choices"] == said[1].json()["choices"], "OpenAI's newer name of the same role"
         text = {"model": "own/model", "prompt": "hello"}
+        told = client.post(
+            "/v1/completions", json={**text, "stream": True, "stream_options": {"include_usage": True}}
+        ).text
+        *chunks, counts = [json.loads(line[6:]) for line in told.splitlines() if line.startswith("data: {")]
+        assert chunks and all(chunk["usage"] is None for chunk in chunks), "as OpenAI has it where counts are asked for"
+        assert counts["choices"] == [] and counts["usage"]["completion_tokens"] == 16
         assert client.post("/v1/completions", json=text).json()["usage"]["completion_tokens"] == 16
         assert client.post("/v1/embeddings", json={"model": "own/model", "input": "hello"}).status_code == 200
         assert client.post("/v1/completions", json={**text, "model": "tiny"}).status_code == 200

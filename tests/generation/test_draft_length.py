@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -184,3 +186,22 @@ def test_a_gain_needs_four_plain_steps_to_be_told() -> None:
         assert length.gain is None
     length.plain(1.0)
     assert length.gain == 4.0
+
+
+def test_the_least_of_several_rounds_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that pauses in every round but one, in another for each number of rows."""
+    now, seen = [0.0], Counter()
+
+    class Slow:
+        config = SimpleNamespace(max_position_embeddings=99)
+
+        def make_cache(self, *_: Any, **__: Any) -> Any:
+            return SimpleNamespace(trim=lambda _: None)
+
+        def step(self, tokens: list[list[int]], *_: Any, **__: Any) -> None:
+            rows = len(tokens[0])
+            seen[rows] += 1
+            now[0] += 0.001 * rows * (1 if seen[rows] == 2 + rows % 2 else 7)
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    assert measure(Slow()) == {rows: pytest.approx(0.001 * rows) for rows in ROWS}  # type: ignore[arg-type]

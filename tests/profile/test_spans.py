@@ -56,6 +56,7 @@ def test_medians_shares_and_bandwidth() -> None:
     json.dumps(record)
     uneven = replace(made, decode=(token(5, 25.0), token(6, 40.0), token(30, 500.0)))
     assert uneven.token_s == 0.04 and abs(uneven.coverage - 0.55) < 1e-9, "medians, not means"
+    assert abs(uneven.parts()["attention"].seconds - 0.012) < 1e-12
     text = "\n".join(lines(made))
     assert "a token 40.000 ms" in text and "first token 10.0 ms (1 tokens of prompt)" in text
     assert "qkv            4.000   18.2%      8.00    2.00      20%" in text

@@ -173,6 +173,9 @@ def test_embeddings_hold_their_model_no_longer_than_they_take(tmp_path: Path, ot
         for wrong, status in (({}, 200), ({"dimensions": 10**6}, 400)):
             assert httpx.post(f"{server.url}/v1/embeddings", json={**body, **wrong}, timeout=30).status_code == status
             assert ask(server, "c")
+        assert "\nbitnet_mlx_generated_tokens_total 8\n" in httpx.get(f"{server.url}/metrics").text, (
+            "of two texts alone"
+        )
 
 
 def test_folders_are_listed_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

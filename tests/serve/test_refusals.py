@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from bitnet_mlx.serve.app import Options
+from bitnet_mlx.serve.failures import ApiError
 from bitnet_mlx.serve.server import host_names, listen
 from tests.serve.running import Running, model, serving
 
@@ -205,3 +206,13 @@ def test_names_of_the_server(tmp_path: Path) -> None:
             for path in ("/", "/health", "/v1/models"):
                 answer = httpx.get(server.url + path, headers={"Host": host})
                 assert refused(answer) == (421, None, "unknown_host"), host
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, "invalid_request_error"), (401, "authentication_error"), (404, "invalid_request_error"), (429, "rate_limit_error"),
+     (500, "server_error"), (503, "server_error")],
+)  # fmt: skip
+def test_the_kind_of_an_error_is_openais(status: int, kind: str) -> None:
+    error = ApiError(status, "said", param="n", code="c").body()["error"]
+    assert error == {"message": "said", "type": kind, "param": "n", "code": "c"}

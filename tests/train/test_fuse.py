@@ -21,6 +21,7 @@ from bitnet_mlx.ternary import TernaryTensor
 from bitnet_mlx.tokenizer import load_tokenizer
 from bitnet_mlx.train.fuse import _texts, fuse
 from bitnet_mlx.train.fuse_options import FuseOptions
+from bitnet_mlx.train.fuse_report import report
 from bitnet_mlx.train.fused import fused_weights
 from tests.support import hf_folder, tiny_tokenizers
 from tests.train.test_lora import command
@@ -248,3 +249,25 @@ def test_over_master_weights(tmp_path: Path) -> None:
     )
     assert np.array_equal(before.rows(slice(None)), after.rows(slice(None)))
     assert run(tmp_path, force=True)["lost"] <= 1 + 1e-6
+
+
+def test_what_people_are_told() -> None:
+    figures = {"delta": 0.1, "relative_error": 0.2, "lost": 0.3, "absmean_lost": 0.4}
+    dense = {"delta": 0.5, "relative_error": 0.0, "lost": 0.0, "absmean_lost": None}
+    text = {"perplexity": 7.5, "bits_per_byte": 2.25}
+    quality = {
+        "base": {**text, "kl": 0.5, "top1_agreement": 0.75},
+        "adapter": text,
+        "fused": {**text, "kl": 0.25, "top1_agreement": 1},
+    }
+    whole = {"delta": 0.6, "relative_error": 0.7, "lost": 0.8, "absmean_lost": 0.9}
+    record = {**whole, "layers": {"a": figures, "b": dense}, "quality": quality, "notices": ["mind"], "path": "out",
+              "format": "words2", "bytes_out": 2048}  # fmt: skip
+    lines = report(record)
+    rows = [line.split() for line in lines]
+    assert rows[1:4] == [
+        ["a", "10.00%", "20.00%", "30.00%", "40.00%"], ["b", "50.00%", "0.00%", "0.00%"],
+        ["all", "60.00%", "70.00%", "80.00%", "90.00%"],
+    ]  # fmt: skip
+    assert ["base", "7.5", "2.2500", "0.5", "75.0%"] in rows and ["fused", "7.5", "2.2500", "0.25", "100.0%"] in rows
+    assert "note: mind" in lines and lines[-1].startswith("out: words2, 2")
