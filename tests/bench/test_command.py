@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from bitnet_mlx.bench import matmul, precision, regression, stamp
+from bitnet_mlx.bench import copying, matmul, precision, regression, stamp
 from bitnet_mlx.bench.comparison import measure as comparison
 from bitnet_mlx.cli import bench
 from bitnet_mlx.cli.main import build_parser, main
@@ -54,3 +55,9 @@ def test_a_comparison_goes_with_regression_alone(capsys: pytest.CaptureFixture[s
 def test_a_records_command_tells_nothing_of_folders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/home/somebody/bin/bitnet-mlx", "bench", "decode"])
     assert stamp.command() == stamp.stamp("numpy")["command"] == "bitnet-mlx bench decode"
+
+
+def test_a_copy_reads_and_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8000 bytes read and as many written, in two seconds and then in one: the best counts."""
+    monkeypatch.setattr(copying, "time", SimpleNamespace(perf_counter=iter((0.0, 2.0, 5.0, 6.0)).__next__))
+    assert copying.copy_bandwidth(1, size=8000, repeats=2) == 16000.0

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from bitnet_mlx.bench.memory import Measured, usual_dtype
@@ -129,3 +130,10 @@ def test_only_engines_that_are_counted_exactly_fail_a_run(
     monkeypatch.setattr("bitnet_mlx.bench.memory.run", lambda *_, **__: Measured(1, 1, 1, 1, 4, 0.5, 0, 0))
     assert main(["memory", "--context", "8", "--backend", engine, "--run", "--json"]) == code
     assert record(capsys)["measured_run"]["within"] is False
+
+
+def test_what_a_process_held_in_mlx_before_is_not_the_models(capsys: pytest.CaptureFixture[str]) -> None:
+    held = mx.zeros(16 << 20)
+    mx.eval(held)
+    assert main(["memory", "--context", "64", "--backend", "mlx", "--run", "--json"]) == 0
+    assert record(capsys)["measured_run"]["within"] and held.size
