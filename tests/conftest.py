@@ -27,8 +27,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def stay_on_this_machine() -> Iterator[None]:
-    """Refuse to connect anywhere but to this machine."""
+def stay_on_this_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Refuse to connect anywhere but to this machine. No server elsewhere is trusted: every HTTP client that a test makes
+    would read all of the machine's certificates, which is most of the work of making one.
+    """
     connect = socket.socket.connect
 
     def guarded(self: socket.socket, address: Any) -> None:
@@ -38,6 +40,8 @@ def stay_on_this_machine() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", guarded)
+        patch.delenv("SSL_CERT_FILE", raising=False)
+        patch.setenv("SSL_CERT_DIR", str(tmp_path_factory.mktemp("no_certificates")))
         yield
 
 

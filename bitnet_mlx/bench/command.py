@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from bitnet_mlx.bench.stamp import append
@@ -28,6 +29,9 @@ def check_used(what: str, asked: Mapping[str, Any]) -> None:
     wrong = [f"--{name.replace('_', '-')}" for name in sorted(others - {*used[what]}) if asked.get(name) is not None]
     if wrong:
         raise ConfigError(f"[bench] {what} does not use {', '.join(wrong)}; leave it out")
+    record = asked.get("record")
+    if record and (Path(record).is_dir() or not Path(record).absolute().parent.is_dir()):
+        raise ConfigError(f"[bench] --record {record} is a folder, or lies in one that is not there; name a file")
 
 
 def keep(record: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

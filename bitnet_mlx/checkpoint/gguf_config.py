@@ -40,13 +40,13 @@ _READ = frozenset(
     attention.head_count_kv attention.key_length attention.value_length attention.layer_norm_rms_epsilon
     rope.dimension_count rope.freq_base rope.scaling.type rope.scaling.factor rope.scaling.original_context_length
     rope.scaling.finetuned rope.scaling.attn_factor rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow
-    rope.scaling.yarn_log_multiplier tensor_data_layout
+    rope.scaling.yarn_log_multiplier tensor_data_layout pooling_type
     """.split()
 )
 _REFUSED = (
     "expert_", "attention.sliding_window", "attention.scale", "attention.clamp", "attention.max_alibi_bias",
     "attention.layer_norm_epsilon", "logit_scale", "residual_scale", "embedding_scale", "attn_logit_softcapping",
-    "final_logit_softcapping", "rope.scale_linear", "rope.dimension_sections", "use_parallel_residual", "pooling_type",
+    "final_logit_softcapping", "rope.scale_linear", "rope.dimension_sections", "use_parallel_residual",
 )  # fmt: skip
 # Llama 3.1's and 3.2's, which the file's rope_freqs tensor is checked against.
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}

@@ -36,6 +36,8 @@ def check(args: argparse.Namespace) -> None:
     for name in (args.profile, args.plot, args.metal_capture):
         if name and not Path(name).resolve().parent.is_dir():
             raise ConfigError(f"[generate] {name} lies in a folder that is not there; make the folder first")
+        if name and Path(name).is_dir():
+            raise ConfigError(f"[generate] {name} is a folder; give a name for a file")
     if args.metal_capture:
         from bitnet_mlx.bench.profiled.capture import check_capture
 

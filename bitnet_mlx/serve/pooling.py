@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bitnet_mlx.checkpoint.gguf_file import GgufFile
 from bitnet_mlx.errors import FormatError
 from bitnet_mlx.formats.strict_json import parse_json
 
@@ -24,22 +23,21 @@ class Pooling:
     normalize: bool = True
 
 
-def find_pooling(where: str | Path, asked: str | None) -> Pooling | None:
+def find_pooling(where: str | Path, asked: str | None, gguf: int | None = None) -> Pooling | None:
     """What --pooling says, else what the model's own files do; None for a model that makes no embeddings.
 
-    where: a folder, whose modules.json is sentence-transformers', or a GGUF file. A model that says nothing of a norm is
-    normalised. Raises FormatError for a damaged file.
+    where: a folder, whose modules.json is sentence-transformers', or a GGUF file, whose own number is `gguf`. A model that
+    says nothing of a norm is normalised. Raises FormatError for a damaged file.
     """
     path = Path(where)
-    stated = _of_gguf(path) if path.is_file() else _of_folder(path)
+    stated = _of_gguf(gguf) if path.is_file() else _of_folder(path)
     if asked is None:
         return stated
     return None if asked == "none" else Pooling("mean" if asked == "mean" else "last", _normalizes(path))
 
 
-def _of_gguf(path: Path) -> Pooling | None:
-    metadata = GgufFile(path).metadata
-    kind = _GGUF.get(metadata.get(f"{metadata.get('general.architecture')}.pooling_type", 0))
+def _of_gguf(number: int | None) -> Pooling | None:
+    kind = None if number is None else _GGUF.get(number)
     return Pooling(kind) if kind else None
 
 

@@ -88,7 +88,7 @@ def serve_model(
     SamplingConfig.from_generation_config(tokenizer.generation_config)
     kv_bytes, prefix_bytes = kv_budget(decoder, context, running, kv_bytes, prefix_bytes)
     limits = Limits(running=running, waiting=waiting, kv_bytes=kv_bytes, prefix_bytes=prefix_bytes, seconds=seconds)
-    found = find_pooling(tokenizer.name_or_path, pooling)
+    found = find_pooling(tokenizer.name_or_path, pooling, tokenizer.gguf_pooling)
     speculation = Speculation.by_lookup(decoder, num_draft_tokens) if prompt_lookup else None
     if speculation is not None:
         speculation.tell = False

@@ -69,7 +69,8 @@ def call_grammar(
     """
     needs = {
         "tool_choice": choice.kind in ("required", "named"), "parallel_tool_calls": not parallel,
-        "tools": any(tool.function.strict for tool in tools), "response_format": schema is not None,
+        **{f"tools[{at}].function.strict": tool.function.strict for at, tool in enumerate(tools)},
+        "response_format": schema is not None,
     }  # fmt: skip
     needed = [field for field, needed in needs.items() if needed]
     if not needed:

@@ -55,7 +55,9 @@ def _from_gguf(source: str | Path | GgufFile) -> Tokenizer:
     for notice in found.notices:
         log.warning("%s: %s", path, notice)
     engine = JsonEngine if found.file == "tokenizer.json" else SentencePieceEngine
-    return Tokenizer(engine(path, found.meta, found.make()), found.meta)
+    tokenizer = Tokenizer(engine(path, found.meta, found.make()), found.meta)
+    tokenizer.gguf_pooling = file.metadata.get(f"{file.metadata.get('general.architecture')}.pooling_type")
+    return tokenizer
 
 
 class Tokenizer:
@@ -68,6 +70,7 @@ class Tokenizer:
     def __init__(self, engine: Engine, meta: Metadata) -> None:
         self._engine = engine
         self.name_or_path = str(meta.folder)
+        self.gguf_pooling: int | None = None  # what a GGUF file says of embeddings, by llama.cpp's numbers
         self.generation_config: dict[str, Any] = dict(meta.generation_config)
         self.special_tokens: dict[str, str] = dict(engine.named)
         self.vocab_size: int = engine.vocab_size  # with added tokens

@@ -20,6 +20,7 @@ from bitnet_mlx.checkpoint.write import write_native
 from bitnet_mlx.cli.main import main
 from bitnet_mlx.formats.dense import DenseRows
 from bitnet_mlx.models.weights import DecoderWeights
+from bitnet_mlx.serve.pooling import Pooling, find_pooling
 from bitnet_mlx.ternary import TernaryTensor
 from bitnet_mlx.tokenizer import load_tokenizer
 from tests.support import gguf_models, gguf_vocabularies
@@ -60,7 +61,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     stated |= {"eos_token_id": 1, "rope_theta": weights.config.rope.rope_theta}
     found = {"folder": write_native(weights, stated, root / "model", copy_from=source, head_bits=16)}
     keys = gguf_models.metadata(weights.config, "bitnet-b1.58") | gguf_vocabularies.from_json(source)
-    keys["tokenizer.ggml.add_bos_token"] = True
+    keys |= {"tokenizer.ggml.add_bos_token": True, "bitnet-b1.58.pooling_type": 3}
     for kind in KINDS:
         found[kind] = gguf_models.write(root / f"{kind}.gguf", keys, gguf_models.tensors(weights, kind, "F16"))
     return found
@@ -113,6 +114,8 @@ def test_a_file_is_parsed_once(paths: dict[str, Path], opens: list[str], tmp_pat
     opens.clear()
     _, tokenizer = bitnet_mlx.load(path, backend="numpy")
     assert opens.count(path) == 1 and tokenizer.name_or_path == path
+    assert find_pooling(path, None, tokenizer.gguf_pooling) == Pooling("last")
+    assert opens.count(path) == 1
     opens.clear()
     convert(path, tmp_path / "out", force=True)
     assert opens.count(path) == 1

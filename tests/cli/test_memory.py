@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from bitnet_mlx.bench.memory import Measured, usual_dtype
 from bitnet_mlx.cli.main import main
+from bitnet_mlx.models.precision import PRESETS
 from tests.support.random_model import tiny_config
 
 EMBEDDED_WEIGHTS, EMBEDDED_HEAD = 3217120, 3072 * 384 + 3072 * 6 * 4
@@ -45,6 +47,13 @@ def test_bits_of_head_and_cache_are_planned_with(capsys: pytest.CaptureFixture[s
     assert main([*command, "--kv-bits", "8", "--head-bits", "4"]) == 0
     small = record(capsys)
     assert small["head"] < 0.6 * plain["head"] and small["kv_cache"] < 0.35 * plain["kv_cache"]
+    assert main([*command, "--precision", "memory"]) == 0
+    preset, policy = record(capsys), PRESETS["memory"]
+    assert main([*command, "--kv-bits", str(policy.kv_bits), "--head-bits", str(policy.head_bits)]) == 0
+    flags = record(capsys)
+    assert (
+        (preset["head"], preset["kv_cache"]) == (flags["head"], flags["kv_cache"]) != (plain["head"], plain["kv_cache"])
+    )
     assert main([*command, "--batch", "3"]) == 0
     assert record(capsys)["kv_cache"] == 3 * plain["kv_cache"]
 
@@ -129,3 +138,10 @@ def test_only_engines_that_are_counted_exactly_fail_a_run(
     monkeypatch.setattr("bitnet_mlx.bench.memory.run", lambda *_, **__: Measured(1, 1, 1, 1, 4, 0.5, 0, 0))
     assert main(["memory", "--context", "8", "--backend", engine, "--run", "--json"]) == code
     assert record(capsys)["measured_run"]["within"] is False
+
+
+def test_what_a_process_held_in_mlx_before_is_not_the_models(capsys: pytest.CaptureFixture[str]) -> None:
+    held = mx.zeros(16 << 20)
+    mx.eval(held)
+    assert main(["memory", "--context", "64", "--backend", "mlx", "--run", "--json"]) == 0
+    assert record(capsys)["measured_run"]["within"] and held.size

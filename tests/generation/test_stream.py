@@ -234,3 +234,14 @@ def test_the_penalty_sees_the_prompt_and_what_was_made(model: tuple[RecordingDec
     config = SamplingConfig(repetition_penalty=1e6, repetition_context_size=1000)
     tokens = [r.token for r in stream_generate(decoder, tokenizer, ids, 20, sampling=config)]
     assert len(set(tokens + ids)) == len(tokens) + len(set(ids))
+
+
+@pytest.mark.parametrize("wrong", [-1, "size"])
+def test_an_id_that_the_model_has_not_is_named(wrong: int | str, model: tuple[RecordingDecoder, Tokenizer]) -> None:
+    """The first past the last one too."""
+    decoder, tokenizer = model
+    size = decoder.config.vocab_size
+    token = size if wrong == "size" else -1
+    with pytest.raises(ConfigError, match=f"holds token {token}; this model has ids up to {size - 1}"):
+        stream_generate(decoder, tokenizer, [5, token], 1)
+    assert list(stream_generate(decoder, tokenizer, [size - 1], 1))

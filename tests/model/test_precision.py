@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from bitnet_mlx import load
+from bitnet_mlx.api import embedded_model
+from bitnet_mlx.bench import precision
 from bitnet_mlx.bench.precision import lines, measure
 from bitnet_mlx.cli.main import main
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.formats.dense import GroupedRows
 from bitnet_mlx.models.precision import PRESETS, check_kv_bits, for_engine, policy
+from bitnet_mlx.tokenizer import load_tokenizer
 from tests.support.random_model import tiny_config
 
 
@@ -67,7 +70,13 @@ def test_generate_takes_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
     assert "keeps keys and values in float32" in capsys.readouterr().err
 
 
-def test_the_benchmark_measures_each(tmp_path: Path) -> None:
+def test_the_benchmark_measures_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: dict[str, float] = {}
+    speeds = precision._speeds
+    monkeypatch.setattr(precision, "_speeds", lambda *given: taken.update(speeds(*given)) or taken)
+    lengths: list[int] = []
+    bits = precision.bits_per_byte
+    monkeypatch.setattr(precision, "bits_per_byte", lambda nats, size: lengths.append(size) or bits(nats, size))
     text = tmp_path / "text.py"
     text.write_text("import os\n\n\ndef read(path):\n    with open(path) as file:\n        return file.read()\n" * 3)
     record = measure("mlx", text=str(text), tokens=2, scored=48, repeats=1)
@@ -77,6 +86,10 @@ def test_the_benchmark_measures_each(tmp_path: Path) -> None:
     assert one["head_bytes"] < two["head_bytes"] == three["head_bytes"]
     assert one["kv_bytes"] < two["kv_bytes"] < three["kv_bytes"]
     assert all(p["kv_bytes"] == p["predicted_kv_bytes"] and p["decode_ms"] > 0 for p in presets.values())
+    tokenizer = load_tokenizer(embedded_model())
+    scored = tokenizer.decode(tokenizer.encode(text.read_text())[1:48])
+    assert lengths == [len(scored.encode())] * 3, "of the text that is scored: the first token is not"
+    assert {name: p["decode_ms"] for name, p in presets.items()} == {n: 1e3 * seconds for n, seconds in taken.items()}
     assert all(0.1 < p["bits_per_byte"] < 4 for p in presets.values())
     assert one["bits_per_byte"] != three["bits_per_byte"]
     assert "4 bits in groups of 64" in "\n".join(lines(record))

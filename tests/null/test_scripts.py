@@ -43,7 +43,7 @@ def test_demo_generates_from_any_folder(clone: Path, tmp_path: Path) -> None:
 
 def test_test_passes_arguments_to_pytest(clone: Path, tmp_path: Path) -> None:
     (clone / "test_one.py").write_text("def test_one(): ...\n")
-    done = run(clone / "scripts" / "test", "-k", "one", cwd=tmp_path)
+    done = run(clone / "scripts" / "test", "-n", "0", "-k", "one", cwd=tmp_path)
     assert done.returncode == 0 and "1 passed" in done.stdout
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from gguf import GGUFWriter
 
 from bitnet_mlx.checkpoint.read import read_weights
 from bitnet_mlx.errors import FormatError
@@ -191,13 +190,7 @@ def test_files_that_say_nothing_or_are_damaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "want"), [(1, "mean"), (3, "last"), (2, None), (None, None)])
-def test_a_gguf_file(tmp_path: Path, number: int | None, want: str | None) -> None:
-    writer = GGUFWriter(tmp_path / "m.gguf", "qwen3")
-    if number is not None:
-        writer.add_uint32("qwen3.pooling_type", number)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    found = find_pooling(tmp_path / "m.gguf", None)
+def test_what_a_gguf_file_says(tmp_path: Path, number: int | None, want: str | None) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"")  # it is not read again
+    found = find_pooling(tmp_path / "m.gguf", None, number)
     assert (found.kind if found else None) == want

@@ -308,8 +308,13 @@ def test_models_without_tools_and_formats_without_grammar(tmp_path: Any) -> None
         error = httpx.post(server.url + CHAT, json=asked(tools=[], messages=[told])).json()["error"]
         assert error["param"] == "messages[0].role" and "no place for tools" in error["message"]
     mistral = tiny.CHAT_TOOLS.replace("<tool_call>", "[TOOL_CALLS]").replace("</tool_call>", "")
-    for template, params in ((mistral, ["tool_choice"]), (tiny.CHAT_TOOLS.replace("tool_call.name", "x"), ["tools"])):
+    strict = [TOOLS[1], STRICT[0]]  # what some libraries make of every function
+    for template, changes, param in (
+        (mistral, {"tool_choice": "required"}, "tool_choice"), (mistral, {"tools": strict}, "tools[1].function.strict"),
+        (mistral, {"parallel_tool_calls": False}, "parallel_tool_calls"),
+        (tiny.CHAT_TOOLS.replace("tool_call.name", "x"), {}, "tools"),
+    ):  # fmt: skip
         tokenizer = load_tokenizer(tiny.byte_level(tmp_path / str(len(template)), settings={"chat_template": template}))
         with serving(model(tmp_path, max_position_embeddings=1024)[0], tokenizer) as server:
-            response = httpx.post(server.url + CHAT, json=asked(tool_choice="required"))
-            assert [response.json()["error"]["param"]] == params
+            error = httpx.post(server.url + CHAT, json=asked(**changes)).json()["error"]
+            assert error["param"] == param and param in error["message"]

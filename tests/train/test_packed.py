@@ -88,3 +88,9 @@ def test_no_sample_sees_another(model: MlxModel) -> None:
     assert np.array_equal(logits[0][0, rest], logits[1][0, rest])
     alone = np.array(model(mx.array(second.ids[None, :-1])))
     np.testing.assert_allclose(logits[0][0, 6:14], alone[0], rtol=0, atol=1e-4 * np.abs(alone).max())
+
+
+def test_a_sample_that_just_fits_is_put_in() -> None:
+    samples = [Sample(np.arange(length, dtype=np.int32), 0) for length in (5, 5, 6, 4)]
+    rows = rows_of(samples, 8)
+    assert sorted(sorted(len(s.ids) for s in row) for row in rows) == [[4, 6], [5, 5]]
