@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 
 from bitnet_mlx.bench import copying, matmul, precision, regression, stamp
 from bitnet_mlx.bench.comparison import measure as comparison
+from bitnet_mlx.bench.comparison.footprint import decide_transfer
 from bitnet_mlx.cli import bench
 from bitnet_mlx.cli.main import build_parser, main
 
@@ -61,3 +64,27 @@ def test_a_copy_reads_and_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     """8000 bytes read and as many written, in two seconds and then in one: the best counts."""
     monkeypatch.setattr(copying, "time", SimpleNamespace(perf_counter=iter((0.0, 2.0, 5.0, 6.0)).__next__))
     assert copying.copy_bandwidth(1, size=8000, repeats=2) == 16000.0
+
+
+def test_a_records_commit_says_whether_files_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=n", "-c", "user.email=e@example.org")
+        return subprocess.run(["git", *who, *words], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    module = tmp_path / "bitnet_mlx" / "bench" / "stamp.py"
+    monkeypatch.setattr(stamp, "__file__", str(module))
+    assert stamp.commit() is None, "installed, not a source tree"
+    git("init", "-q")
+    module.parent.mkdir(parents=True)
+    module.write_text("one")
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    assert stamp.commit() == git("rev-parse", "HEAD").strip()
+    module.write_text("two")
+    assert stamp.commit() == git("rev-parse", "HEAD").strip() + "-dirty"
+
+
+def test_only_mlx_may_hold_the_weights_a_second_time() -> None:
+    for engine, copied, ok in (("cpu", 50e6, False), ("cpu", 1e6, True), ("mlx", 100e6, True), ("mlx", 140e6, False)):
+        found = decide_transfer({"weight_bytes": 100e6, "engines": {engine: {"copied_bytes": copied}}})
+        assert found.ok is ok and found.name == ("no needless copy" if ok else f"{engine} copies")

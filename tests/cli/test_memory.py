@@ -11,6 +11,7 @@ import pytest
 
 from bitnet_mlx.bench.memory import Measured, usual_dtype
 from bitnet_mlx.cli.main import main
+from bitnet_mlx.models.precision import PRESETS
 from tests.support.random_model import tiny_config
 
 EMBEDDED_WEIGHTS, EMBEDDED_HEAD = 3217120, 3072 * 384 + 3072 * 6 * 4
@@ -46,6 +47,13 @@ def test_bits_of_head_and_cache_are_planned_with(capsys: pytest.CaptureFixture[s
     assert main([*command, "--kv-bits", "8", "--head-bits", "4"]) == 0
     small = record(capsys)
     assert small["head"] < 0.6 * plain["head"] and small["kv_cache"] < 0.35 * plain["kv_cache"]
+    assert main([*command, "--precision", "memory"]) == 0
+    preset, policy = record(capsys), PRESETS["memory"]
+    assert main([*command, "--kv-bits", str(policy.kv_bits), "--head-bits", str(policy.head_bits)]) == 0
+    flags = record(capsys)
+    assert (
+        (preset["head"], preset["kv_cache"]) == (flags["head"], flags["kv_cache"]) != (plain["head"], plain["kv_cache"])
+    )
     assert main([*command, "--batch", "3"]) == 0
     assert record(capsys)["kv_cache"] == 3 * plain["kv_cache"]
 

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from bitnet_mlx import load
+from bitnet_mlx.api import embedded_model
 from bitnet_mlx.bench import precision
 from bitnet_mlx.bench.precision import lines, measure
 from bitnet_mlx.cli.main import main
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.formats.dense import GroupedRows
-from bitnet_mlx.models.precision import PRESETS, for_engine, policy
+from bitnet_mlx.models.precision import PRESETS, check_kv_bits, for_engine, policy
+from bitnet_mlx.tokenizer import load_tokenizer
+from tests.support.random_model import tiny_config
 
 
 def test_presets() -> None:
@@ -32,6 +35,18 @@ def test_an_engine_takes_what_it_has() -> None:
     assert len(notes) == 2
     assert for_engine(PRESETS["memory"], "metal") == (PRESETS["memory"], ())
     assert for_engine(PRESETS["accuracy"], "numpy")[1] == ()
+
+
+def test_bits_of_a_cache_that_cannot_be() -> None:
+    check_kv_bits(None, "cpu")
+    check_kv_bits(8, "mlx", tiny_config(head_dim=96))
+    check_kv_bits(16, "metal", tiny_config(head_dim=20))
+    for bits, engine, dim, message in (
+        (5, "mlx", 64, "kv_bits is 5; 16, 8, 4 are allowed"), (8, "cpu", 64, "the backend is cpu, which keeps"),
+        (8, "mlx", 20, "heads have 20 values; keys and values in 8 or 4 bits need a multiple of 32"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            check_kv_bits(bits, engine, tiny_config(head_dim=dim))
 
 
 def test_loading_with_a_preset(caplog: pytest.LogCaptureFixture) -> None:
@@ -59,6 +74,9 @@ def test_the_benchmark_measures_each(tmp_path: Path, monkeypatch: pytest.MonkeyP
     taken: dict[str, float] = {}
     speeds = precision._speeds
     monkeypatch.setattr(precision, "_speeds", lambda *given: taken.update(speeds(*given)) or taken)
+    lengths: list[int] = []
+    bits = precision.bits_per_byte
+    monkeypatch.setattr(precision, "bits_per_byte", lambda nats, size: lengths.append(size) or bits(nats, size))
     text = tmp_path / "text.py"
     text.write_text("import os\n\n\ndef read(path):\n    with open(path) as file:\n        return file.read()\n" * 3)
     record = measure("mlx", text=str(text), tokens=2, scored=48, repeats=1)
@@ -68,6 +86,9 @@ def test_the_benchmark_measures_each(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert one["head_bytes"] < two["head_bytes"] == three["head_bytes"]
     assert one["kv_bytes"] < two["kv_bytes"] < three["kv_bytes"]
     assert all(p["kv_bytes"] == p["predicted_kv_bytes"] and p["decode_ms"] > 0 for p in presets.values())
+    tokenizer = load_tokenizer(embedded_model())
+    scored = tokenizer.decode(tokenizer.encode(text.read_text())[1:48])
+    assert lengths == [len(scored.encode())] * 3, "of the text that is scored: the first token is not"
     assert {name: p["decode_ms"] for name, p in presets.items()} == {n: 1e3 * seconds for n, seconds in taken.items()}
     assert all(0.1 < p["bits_per_byte"] < 4 for p in presets.values())
     assert one["bits_per_byte"] != three["bits_per_byte"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -85,6 +86,31 @@ def test_samples_are_those_of_mlx_lm(chatty: Any, tmp_path: Path) -> None:
             ids, offset = (theirs := datasets.create_dataset([entry], Theirs(), config)).process(theirs[0])
             [ours] = read_samples(write(tmp_path / "one.jsonl", [entry]), chatty, 99, config.mask_prompt).items
             assert ours.ids.tolist() == ids and ours.offset == offset
+
+
+def test_tools_of_a_conversation_reach_its_template(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def template(messages: list[Any], **more: Any) -> list[int]:
+        seen.append((len(messages), more))
+        return [5] * (4 * len(messages))
+
+    tokenizer: Any = SimpleNamespace(chat_template="a", apply_chat_template=template)
+    turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "world"}]
+    for entry in ({"messages": turns, "tools": [7]}, {"prompt": "hello", "completion": "world", "tools": [7]}):
+        [one] = read_samples(write(tmp_path / "one.jsonl", [entry]), tokenizer, 99, True).items
+        assert one.offset == 4
+    assert seen == 2 * [
+        (2, {"add_generation_prompt": False, "tools": [7]}), (1, {"add_generation_prompt": True, "tools": [7]}),
+    ]  # fmt: skip
+
+
+def test_the_last_layers_get_an_adapter(tmp_path: Path) -> None:
+    for asked, there, count in ((None, 20, 16), (None, 8, 8), (-1, 20, 20), (3, 8, 3), (8, 8, 8)):
+        assert options(tmp_path, num_layers=asked).layers(there) == count
+    for asked in (0, 9, -2):
+        with pytest.raises(ConfigError, match=f"--num-layers is {asked}; this model has 8 layers"):
+            options(tmp_path, num_layers=asked).layers(8)
 
 
 def test_completions_of_a_base_model_and_the_window(tokenizer: Any, tmp_path: Path) -> None:

@@ -169,3 +169,8 @@ def test_a_learnt_scale_is_written_with_codes_and_a_bias_that_readers_multiply()
     assert scale == pytest.approx([0.5]) and quantization["quantization_mode"] == "offline"
     np.testing.assert_allclose(scale * np.array(tensors["a.q_proj.bias"]), [1, 2, 3, 4], rtol=1e-6)
     assert set(tensors) == {"a.q_proj.weight", "a.q_proj.weight_scale", "a.q_proj.bias", "norm.weight"}
+
+
+def test_the_estimator_is_the_one_asked_for(tmp_path: Path) -> None:
+    asked = train_options(tmp_path, tmp_path, ste="soft", ste_clip=0.75, ste_sharpness=9.0)
+    assert asked.estimator == STE("soft", 0.75, 9.0)
