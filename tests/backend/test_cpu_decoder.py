@@ -184,4 +184,11 @@ def test_a_copied_cache_is_one_of_its_own() -> None:
     decoder.step([ids[:30]], [cache])
     for twin in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
         same(decoder.step([[5] * 60], [twin])[0], run(decoder, [*ids[:30], *[5] * 60])[-1])
+    twin = copy.deepcopy(cache)  # turn by turn, in the room that there is
+    decoder.step([[5] * 10], [twin])
+    decoder.step([ids[30:35]], [cache])
+    same(decoder.step([[5] * 5], [twin])[0], run(decoder, [*ids[:30], *[5] * 15])[-1])
+    cache.trim(30)
     same(decoder.step([ids[30:]], [cache], "all")[0], want[30:])
+    cache.trim(1000)
+    assert cache.offset == 100

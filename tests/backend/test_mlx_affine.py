@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from bitnet_mlx.backends import mlx_affine
+from bitnet_mlx.backends import mlx_affine, numpy_ref
 from bitnet_mlx.ternary import TernaryTensor
 from tests.backend import shapes
 
@@ -40,3 +40,14 @@ def test_products_equal_integer_arithmetic(n: int, k: int) -> None:
 @pytest.mark.parametrize("k", shapes.K)
 def test_codes_equal_plain_rounding(k: int) -> None:
     shapes.check_codes(k, quantize)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-6, 1e-9, 0.0])
+def test_the_floor_of_the_quantiser_behind_a_norm_is_the_references(size: float) -> None:
+    """A norm makes 1e-6 large enough, and 1e-9 not."""
+    rng = np.random.default_rng(3)
+    x = (size * rng.standard_normal((4, 96))).astype(np.float32)
+    weight = rng.uniform(0.5, 2, 96).astype(np.float32)
+    q, s = numpy_ref.norm_quantize(x, weight, 1e-12)
+    found = mlx_affine.norm_quantize(mx.array(x), mx.array(weight), 1e-12)
+    assert np.array_equal(np.array(found.q), q) and np.array_equal(np.array(found.s)[:, 0], s)

@@ -118,7 +118,8 @@ def test_tokens_of_another_vocabulary_are_not_assumed() -> None:
     first = parse_config(config("bitnet", vocab_size=128000)).decoder  # its tokens are 128000 and 128001
     second = parse_config(config("bitnet", vocab_size=128001)).decoder
     assert (first.bos_token_id, second.bos_token_id, second.eos_token_ids) == (None, 128000, ())
-    assert parse_config(config(eos_token_id=-1)).decoder.eos_token_ids == ()
+    none = parse_config(config(eos_token_id=-1, bos_token_id=-1, pad_token_id=-1)).decoder
+    assert (none.eos_token_ids, none.bos_token_id, none.pad_token_id) == ((), None, None)
     assert parse_config(config(eos_token_id=[None])).decoder.eos_token_ids == ()
 
 
@@ -201,6 +202,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[BitnetError], str]] = {
         {"quantization": {"bits": 2, "group_size": 64, "lm_head": {"bits": 6, "group_size": 32}}},
         UnsupportedModelError, "'lm_head' is quantised otherwise",
     ),
+    "compressed": ({"compression_config": {"format": "int-quantized"}}, UnsupportedModelError, "compression_config is"),
     "gptq": ({"quantization_config": {"quant_method": "gptq"}}, UnsupportedModelError, "'gptq'; supported are"),
     "no method": ({"quantization_config": {"bits": 4}}, UnsupportedModelError, "quant_method is None"),
 }  # fmt: skip

@@ -14,6 +14,7 @@ import pytest
 
 from bitnet_mlx.backends import mlx_device
 from bitnet_mlx.backends.cache_root import VARIABLE
+from bitnet_mlx.backends.kernels import attention, source
 from bitnet_mlx.backends.kernels import choices as module
 from bitnet_mlx.backends.kernels.choices import Choice, Choices
 
@@ -59,6 +60,14 @@ def test_another_chip_version_platform_or_source_starts_anew(monkeypatch: pytest
     assert fresh().get("a") == FAST
     monkeypatch.setattr(module, "kernels_digest", lambda: "other sources")
     assert fresh().get("a") is None
+
+
+@pytest.mark.parametrize("file", ["decode_attention.metal", "packed.h", "common.h"])
+def test_a_compiled_kernel_is_named_after_all_of_its_text(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX keeps compiled kernels by name."""
+    read, before = source.read, attention.SOURCE.digest("metal")
+    monkeypatch.setattr(source, "read", lambda name: read(name) + ("int edited;\n" if name == file else ""))
+    assert attention.SOURCE.digest("metal") != before
 
 
 def test_a_device_asks_anew_when_its_system_was_updated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,20 +124,35 @@ def test_norm_gate_and_product_in_one(platform: Platform, scale: str) -> None:
     assert ops.fused_linear(x[:0], words, factor).shape == (0, n)
 
 
-def test_a_fused_kernel_that_is_off_leaves_the_separate_ones() -> None:
-    class Wary(BestGuess):
-        def allows(self, kernel: RowKernel) -> bool:
-            return not kernel.question.startswith("fused 5x100 tensor bfloat16 norm 1e-05 residual")
+class Wary(BestGuess):
+    """Kernels of one kind are off."""
+
+    def __init__(self, platform: Platform, off: str) -> None:
+        super().__init__(platform)
+        self.off = off
+
+    def allows(self, kernel: RowKernel) -> bool:
+        return not kernel.question.startswith(self.off)
+
+
+@pytest.mark.parametrize(
+    ("off", "left"),
+    [
+        ("fused 5x100 tensor bfloat16 norm 1e-05 residual", ["quantize", "ternary_matvec_dp4a"]),
+        ("quantiser k100", []),  # what the fused one does too may be wrong
+    ],
+)
+def test_a_fused_kernel_that_is_off_leaves_the_separate_ones(off: str, left: list[str]) -> None:
 
     tensor, x, residual = arrays(5, 100, (1,), "tensor", "bfloat16")
     words, factor, norm = mx.array(tensor.words), mx.array(tensor.scale), mx.ones(100)
     runner = Counted()
-    ops = KernelOps("cuda", runner, Wary("cuda"))
+    ops = KernelOps("cuda", runner, Wary("cuda", off))
     same(
         ops.fused_linear(x, words, factor, None, residual, norm=norm, eps=1e-5),
         STOCK.fused_linear(x, words, factor, None, residual, norm=norm, eps=1e-5),
     )
-    assert runner.names == ["quantize", "ternary_matvec_dp4a"]
+    assert runner.names == left
 
 
 def test_the_rotary_embedding() -> None:
@@ -189,6 +204,12 @@ def test_activations_that_stay_floating_point(scale: str) -> None:
         found = KernelOps("metal", runner).float_linear(x, words, factor, None, residual)
         same(found, STOCK.float_linear(x, STOCK.arrange(words, factor), factor, None, residual))
         assert len(runner.names) == (m <= 8)
+        runner.names.clear()
+        found = KernelOps("metal", runner, Wary("metal", "float product")).float_linear(
+            x, words, factor, None, residual
+        )
+        same(found, STOCK.float_linear(x, STOCK.arrange(words, factor), factor, None, residual))
+        assert runner.names == []
 
 
 def test_codes_of_another_layout_or_dtype_are_multiplied_all_the_same() -> None:

@@ -15,8 +15,9 @@ from bitnet_mlx.bench.precision import lines, measure
 from bitnet_mlx.cli.main import main
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.formats.dense import GroupedRows
-from bitnet_mlx.models.precision import PRESETS, for_engine, policy
+from bitnet_mlx.models.precision import PRESETS, check_kv_bits, for_engine, policy
 from bitnet_mlx.tokenizer import load_tokenizer
+from tests.support.random_model import tiny_config
 
 
 def test_presets() -> None:
@@ -34,6 +35,18 @@ def test_an_engine_takes_what_it_has() -> None:
     assert len(notes) == 2
     assert for_engine(PRESETS["memory"], "metal") == (PRESETS["memory"], ())
     assert for_engine(PRESETS["accuracy"], "numpy")[1] == ()
+
+
+def test_bits_of_a_cache_that_cannot_be() -> None:
+    check_kv_bits(None, "cpu")
+    check_kv_bits(8, "mlx", tiny_config(head_dim=96))
+    check_kv_bits(16, "metal", tiny_config(head_dim=20))
+    for bits, engine, dim, message in (
+        (5, "mlx", 64, "kv_bits is 5; 16, 8, 4 are allowed"), (8, "cpu", 64, "the backend is cpu, which keeps"),
+        (8, "mlx", 20, "heads have 20 values; keys and values in 8 or 4 bits need a multiple of 32"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            check_kv_bits(bits, engine, tiny_config(head_dim=dim))
 
 
 def test_loading_with_a_preset(caplog: pytest.LogCaptureFixture) -> None:
