@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from bitnet_mlx.api import make_decoder
+from bitnet_mlx.calibration.collect import plain_product
 from bitnet_mlx.calibration.histogram import Histogram
 from bitnet_mlx.calibration.keep import noise_by_layer, recommend
 from bitnet_mlx.checkpoint.read import read_weights
 from bitnet_mlx.cli.main import main
+from bitnet_mlx.formats.dense import DenseRows
 from bitnet_mlx.models.config import DecoderConfig
+from bitnet_mlx.models.weights import Linear
 from bitnet_mlx.quality.observed import Observable, samples
 from bitnet_mlx.ternary import TernaryTensor, quantize_activations
 from bitnet_mlx.tokenizer import load_tokenizer
@@ -157,6 +160,9 @@ def test_the_table_and_ranges_only(place: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_who_is_kept() -> None:
+    costs = dict.fromkeys(range(8), 1.0)
+    assert recommend(costs | {5: 5, 6: 100, 7: 10}) == [6, 7]  # the costliest two of eight
+    assert recommend({0: 1, 1: 1, 2: 9}) == [2]  # one, of fewer than four
     assert recommend({0: 0.9, 1: 0.1, 2: 0.1, 3: 0.12}) == [0]
     assert recommend({i: 5.0 if i > 5 else 1.0 for i in range(8)}) == [6, 7]
     assert recommend({0: 0.1, 1: 0.1}) == [] and recommend({}) == []
@@ -169,6 +175,7 @@ def test_who_is_kept() -> None:
         (["--samples", "0"], "--samples 0"),
         (["--percentile", "200"], "50 to 100"),
         (["--kv-bits", "8"], "leave out --kv-bits"),
+        (["--precision", "memory"], "leave out --precision"),
         (["--output", "nowhere/c.json"], "its folder must be there"),
         (["--plot", "a.jpg"], ".png or .html"),
     ],
@@ -177,3 +184,10 @@ def test_one_clear_message(place: Path, flags: list[str], message: str, capsys: 
     words = ["--model", place / "student", "--data", place / "text.txt", "--length", "8", "--backend", "numpy"]
     assert main(["calibrate", *map(str, words), "--output", str(place / "c.json"), *flags]) == 2
     assert message in capsys.readouterr().err and not (place / "c.json").exists()
+
+
+def test_a_product_without_a_quantiser_has_its_bias() -> None:
+    x, w = np.ones((2, 3), np.float32), np.arange(12, dtype=np.float32).reshape(4, 3)
+    bias = np.array([1, 2, 3, 4], np.float32)
+    found = plain_product(x, Linear(DenseRows(w, "float32"), bias))
+    assert found.tolist() == [[4, 14, 24, 34]] * 2

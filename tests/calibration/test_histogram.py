@@ -141,3 +141,14 @@ def test_kl_is_the_least(name: str) -> None:
     assert costs[min(chosen, used)] <= min(costs.values()) + 1e-9
     if name == "outliers":
         assert clip_points(made)["kl"] < 8
+
+
+def test_a_clip_is_never_above_the_largest_value() -> None:
+    for values in ([1.0, -3.0, 2.0], [3.0] * 4):
+        histogram = Histogram()
+        histogram.add(np.array(values, np.float32))
+        found = clip_points(histogram, 100)
+        assert found["absmax"] == 3.0 and all(0 < clip <= 3.0 for clip in found.values())
+    for percentile in (49.9, 100.1):
+        with pytest.raises(ConfigError, match="50 to 100 is allowed"):
+            clip_points(histogram, percentile)

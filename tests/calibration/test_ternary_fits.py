@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bitnet_mlx.calibration.gptq import DAMPING, compensated, factor, gptq, objective, refit
-from bitnet_mlx.calibration.least_squares import fit, spread, tensor
+from bitnet_mlx.calibration.least_squares import codes, fit, spread, tensor
 from bitnet_mlx.errors import ConfigError, FormatError
 from bitnet_mlx.ternary import ternarize
 
@@ -121,3 +121,21 @@ def test_scales_fitted_under_the_inputs_are_the_least() -> None:
             assert objective(w, h, (t, moved))[row] > base[row]
     with pytest.raises(FormatError, match="not finite"):
         gptq(w, h * np.nan)
+
+
+def test_halves_of_a_scale_go_to_0() -> None:
+    assert codes(np.array([0.5, -0.5, 0.75, -1.5, 9]), np.float32(1)).tolist() == [0, 0, 1, -1, 1]
+
+
+def test_inputs_of_nothing_leave_the_plain_fit() -> None:
+    w, h = np.random.default_rng(0).standard_normal((3, 130)), np.zeros((130, 130))
+    assert np.isfinite(factor(h)).all()
+    t, scale = gptq(w, h, "group")
+    assert np.isfinite(scale).all() and set(np.unique(t)) <= {-1, 0, 1}
+
+
+def test_scales_that_no_positive_solution_replaces_stay() -> None:
+    ones, old = np.ones((1, 256), np.int8), np.array([[0.5, 0.25]], np.float32)
+    # Two groups that always see the same cannot be told apart; and weights against their codes want a negative scale.
+    for w, h in ((np.ones((1, 256)), np.ones((256, 256))), (-np.ones((1, 256)), np.eye(256))):
+        assert np.array_equal(refit(w, h, ones, old)[1], old)

@@ -205,3 +205,14 @@ def test_the_least_of_several_rounds_is_taken(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     assert measure(Slow()) == {rows: pytest.approx(0.001 * rows) for rows in ROWS}  # type: ignore[arg-type]
+
+
+def test_six_losses_in_a_row_end_it_and_a_gain_between_does_not() -> None:
+    length = DraftLength(RowTimes(FLAT), None, free=True)
+    for _ in range(4):
+        length.plain(1.0)
+    for seconds in (*[1.01] * 16, 0.5, *[2.0] * 5):  # the last 12 to 32 are judged: five losses, a gain, five losses
+        length.verified(Verification("a", 1, 0, seconds, 0.0))
+        assert length.off is None
+    length.verified(Verification("a", 1, 0, 2.0, 0.0))
+    assert length.off == "0 of the last 23 guesses were right, 0.80 times the speed without them"

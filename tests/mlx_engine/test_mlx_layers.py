@@ -18,6 +18,7 @@ from bitnet_mlx.errors import ConfigError, FormatError
 from bitnet_mlx.formats.dense import DenseRows, GroupedRows, float32_to_bfloat16, quantize_rows
 from bitnet_mlx.nn.bitlinear import BitLinear
 from bitnet_mlx.nn.dense import DenseLinear, GroupedLinear, head_layer, linear_layer, pack_affine
+from bitnet_mlx.nn.joined import Joined
 from bitnet_mlx.nn.norm import RMSNorm
 from bitnet_mlx.ternary import ternarize
 from tests.support.random_model import random_rows, random_ternary
@@ -179,3 +180,11 @@ def test_rms_norm_equals_the_reference(k: int) -> None:
     assert np.array_equal(np.array(norm(mx.array(x))), numpy_ref.rms_norm(x, weight, 1e-6))
     narrow = norm(mx.array(x).astype(mx.bfloat16))
     assert narrow.dtype == mx.bfloat16
+
+
+def test_linears_of_unlike_activations_do_not_join() -> None:
+    rng = np.random.default_rng(0)
+    a, b = (random_ternary(rng, 8, 128, "row") for _ in range(2))
+    alike, unlike = (BitLinear(a), BitLinear(b)), (BitLinear(a), BitLinear(replace(b, activation_bits=16)))
+    assert Joined(alike).packed(alike) is not None
+    assert Joined(unlike).packed(unlike) is None
