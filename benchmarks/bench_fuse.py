@@ -70,7 +70,7 @@ def quality(texts: tuple[Path, ...], model: Path | None, adapter: Path | None) -
 def main() -> None:
     """Train, fuse each way, measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--iters", type=int, default=60, help="steps of the adapter (default: 60)")
+    parser.add_argument("--iters", type=int, default=40, help="steps of the adapter (default: 40)")
     parser.add_argument("--record", type=Path, help="append the record to this file")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
