@@ -185,6 +185,8 @@ def test_rms_norm_equals_the_reference(k: int) -> None:
 def test_linears_of_unlike_activations_do_not_join() -> None:
     rng = np.random.default_rng(0)
     a, b = (random_ternary(rng, 8, 128, "row") for _ in range(2))
-    alike, unlike = (BitLinear(a), BitLinear(b)), (BitLinear(a), BitLinear(replace(b, activation_bits=16)))
+    other = replace(b, activation_bits=16)
+    ops = StockOps()
+    alike, unlike = ([BitLinear(w, ops=ops) for w in pair] for pair in ((a, b), (a, other)))
     assert Joined(alike).packed(alike) is not None
     assert Joined(unlike).packed(unlike) is None
