@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.models.config import DecoderConfig, RopeConfig
+from bitnet_mlx.train.checks import flag
 from bitnet_mlx.train.loop_options import DTYPES
 from bitnet_mlx.train.ste_options import SteOptions
 
@@ -46,6 +47,9 @@ class TrainOptions(SteOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("intermediate_size", "num_kv_heads"):  # 0 lets the others decide
+            if getattr(self, name) < 0:
+                raise ConfigError(f"[train] {flag(name)} is {getattr(self, name)}; 1 or more is allowed")
         if not 0 <= self.eval_fraction < 1:
             raise ConfigError(f"[train] --eval-fraction is {self.eval_fraction}; 0 to 1 is allowed, 1 not included")
         if not 0 <= self.kl_weight <= 1 or not self.temperature > 0:

@@ -136,6 +136,8 @@ def test_an_empty_folder_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixtu
         ("convert --hf-path f --mlx-path out", "f is a file; a folder with config.json"),
         ("bench decode --record .", "is a folder, or lies in one"), ("bench decode --record no/x", "lies in one that is not"),
         ("generate --prompt x --profile .", "is a folder"),
+        ("train --data f --output out --intermediate-size -1", "--intermediate-size is -1"),
+        ("train --data f --output out --num-kv-heads -1", "--num-kv-heads is -1"),
         ("bench decode --layers 0", "layers is 0; 1 to"), ("bench decode --layers 99999999999", "layers is 99999999999"),
         ("bench decode --threads 2 --backend numpy", "only cpu takes"),
         ("bench precision --layers 1 --threads 2", "precision does not use --layers, --threads"),
