@@ -10,11 +10,13 @@ import sys
 import warnings
 from importlib import import_module
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from bitnet_mlx import __version__
-from bitnet_mlx.cli import foreign
-from bitnet_mlx.cli.parser import Parser
 from bitnet_mlx.errors import BackendError, BitnetError, KernelWarning
+
+if TYPE_CHECKING:
+    from bitnet_mlx.cli.parser import Parser
 
 _FORMAT = warnings.formatwarning
 COMMANDS = {
@@ -59,7 +61,13 @@ def _module(command: str) -> ModuleType:
 
 
 def build_parser(command: str) -> Parser:
-    """The parser of one command, with the options that all commands share."""
+    """The parser of one command, with the options that all commands share.
+
+    What it takes is imported here, where Ctrl-C is caught already.
+    """
+    from bitnet_mlx.cli import foreign
+    from bitnet_mlx.cli.parser import Parser
+
     parser = Parser(command, COMMANDS[command])
     parser.add_argument("--json", action="store_true", help="print one JSON record as the last line of stdout")
     parser.add_argument(
@@ -169,6 +177,8 @@ def _run(arguments: list[str]) -> int:
         return 0
     command = arguments[0]
     if command not in COMMANDS:
+        from bitnet_mlx.cli import foreign
+
         meant = foreign.COMMANDS.get(command) or foreign.nearest(command, COMMANDS)
         told = f", did you mean {meant}?" if meant else ""
         print(f"error: [bitnet-mlx] no command {command!r}{told} Known are {', '.join(COMMANDS)}", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def stream_generate(
     does not have, or a number outside what is allowed.
     """
     assert speculation is None or speculation.decoder is decoder
-    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else _ids(prompt)
     context = check_context(decoder, max_kv_size)
     _check(decoder, ids, context, max_tokens, prefill_step_size)
     tracker = memory.current()
@@ -116,6 +117,15 @@ def stream_generate(
     text = (StopStrings(stop), Detokenizer(tokenizer, skip_special_tokens))
     stream = _run(decoder, cache, plan, sampler, *text, progress, speculation)
     return _watched(stream, decoder, cache, made)
+
+
+def _ids(prompt: Sequence[int]) -> list[int]:
+    try:
+        return [int(index(i)) for i in prompt]
+    except TypeError as error:
+        raise ConfigError(
+            f"[generate] the prompt is {prompt!r:.60}; a text or a list of token ids is needed"
+        ) from error
 
 
 def check_context(decoder: Decoder, max_kv_size: int | None) -> int:

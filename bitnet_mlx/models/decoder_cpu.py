@@ -28,6 +28,9 @@ class CpuDecoder:
 
     name = "cpu"
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.weights.described})"
+
     def __init__(self, weights: DecoderWeights, serial_below: int = at.SERIAL) -> None:
         """serial_below: weights times rows under which a product stays on the calling thread.
 

@@ -25,6 +25,9 @@ class NumpyDecoder:
 
     name = "numpy"
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.weights.described})"
+
     def __init__(self, weights: DecoderWeights) -> None:
         self.weights = weights
         self.config = weights.config

@@ -54,6 +54,11 @@ class DecoderWeights:
         return self.norms[f"model.layers.{layer}.{name}"]
 
     @property
+    def described(self) -> str:
+        """In a few words, for people."""
+        return f"{self.config.model_type}, {self.config.num_hidden_layers} layers, {self.nbytes / 1e6:.1f} MB"
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all weights; a tied head is counted once."""
         total = self.embed_tokens.nbytes + sum(n.nbytes for n in self.norms.values())

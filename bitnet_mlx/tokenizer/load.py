@@ -67,6 +67,10 @@ class Tokenizer:
     sentencepiece model, and the end-of-turn tokens that the chat template writes.
     """
 
+    def __repr__(self) -> str:
+        template = "a chat template" if self.chat_template else "no chat template"
+        return f"Tokenizer({self.name_or_path}, {self.vocab_size} tokens, {template})"
+
     def __init__(self, engine: Engine, meta: Metadata) -> None:
         self._engine = engine
         self.name_or_path = str(meta.folder)

@@ -160,3 +160,11 @@ def test_inspect_counts_the_cache_that_is_asked_for(capsys: pytest.CaptureFixtur
     assert "--context is -1; 0 or more is allowed" in capsys.readouterr().err
     none, some = (found["read_bytes_per_token"] for found in reads)
     assert some - none == 100 * 8 * 2 * 2 * 64 * reads[0]["kv_bits"] // 8
+
+
+def test_little_is_imported_before_ctrl_c_is_caught() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import bitnet_mlx.cli.main; print(*sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"argparse", "bitnet_mlx.cli.parser", "bitnet_mlx.cli.foreign", "logging"} & set(done.stdout.split())
