@@ -234,6 +234,14 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
+def test_what_a_killed_process_left_is_no_part_of_the_model(tmp_path: Path) -> None:
+    folder, left = source(tmp_path / "hf"), tmp_path / ".out.converting"
+    left.mkdir()
+    (left / "model-00002-of-00002.safetensors").write_bytes(b"half")
+    convert(folder, tmp_path / "out")
+    assert not left.exists() and not list((tmp_path / "out").glob("model-*"))
+
+
 def test_killed_in_the_middle_and_started_again(tmp_path: Path) -> None:
     folder = source(tmp_path / "hf", "online", hidden_size=512, intermediate_size=2048, num_hidden_layers=12)
     out, work = tmp_path / "out", tmp_path / ".out.converting"

@@ -182,6 +182,15 @@ def test_a_factor_beside_a_matrix_is_part_of_its_scale(tmp_path: Path) -> None:
     assert_same(read_gguf(gguf_models.write(tmp_path / "a.gguf", keys, content)), expected)
 
 
+def test_a_matrix_of_zeros_has_a_scale_above_0(tmp_path: Path) -> None:
+    weights = model("bitnet-b1.58")
+    name = "model.layers.0.mlp.up_proj"
+    zeros = words2.pack(np.zeros(weights.linears[name].weight.shape, np.int8))
+    weights.linears[name] = Linear(replace(weights.linears[name].weight, words=zeros))
+    found = read_gguf(written(tmp_path, weights, "bitnet-b1.58", "F32")).linears[name].weight
+    assert isinstance(found, TernaryTensor) and np.array_equal(found.words, zeros) and found.scale > 0
+
+
 def test_options_of_folders_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path, model("llama"), "llama", "I2_S")
     with pytest.raises(ConfigError, match="ternarize was given, and .* is a GGUF file; it is for folders"):
