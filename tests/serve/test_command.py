@@ -41,8 +41,8 @@ def started(*arguments: str, **env: str) -> Iterator[tuple[subprocess.Popen[str]
 
 def test_readme_and_sigterm() -> None:
     """README's curl and Python programs get their answers; a stream in progress is finished after SIGTERM, then it ends."""
-    section = README.split("**Serve it**")[1].split("Every command takes")[0]
-    _, curl = re.findall(r"^```bash\n(.*?)^```$", section, re.M | re.S)
+    section = README.split("**The server.**")[1].split("## Make models")[0]
+    (curl,) = re.findall(r"^```bash\n(.*?)^```$", section, re.M | re.S)
     (program,) = re.findall(r"^```py\n(.*?)^```$", section, re.M | re.S)
     with started() as (process, url):
         done = subprocess.run(
