@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from bitnet_mlx.backends.cache_root import VARIABLE
-from bitnet_mlx.backends.kernels import check, tune
+from bitnet_mlx.backends.kernels import check, products, tune
+from bitnet_mlx.backends.kernels.biased import BiasedProduct
 from bitnet_mlx.backends.kernels.choices import Choices
 from bitnet_mlx.backends.kernels.chooser import Measured
 from bitnet_mlx.backends.kernels.launch import Launch
@@ -94,14 +95,15 @@ def failing(name: str) -> Callable[[Launch], list[mx.array]]:
     return run
 
 
-def answer(ops: KernelOps, m: int = 2, n: int = 12, k: int = 150) -> None:
+def answer(ops: KernelOps, m: int = 2, n: int = 12, k: int = 150, biased: bool = False) -> None:
     """Quantise, multiply and add through ops; the result is stock MLX's."""
     rng = np.random.default_rng(m)
     tensor = random_ternary(rng, n, k, "row")
     words, scale = mx.array(tensor.words), mx.array(tensor.scale)
     x = mx.array(rng.standard_normal((m, k)).astype(np.float32))
-    found = ops.linear(ops.quantize(x, ops.target(words, scale, m, k)), words, scale, None, mx.ones((m, n)))
-    expected = STOCK.linear(STOCK.quantize(x), words, scale, None, mx.ones((m, n)))
+    rest = (mx.arange(n).astype(mx.float32) if biased else None, mx.ones((m, n)))
+    found = ops.linear(ops.quantize(x, ops.target(words, scale, m, k)), words, scale, *rest)
+    expected = STOCK.linear(STOCK.quantize(x), words, scale, *rest)
     assert np.array_equal(np.array(found), np.array(expected))
 
 
@@ -239,6 +241,23 @@ def test_prepare_asks_before_the_first_step() -> None:
     assert not [label for label in device.timed[timed:] if "matvec" in label]
 
 
+@pytest.mark.parametrize("m", [1, 2, 100])
+def test_a_product_that_is_wrong_with_a_bias_alone_is_off_where_a_model_has_one(m: int) -> None:
+    def run(launch: Launch) -> list[mx.array]:
+        return corrupting("ternary_mat")(launch) if ("BIAS", True) in launch.template else twin(launch)
+
+    device = Device(run)
+    silent(lambda: answer(device.ops(), m=m))
+    with pytest.warns(
+        KernelWarning, match=r"biased product 12x150 m\d+ row float32 .*is switched off.* outputs are wrong"
+    ):
+        answer(device.ops(), m=m, biased=True)
+    device.launched.clear()
+    silent(lambda: answer(device.ops(), m=m, biased=True))  # remembered
+    assert not any("ternary_mat" in name for name in device.launched)
+    silent(lambda: answer(Device().ops(), m=m))
+
+
 def test_a_label_of_other_times_is_measured_again() -> None:
     device = Device()
     answer(device.ops())
@@ -260,7 +279,10 @@ def row_kernels(dtype: str) -> list[object]:
         for act in ("", "relu2", "silu")
     ]
     attention = [DecodeAttention.of(1, 4, 2, 6, room, 64, dtype) for room in (100, 2000)]
-    return [*quantisers, RopeKv(4, 2, 6, dtype), *attention, FloatProduct(9, 140, 2, "group", dtype)]
+    product = Product(9, 140, 2, "group", dtype)
+    biased = [BiasedProduct(product, candidate) for candidate in products.candidates("metal", 9, 140, 2)[:2]]
+    floats = [FloatProduct(9, 140, 2, "group", dtype, bias) for bias in (False, True)]
+    return [*quantisers, RopeKv(4, 2, 6, dtype), *attention, *floats, *biased]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

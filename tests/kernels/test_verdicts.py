@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bitnet_mlx.backends.kernels import check, products
+from bitnet_mlx.backends.kernels.biased import BiasedProduct
 from bitnet_mlx.backends.kernels.launch import Launch
 from bitnet_mlx.backends.kernels.layout import Layout, parts, prepare
 from bitnet_mlx.backends.kernels.problem import Product, rounded
@@ -113,11 +114,16 @@ def questions(kernel: Any, others: dict[str, Any]) -> list[str]:
 
 def test_no_two_kernels_share_an_answer() -> None:
     one = Quantiser(136, PLAIN, "bfloat16", True, "relu2", 1e-5)
-    candidate = products.candidates("cuda", 12, 160, 1)[0]
+    candidate, other = products.candidates("cuda", 12, 160, 1)[:2]
+    product = Product(12, 160, 1, "row", "bfloat16")
     fused = FusedProduct(one, candidate, 12, "row", False, False, twin)
     varied = [
         questions(one, {"k": 137, "layout": Layout("bytes"), "dtype": "float32", "norm": False, "act": "silu", "eps": 1e-6}),
-        questions(FloatProduct(9, 140, 2, "row", "float32"), {"n": 8, "k": 141, "m": 3, "scale": "group", "dtype": "float16"}),
+        questions(
+            FloatProduct(9, 140, 2, "row", "float32"),
+            {"n": 8, "k": 141, "m": 3, "scale": "group", "dtype": "float16", "bias": True},
+        ),
+        questions(BiasedProduct(product, candidate), {"product": replace(product, m=3), "candidate": other}),
         questions(RopeKv(4, 2, 6, "float32"), {"heads": 6, "kv_heads": 1, "dim": 8, "dtype": "bfloat16"}),
         questions(
             DecodeAttention(4, 2, 8, "float32", 2, 8, False),

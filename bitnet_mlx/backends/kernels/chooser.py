@@ -61,10 +61,10 @@ class Measured:
 
     def question(self, product: Product) -> str:
         """Under which a product's choice is kept."""
-        return str(_asked(product))
+        return str(asked(product))
 
     def product(self, product: Product) -> Candidate | None:
-        at = _asked(product)
+        at = asked(product)
         if at not in self._products:
             self._products[at] = self._settled(at)
         return self._products[at]
@@ -112,7 +112,7 @@ class Measured:
         return choice
 
 
-def _asked(product: Product) -> Product:
+def asked(product: Product) -> Product:
     """Few rows are asked about one by one, many by the measured number that stands for them."""
     return product if product.m <= ROWS else replace(product, m=bucket(product.m))
 

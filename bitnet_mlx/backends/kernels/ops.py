@@ -7,7 +7,8 @@ from functools import partial
 
 from bitnet_mlx.backends.attention_mlx import RECENT
 from bitnet_mlx.backends.kernels import attention, check, products
-from bitnet_mlx.backends.kernels.chooser import BestGuess, Chooser
+from bitnet_mlx.backends.kernels.biased import BiasedProduct
+from bitnet_mlx.backends.kernels.chooser import BestGuess, Chooser, asked
 from bitnet_mlx.backends.kernels.layout import Layout
 from bitnet_mlx.backends.kernels.layout_mlx import prepare_mlx, scales_mlx
 from bitnet_mlx.backends.kernels.problem import Product
@@ -81,6 +82,9 @@ class KernelOps(StockOps):
         m = codes.rows
         dtype = _NAMES[codes.dtype]
         candidate = None if codes.layout is None else self._candidate(words, scale, m, codes.columns, dtype)
+        if candidate is not None and bias is not None:
+            product = asked(Product(n, codes.columns, m, SCALES[scale.ndim], dtype))
+            candidate = candidate if self.chooser.allows(BiasedProduct(product, candidate)) else None
         if candidate is None or candidate.layout != codes.layout:
             return super().linear(plain(codes), super().arrange(words, scale), scale, bias, residual)
         added = None if residual is None else residual.reshape(m, n)
@@ -118,7 +122,7 @@ class KernelOps(StockOps):
     ) -> mx.array:
         lead, k = x.shape[:-1], x.shape[-1]
         n, m = words.shape[0], x.size // k
-        kernel = FloatProduct(n, k, m, SCALES[scale.ndim], _NAMES[x.dtype])
+        kernel = FloatProduct(n, k, m, SCALES[scale.ndim], _NAMES[x.dtype], bias is not None)
         if not 1 <= m <= ROWS or not self.chooser.allows(kernel):
             return super().float_linear(x, super().arrange(words, scale), scale, bias, residual)
         added = None if residual is None else residual.reshape(m, n)

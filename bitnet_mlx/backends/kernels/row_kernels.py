@@ -104,10 +104,11 @@ class FloatProduct:
     m: int
     scale: str
     dtype: str
+    bias: bool = False
 
     @property
     def question(self) -> str:
-        return f"float product {self.n}x{self.k} m{self.m} {self.scale} {self.dtype}"
+        return f"float product {self.n}x{self.k} m{self.m} {self.scale} {self.dtype}" + " bias" * self.bias
 
     @property
     def variant(self) -> Any:
@@ -126,7 +127,7 @@ class FloatProduct:
 
     def check(self, runner: Runner) -> check.Verdict:
         def checked(data: problem.ProductData) -> check.Verdict:
-            return check.floats(self.launch, data, self.dtype, runner, ((False, False), (False, True)))
+            return check.floats(self.launch, data, self.dtype, runner, ((self.bias, False), (self.bias, True)))
 
         return checked(self._data) + checked(problem.product_data(replace(self._product, reach=1)))
 
@@ -135,12 +136,12 @@ class FloatProduct:
         words, scale = mx.array(data.weight.words), mx.array(data.weight.scale)
         x = mx.array(data.q.astype(np.float32)).astype(DTYPES[self.dtype])
         y = mx.array(data.residual).astype(DTYPES[self.dtype])
-        arranged = _STOCK.arrange(words, scale)
+        arranged, bias = _STOCK.arrange(words, scale), mx.array(data.bias) if self.bias else None
         for _ in range(calls):
             if runner is None:
-                y = _STOCK.float_linear(x, arranged, scale, None, y)
+                y = _STOCK.float_linear(x, arranged, scale, bias, y)
             else:
-                y = runner(self.launch(x, words, scale, None, y))[0]
+                y = runner(self.launch(x, words, scale, bias, y))[0]
         return y
 
 

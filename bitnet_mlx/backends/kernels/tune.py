@@ -25,7 +25,7 @@ from bitnet_mlx.ternary import GROUP
 FUSED = "fused"  # how questions about kernels that replace others of ours start
 _log = logging.getLogger(__name__)
 BUCKETS = (1, 2, 4, 8, 16, 64, 512, 2048)  # rows of activations that are measured
-_CHECKED_ROWS = 67  # more rows than these are checked on 67 by numpy, and whole against stock MLX
+CHECKED_ROWS = 67  # more rows than these are checked on 67 by numpy, and whole against stock MLX
 _ROTATED = 96 << 20  # bytes of weights that calls take turns over, so that none is read from a cache
 _COPIES = 48
 _REPEATS = 7
@@ -116,7 +116,7 @@ class Tuner:
         if not options:
             return Choice(None, "there is no kernel for this shape")
         data = product_data(product)
-        small = data if product.m <= _CHECKED_ROWS else product_data(replace(product, m=_CHECKED_ROWS))
+        small = data if product.m <= CHECKED_ROWS else product_data(replace(product, m=CHECKED_ROWS))
         arrays = on_device(product, data)
         stock, record = self.stock_times(product, arrays)
         tried = self._confirmed(product, small, self._tried(product, options, data, small, arrays))
@@ -250,25 +250,29 @@ def on_device(product: Product, data: ProductData) -> Arrays:
     return found
 
 
-def kernel_chain(candidate: Candidate, rows: mx.array, arrays: Arrays, product: Product, runner: Runner) -> Chain:
+def kernel_chain(
+    candidate: Candidate, rows: mx.array, arrays: Arrays, product: Product, runner: Runner, bias: mx.array | None = None
+) -> Chain:
     """Calls in a row, each added to the result of the one before, as a residual is."""
 
     def chain(calls: int) -> mx.array:
         y = arrays.residual
         for i in range(calls):
             w = arrays.words[i % len(arrays.words)]
-            y = candidate.run(runner, rows, w, arrays.scale, None, y, dtype=product.dtype)
+            y = candidate.run(runner, rows, w, arrays.scale, bias, y, dtype=product.dtype)
         return y
 
     return chain
 
 
-def stock_chain(stock: StockOps, arrays: Arrays, product: Product, calls: int) -> mx.array:
+def stock_chain(
+    stock: StockOps, arrays: Arrays, product: Product, calls: int, bias: mx.array | None = None
+) -> mx.array:
     """The same by stock MLX in float32: what takes a kernel's place when it is off."""
     codes = Codes(arrays.q, arrays.s[:, None], DTYPES[product.dtype])
     y = arrays.residual
     for i in range(calls):
-        y = stock.linear(codes, arrays.arranged[i % len(arrays.arranged)], arrays.scale, None, y)
+        y = stock.linear(codes, arrays.arranged[i % len(arrays.arranged)], arrays.scale, bias, y)
     return y
 
 
