@@ -180,7 +180,7 @@ def _run(arguments: list[str]) -> int:
         from bitnet_mlx.cli import foreign
 
         meant = foreign.COMMANDS.get(command) or foreign.nearest(command, COMMANDS)
-        told = f", did you mean {meant}?" if meant else ""
+        told = f", did you mean {meant}?" if meant else "."
         print(f"error: [bitnet-mlx] no command {command!r}{told} Known are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     return run_command(command, arguments[1:])
