@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from bitnet_mlx.backends.kernels import check, tune
@@ -36,8 +36,7 @@ class BiasedProduct:
         return tune.on_device(self.product, self._data)
 
     def check(self, runner: Runner) -> check.Verdict:
-        small = replace(self.product, m=min(self.product.m, tune.CHECKED_ROWS))
-        data = self._data if small == self.product else product_data(small)
+        data = tune.checkable(self.product, self._data)
         return check.product(self.candidate, data, self.product.dtype, runner, _BIASED)
 
     def chain(self, runner: Runner | None, calls: int) -> mx.array:

@@ -25,7 +25,7 @@ from bitnet_mlx.ternary import GROUP
 FUSED = "fused"  # how questions about kernels that replace others of ours start
 _log = logging.getLogger(__name__)
 BUCKETS = (1, 2, 4, 8, 16, 64, 512, 2048)  # rows of activations that are measured
-CHECKED_ROWS = 67  # more rows than these are checked on 67 by numpy, and whole against stock MLX
+_CHECKED_ROWS = 67  # more rows than these are checked on 67 by numpy, and whole against stock MLX
 _ROTATED = 96 << 20  # bytes of weights that calls take turns over, so that none is read from a cache
 _COPIES = 48
 _REPEATS = 7
@@ -116,7 +116,7 @@ class Tuner:
         if not options:
             return Choice(None, "there is no kernel for this shape")
         data = product_data(product)
-        small = data if product.m <= CHECKED_ROWS else product_data(replace(product, m=CHECKED_ROWS))
+        small = checkable(product, data)
         arrays = on_device(product, data)
         stock, record = self.stock_times(product, arrays)
         tried = self._confirmed(product, small, self._tried(product, options, data, small, arrays))
@@ -230,6 +230,11 @@ def _chosen(tried: list[Tried], stock: float | None, record: float | None) -> Ch
         slow = f"{best.candidate.label} takes {best.time:.1f} us, stock MLX in float32 {stock:.1f} us"
         return Choice(None, f"{slow}; {reason}" if bad else slow, bool(bad), best.time, stock, record)
     return Choice(best.candidate.label, reason, bool(bad), best.time, stock, record)
+
+
+def checkable(product: Product, data: ProductData) -> ProductData:
+    """The product's data, or that of fewer rows where numpy would take long over all."""
+    return data if product.m <= _CHECKED_ROWS else product_data(replace(product, m=_CHECKED_ROWS))
 
 
 def on_device(product: Product, data: ProductData) -> Arrays:
