@@ -74,8 +74,7 @@ def load(
 
     _log.debug("[load] backend %s: %s", choice.name, choice.reason)
     check_threads(threads, choice.name)
-    if choice.name not in ON_MLX and dtype not in (None, "float32"):
-        raise ConfigError(f"[load] dtype is {dtype} and the backend is {choice.name}, which computes in float32 alone")
+    _check_dtype(dtype, choice.name)
     folder = embedded_model() if path_or_repo is None else resolve(path_or_repo, revision)
     with memory.scope("load"):
         source = opened_once(folder)
@@ -150,3 +149,12 @@ def _ops(backend: str) -> StockOps | None:
 
         return cuda.make_ops()
     return None
+
+
+def _check_dtype(dtype: str | None, backend: str) -> None:
+    """Raises ConfigError for a dtype that the engine does not compute in."""
+    if backend not in ON_MLX and dtype not in (None, "float32"):
+        raise ConfigError(
+            f"[load] dtype is {dtype} and the backend is {backend}, which computes in float32 alone; leave it out, or take "
+            "metal, cuda or mlx"
+        )

@@ -18,6 +18,7 @@ import numpy as np
 
 from bitnet_mlx.checkpoint import gguf_types
 from bitnet_mlx.errors import FormatError, UnsupportedModelError
+from bitnet_mlx.formats.git_lfs import refuse_pointer
 from bitnet_mlx.formats.strict_json import shown
 
 ALIGNMENT = 32  # bytes, where the metadata names no other
@@ -60,7 +61,9 @@ class GgufFile:
             with open(self.path, "rb") as file:
                 self.nbytes = file.seek(0, 2)
                 if self.nbytes < 24:
-                    raise FormatError(f"[gguf] {self.path} has {self.nbytes} bytes; a GGUF file has at least 24")
+                    raise FormatError(
+                        f"[gguf] {self.path} has {self.nbytes} bytes; a GGUF file has at least 24. Fetch it again"
+                    )
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise FormatError(f"[gguf] {self.path} cannot be read: {error.strerror or error}") from error
@@ -200,7 +203,11 @@ def _header(cursor: _Cursor) -> tuple[int, int]:
     """Counts of tensors and keys."""
     magic, version = cursor.take(4), cursor.u32()
     if magic != b"GGUF":
-        raise FormatError(f"[gguf] {cursor.path} starts with {magic!r}; a GGUF file starts with b'GGUF'")
+        refuse_pointer(cursor.path, "gguf")
+        raise FormatError(
+            f"[gguf] {cursor.path} starts with {magic!r}; a GGUF file starts with b'GGUF'. It is another kind of file, or "
+            "damaged: fetch it again"
+        )
     if version in (2 << 24, 3 << 24):
         raise UnsupportedModelError(f"[gguf] {cursor.path} is a big-endian file; little-endian ones are read")
     if version not in (2, 3):

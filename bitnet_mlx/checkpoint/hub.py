@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 IGNORED = ("[!1]*/*", "1[!_]*/*")
 ALLOWED = ("*.json", "model*.safetensors", "tokenizer.model", "*.jinja", "*.txt")
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_URL = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^/\s]+/[^/\s?#]+)(?:[/?#].*)?")
 _GGUF = re.compile(rf"({NAME.pattern})/([\w.-][\w. /-]*\.gguf)")
 
 
@@ -44,10 +45,12 @@ def resolve(path_or_repo: str | Path, revision: str | None = None, progress: boo
             )
         return _only_gguf(path, name) or path
     file = _GGUF.fullmatch(name)
+    if url := _URL.fullmatch(name):
+        raise ConfigError(f"[hub] {name} is an address; give the model's name alone: {url[1]}")
     if not NAME.fullmatch(name) and not (file and ".." not in name):
         raise ConfigError(
             f"[hub] there is no file or folder {name}, and it is no Hugging Face name (owner/name); "
-            "give a model folder or such a name"
+            f"give a model folder or such a name{_beside(name)}"
         )
     if revision is not None and not revision.strip():
         raise ConfigError("[hub] the revision is empty; give a branch, a tag or a commit, or leave it out")
@@ -64,6 +67,16 @@ def resolve(path_or_repo: str | Path, revision: str | None = None, progress: boo
     read_config(folder)
     weight_files(folder)
     return folder
+
+
+def _beside(name: str) -> str:
+    """For a path that is not there: the names in its folder, where that is on this disk."""
+    folder = Path(name).expanduser().parent
+    if folder in (Path(), Path("/")) or not folder.is_dir():
+        return ""
+    found = sorted(path.name for path in folder.iterdir() if path.is_dir() or path.suffix == ".gguf")
+    more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+    return f". The folder {folder} here holds {', '.join(found[:8])}{more}" if found else ""
 
 
 def _only_gguf(folder: Path, name: str) -> Path | None:
@@ -124,7 +137,7 @@ def _snapshot(name: str, revision: str | None, progress: bool, patterns: tuple[s
     except errors.RepositoryNotFoundError as error:
         raise ConfigError(
             f"[hub] there is no folder {name} here and no model {name} on the hub (or it is private: log in with "
-            "`hf auth login`); check the name"
+            f"`hf auth login`); check the name{_beside(name)}"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise ConfigError(f"[hub] {name} has no revision {revision}; give a branch, a tag or a commit of it") from error
@@ -134,7 +147,7 @@ def _snapshot(name: str, revision: str | None, progress: bool, patterns: tuple[s
         raise ConfigError(
             f"[hub] there is no folder {name} here, {at} is not in the cache, and the hub "
             f"{'may not be asked (HF_HUB_OFFLINE is set)' if offline() else 'cannot be reached'}; "
-            "check the name, connect, or give a model folder"
+            f"check the name, connect, or give a model folder{_beside(name)}"
         ) from error
     except (OSError, http_error()) as error:  # a connection that broke half way, a full disk
         raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -119,18 +120,25 @@ def _mismatch(model: ModelConfig, table: TensorTable, missing: list[str], unknow
         parts.append(
             f"has {len(unknown)} tensors that a {model.decoder.model_type} model does not know: {name_list(unknown)}"
         )
-    rotated = [name for name in unknown if any(part in name.lower() for part in ROTATED)]
-    if rotated:
-        raise UnsupportedModelError(
-            f"[checkpoint] {table.folder} holds {name_list(rotated)}: its weights lie in a rotated (Hadamard) basis, and "
-            "the rotation of activations that undoes it is not applied here; give a checkpoint that was not rotated"
-        )
+    refuse_rotated(table.folder, unknown)
     examples = ", ".join(f"{name} {table.info(name)}" for name in sorted(table)[:3])
     hint = ""
     if missing and all(name.endswith("weight_scale") for name in missing) and model.quantization.storage == "packed":
         hint = '; for master weights config.json says "linear_class": "autobitlinear", "quantization_mode": "online"'
+    if unknown and all(name.endswith(".weight_scale") for name in unknown):
+        hint = "; modules_to_not_convert in config.json says that the layers of these scales are floats"
     if f"{HEAD}.weight" in missing:
         hint = '; an output head that is the embedding needs "tie_word_embeddings": true in config.json'
     return FormatError(
         f"[checkpoint] {table.folder} {'; it '.join(parts)}; it has {len(table)}, such as {examples}{hint}"
     )
+
+
+def refuse_rotated(where: Path, unknown: list[str]) -> None:
+    """Raise UnsupportedModelError where names of tensors that no model has say that the weights are rotated."""
+    rotated = [name for name in unknown if any(part in name.lower() for part in ROTATED)]
+    if rotated:
+        raise UnsupportedModelError(
+            f"[checkpoint] {where} holds {name_list(rotated)}: its weights lie in a rotated (Hadamard) basis, and "
+            "the rotation of activations that undoes it is not applied here; give a checkpoint that was not rotated"
+        )

@@ -15,6 +15,7 @@ from bitnet_mlx.checkpoint import gguf_types, i2s_probe
 from bitnet_mlx.checkpoint.folder import name_list
 from bitnet_mlx.checkpoint.gguf_config import architecture, hf_config
 from bitnet_mlx.checkpoint.gguf_file import GgufFile, opened
+from bitnet_mlx.checkpoint.layout import refuse_rotated
 from bitnet_mlx.checkpoint.tensors import quantize_in_blocks
 from bitnet_mlx.errors import ConfigError, FormatError, UnsupportedModelError
 from bitnet_mlx.formats import ggml_floats, i2s, q2, words2
@@ -158,6 +159,7 @@ class GgufModel:
         allowed |= {self.tensor(i, name, what) for i in layers for name in LINEARS for what in ("bias", "scale")}
         missing = [name for name in required if name not in there]
         unknown = [name for name in there if name not in allowed]
+        refuse_rotated(self.file.path, unknown)
         parts = [f"lacks {len(missing)} tensors: {name_list(missing)}"] if missing else []
         if unknown:
             kind = self.file.metadata["general.architecture"]
@@ -275,7 +277,7 @@ def _check_types(file: GgufFile) -> None:
             faults.setdefault((info.kind, reason), []).append(name)
     if faults:
         parts = [
-            f"{len(names)} tensors of type {kind} ({name_list(names)}): {reason}"
+            f"{len(names)} tensors of {kind if kind.startswith('type ') else f'type {kind}'} ({name_list(names)}): {reason}"
             for (kind, reason), names in faults.items()
         ]
         raise UnsupportedModelError(

@@ -72,7 +72,7 @@ def _notices(census: Census) -> list[str]:
     """What is odd about the checkpoint."""
     info = census.info
     odd = list(census.notices)
-    if census.tokenizer is None:
+    if census.tokenizer is None and info.gguf is None:  # of a GGUF file that has been said
         odd.append("the folder has no tokenizer.json and no tokenizer.model")
     if census.zeros_share is not None and not 0.1 <= census.zeros_share <= 0.7:
         odd.append(f"{census.zeros_share:.1%} of the ternary weights are 0; trained models have a third to a half")

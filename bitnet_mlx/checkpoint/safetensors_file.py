@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from bitnet_mlx.errors import FormatError
+from bitnet_mlx.formats.git_lfs import refuse_pointer
 from bitnet_mlx.formats.strict_json import parse_json, shown
 
 HEADER_LIMIT = 100_000_000  # bytes, as in the format's own reader
@@ -96,9 +97,10 @@ def _read_header(file: Any, size: int, path: Path) -> tuple[dict[str, Any], int]
         )
     length = int.from_bytes(start, "little")
     if length > HEADER_LIMIT:
+        refuse_pointer(path, "safetensors")
         raise FormatError(
             f"[safetensors] {path} claims a header of {length} bytes; at most {HEADER_LIMIT} are allowed. "
-            "It is damaged or no safetensors file"
+            "It is damaged or no safetensors file; fetch it again"
         )
     if 8 + length > size:
         raise FormatError(

@@ -28,6 +28,8 @@ class Workplace:
 
     def __init__(self, destination: Path | str, force: bool = False, sources: tuple[Path, ...] = ()) -> None:
         """sources: what is read; it must not be replaced. Raises ConfigError where the destination may not be written."""
+        if not os.fspath(destination):
+            raise ConfigError("[write] the name to write under is empty; give a folder, or a .gguf file")
         given = Path(destination).expanduser()
         self.destination = Path(os.path.realpath(given))
         self.force = force
@@ -63,9 +65,15 @@ class Workplace:
             raise ConfigError(f"[write] {there} is a file and no .gguf; it is not replaced. Give another name")
 
     def __enter__(self) -> Workplace:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(self._replaced)
-        self.path.mkdir(exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _remove(self._replaced)
+            self.path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"[write] nothing can be made in {self.path.parent} ({error.strerror or error}); give a place that can be "
+                "written"
+            ) from error
         if fcntl is not None:
             self._lock = os.open(self.path, os.O_RDONLY)
             try:

@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", "-p", required=True, metavar="TEXT|-", help="the text to compute; - reads it from stdin"
     )
+    options.add_escape_argument(parser)
     options.add_prompt_cache_argument(parser, required=True)
     options.add_model_arguments(parser)
     group = parser.add_argument_group("prompt")
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    options.unescape(args)
     prompt = options.prompt_text("cache-prompt", args.prompt)
     options.check_template(args)
     from bitnet_mlx import load

@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", "-p", required=True, metavar="TEXT|-", help="the prompt; - reads it from stdin")
     options.add_model_arguments(parser)
     options.add_generation_arguments(parser)
+    options.add_escape_argument(parser)
     options.add_prompt_cache_argument(parser)
     grammar.add_arguments(parser)
     speculation.add_arguments(parser)
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    options.unescape(args)
     prompt = options.prompt_text("generate", args.prompt)
     options.check(args)
     grammar.check(args)
@@ -83,8 +85,4 @@ def _start(args: argparse.Namespace, model: Any, tokenizer: Any, prompt: str) ->
 
 def statistics(completion: Completion, load_s: float, backend: str) -> str:
     """One line about speed, for stderr."""
-    return (
-        f"[{backend}] load {load_s:.2f} s, prompt {completion.prompt_tokens} tokens at {completion.prompt_tps:.1f}/s, "
-        f"first token {completion.ttft_s:.2f} s, generated {completion.generation_tokens} "
-        f"at {completion.generation_tps:.1f}/s ({completion.finish_reason}){speculation.told(completion.speculation)}"
-    )
+    return f"[{backend}] load {load_s:.2f} s, {completion.speeds()}{speculation.told(completion.speculation)}"

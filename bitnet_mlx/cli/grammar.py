@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitnet_mlx.errors import ConfigError
+from bitnet_mlx.errors import ConfigError, FormatError
 
 if TYPE_CHECKING:
     from bitnet_mlx.generation import Sampler, SamplingConfig
@@ -52,7 +52,10 @@ def _schema(args: argparse.Namespace) -> dict[str, Any] | None:
         return None
     from bitnet_mlx.formats.strict_json import parse_json
 
-    schema = parse_json(text, f"[generate] {flag}")
+    try:
+        schema = parse_json(text, f"[generate] {flag}")
+    except FormatError as error:
+        raise ConfigError(f"{error}; a JSON schema is an object, such as {{}}") from error
     if not isinstance(schema, dict):
         raise ConfigError(f"[generate] {flag} is a JSON {type(schema).__name__}; a schema is an object, such as {{}}")
     return schema

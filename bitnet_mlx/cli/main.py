@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the work failed, 2 the command was used wrongly, 130 inter
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -147,13 +148,13 @@ def _unexpected(command: str, error: Exception, debug: bool) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `bitnet-mlx`. What it printed has arrived when it returns, or it says why not."""
+    _ready_streams()
     code = 0
     try:
         try:
             code = _run(sys.argv[1:] if argv is None else argv)
         finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            sys.stdout.flush()
     except BrokenPipeError:
         _point_stdout_at_nothing()  # the reader has gone, as `head` goes: nobody is left to complain to
         return 1
@@ -161,6 +162,15 @@ def main(argv: list[str] | None = None) -> int:
         _point_stdout_at_nothing()
         return code or _fail(error, False, 1)
     return code
+
+
+def _ready_streams() -> None:
+    """Streams that the shell closed (`>&-`) lead nowhere, and letters that stdout's encoding lacks are escaped."""
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115 - as long as the process lives
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _point_stdout_at_nothing() -> None:

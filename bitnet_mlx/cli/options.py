@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,9 @@ from bitnet_mlx.models.precision import KV_BITS, PRESETS
 if TYPE_CHECKING:
     from bitnet_mlx.generation import GenerationResponse, SamplingConfig
     from bitnet_mlx.tokenizer import Tokenizer
+
+
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -168,6 +172,32 @@ def sampling_config(args: argparse.Namespace, tokenizer: Tokenizer) -> SamplingC
 def _sampling_flags(args: argparse.Namespace) -> dict[str, Any]:
     names = ("temp", "top_p", "top_k", "min_p", "repetition_penalty", "repetition_context_size", "seed")
     return {name: getattr(args, name) for name in names}
+
+
+def add_escape_argument(parser: argparse.ArgumentParser) -> None:
+    """As llama.cpp names it, which has it on; mlx-lm does so always."""
+    parser.add_argument(
+        "--escape", "-e", action="store_true",
+        help=r"read \n, \t, \r and \\ in the flags' texts (--prompt, --system-prompt, --stop) as line end, tab, return and "
+        "backslash",
+    )  # fmt: skip
+
+
+def unescape(args: argparse.Namespace) -> None:
+    """What --escape asks for. Without it a prompt that seems to be meant so is told of."""
+    if not args.escape:
+        if "\\n" in args.prompt and "\n" not in args.prompt:
+            print(r"note: \n in the prompt stays as it is; with --escape it is a line end", file=sys.stderr)
+        return
+    for name, value in vars(args).items():
+        if name in ("prompt", "system_prompt") and value is not None:
+            setattr(args, name, _unescaped(value))
+        elif name == "stop" and value is not None:
+            args.stop = [_unescaped(text) for text in value]
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\([ntr\\])", lambda found: _ESCAPES[found[1]], text)
 
 
 def prompt_text(command: str, text: str) -> str:

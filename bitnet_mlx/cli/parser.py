@@ -25,11 +25,22 @@ class Parser(argparse.ArgumentParser):
         """The options. Raises ConfigError, which names every flag that is not known and what to say instead."""
         words = list(args[: args.index("--")] if "--" in args else args)
         theirs = foreign.refused(self._command, words, self._option_string_actions)
-        if theirs and not {"-h", "--help"} & set(words):
+        helping = bool({"-h", "--help"} & set(words))
+        if theirs and not helping:
             self.error("; ".join(theirs))
-        found, rest = self.parse_known_args(args, namespace)
-        if rest:
-            self.error(self._unknown(rest))
+        needed = [] if helping else [action for action in self._actions if action.required]
+        for action in needed:  # asked for below, after words that belong to nothing, which are often what is missing
+            action.required = False
+        try:
+            found, rest = self.parse_known_args(args, namespace)
+        finally:
+            for action in needed:
+                action.required = True
+        missing = [_name(action) for action in needed if getattr(found, action.dest) is None]
+        told = [self._unknown(rest)] if rest else []
+        told += [f"the following arguments are required: {', '.join(missing)}"] if missing else []
+        if told:
+            self.error("; ".join(told))
         return found
 
     def _unknown(self, rest: Sequence[str]) -> str:
@@ -42,3 +53,8 @@ class Parser(argparse.ArgumentParser):
         return "; ".join(
             f"no option {flag}" + (f", did you mean {near}?" if near else "") for flag, near in meant.items()
         )
+
+
+def _name(action: argparse.Action) -> str:
+    """An option or a value as a message names it."""
+    return "/".join(action.option_strings) or str(action.metavar or action.dest)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from inspect import signature
 from typing import Any
 
 from bitnet_mlx.errors import ConfigError
+from bitnet_mlx.generation.sampling import SamplingConfig
 from bitnet_mlx.generation.steps import SpeculationReport
 from bitnet_mlx.generation.stream import GenerationResponse, stream_generate
 from bitnet_mlx.models.decoder import Decoder
@@ -41,16 +44,54 @@ class Completion:
             last.generation_tps, last.ttft_s, last.peak_memory_bytes, last.speculation,
         )  # fmt: skip
 
+    def speeds(self) -> str:
+        """What the prompt and the text took, in a line."""
+        return (
+            f"prompt {self.prompt_tokens} tokens at {self.prompt_tps:.1f}/s, first token {self.ttft_s:.2f} s, "
+            f"generated {self.generation_tokens} at {self.generation_tps:.1f}/s ({self.finish_reason})"
+        )
+
     def record(self) -> dict[str, Any]:
         """The fields by name, for JSON."""
         return asdict(self)
 
 
 def generate(
-    model: Decoder, tokenizer: Tokenizer, prompt: str | Sequence[int], max_tokens: int = 256, **options: Any
+    model: Decoder,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[int],
+    max_tokens: int = 256,
+    *,
+    verbose: bool = False,
+    **options: Any,
 ) -> str:
-    """The text that follows a prompt. Options are stream_generate's: sampling, stop, max_kv_size and the rest."""
-    return Completion.of(stream_generate(model, tokenizer, prompt, max_tokens, **options)).text
+    """The text that follows a prompt. verbose: print it as it comes, then what it took. Options are stream_generate's:
+    sampling, stop, max_kv_size and the rest.
+    """
+    unknown = options.keys() - signature(stream_generate).parameters.keys()
+    if unknown:
+        raise ConfigError(f"[generate] no option {', '.join(sorted(unknown))}{_instead(unknown)}")
+    stream = stream_generate(model, tokenizer, prompt, max_tokens, **options)
+    completion = Completion.of(_printed(stream) if verbose else stream)
+    if verbose:
+        sys.stdout.write(f"\n{completion.speeds()}\n")
+    return completion.text
+
+
+def _instead(names: Collection[str]) -> str:
+    """What sets options of other programs' names."""
+    ours = {field.name for field in fields(SamplingConfig)}
+    if "sampler" in names or ours & set(names):
+        given = ", ".join(f"{name}=..." for name in sorted(ours & set(names)) or ["temp"])
+        return f"; sampling=bitnet_mlx.generation.SamplingConfig({given}) says how tokens are drawn"
+    return "; help(bitnet_mlx.stream_generate) tells those that there are"
+
+
+def _printed(stream: Iterable[GenerationResponse]) -> Iterator[GenerationResponse]:
+    for response in stream:
+        sys.stdout.write(response.text)
+        sys.stdout.flush()
+        yield response
 
 
 def prompt_ids(

@@ -74,6 +74,11 @@ def parse_quantization(config: dict[str, Any], where: str) -> Quantization:
             f"[config] {where}: compression_config is {shown(config['compression_config'])}; {_SUPPORTED}. "
             "Give the model's original checkpoint"
         )
+    if (rotated := _rotation(config)) is not None:
+        raise UnsupportedModelError(
+            f"[config] {where}: {rotated} speaks of a Hadamard rotation of weights or activations, which is not applied here; "
+            "give a checkpoint that was not rotated"
+        )
     mlx, table = fields.nested("quantization"), fields.nested("quantization_config")
     if mlx is not None:
         return _mlx(Fields(mlx, f"{where}: quantization"))
@@ -89,6 +94,17 @@ def parse_quantization(config: dict[str, Any], where: str) -> Quantization:
         )
     kept = _modules(inner)
     return _native(inner, kept) if method == NATIVE_METHOD else _bitnet(inner, kept)
+
+
+def _rotation(value: Any, key: str = "") -> str | None:
+    """The key of a config that says that a Hadamard rotation is to be applied, wherever it stands, or None."""
+    if isinstance(value, dict):
+        found = (_rotation(inner, f"{key}.{name}".lstrip(".")) for name, inner in value.items())
+        return next((name for name in found if name is not None), None)
+    if isinstance(value, list):
+        return next((name for inner in value if (name := _rotation(inner, key)) is not None), None)
+    said = isinstance(value, str) and "hadamard" in value.lower()
+    return shown(key) if said or (value and "hadamard" in key.lower()) else None
 
 
 def _modules(fields: Fields) -> tuple[str, ...] | None:

@@ -23,14 +23,12 @@ def read_text(path: Path, tokenizer: Tokenizer, limit: int | None = None) -> Tex
     try:
         text = path.read_bytes().decode("utf-8")
     except (FileNotFoundError, IsADirectoryError):
-        raise ConfigError(f"[evaluate] no file {path}; --data takes text files") from None
+        raise ConfigError(f"[data] no file {path}; --data takes text files") from None
     except UnicodeDecodeError as error:
-        raise FormatError(
-            f"[evaluate] {path} is not UTF-8 ({error.reason} at byte {error.start}); convert it"
-        ) from error
+        raise FormatError(f"[data] {path} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from error
     ids = tokenizer.encode(text)
     if len(ids) < 2:
-        raise ConfigError(f"[evaluate] {path} has {len(ids)} tokens; at least 2 are needed")
+        raise ConfigError(f"[data] {path} has {len(ids)} tokens; at least 2 are needed")
     if limit is not None and len(ids) > limit + 1:
         return part(str(path), ids[: limit + 1], tokenizer)
     return Text(str(path), ids, len(text.encode()) - _bytes(tokenizer, ids[0]))
@@ -46,7 +44,7 @@ def check_same(tokenizer: Tokenizer, teacher: Tokenizer, text: Text) -> None:
     for token in sorted(set(text.ids)):
         if tokenizer.id_to_token(token) != teacher.id_to_token(token):
             raise ConfigError(
-                f"[evaluate] token {token} is {tokenizer.id_to_token(token)!r} to the model and "
+                f"[data] token {token} is {tokenizer.id_to_token(token)!r} to the model and "
                 f"{teacher.id_to_token(token)!r} to the teacher; a teacher of the same vocabulary is needed"
             )
 

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -41,6 +41,7 @@ _POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 Events = asyncio.Queue  # of (Work, Event | ApiError)
+AnyBody = TypeVar("AnyBody", bound="Body | EmbeddingBody")
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,7 @@ class _Service:
 
     async def embeddings(self, request: Request) -> Response:
         """The inputs go to the engine a batch at a time, so that many of them do not fill everybody's queue."""
-        data = await self._read(request)
-        body = await asyncio.to_thread(parse, EmbeddingBody, data)
+        body = await self._body(request, EmbeddingBody)
         served = await asyncio.to_thread(self.fleet.take, body.model)
         try:
             asked = await asyncio.to_thread(Embeddings, served.model, body)
@@ -199,10 +199,15 @@ class _Service:
             self.fleet.release(served)
         return JSONResponse(asked.answer())
 
+    async def _body(self, request: Request, kind: type[AnyBody]) -> AnyBody:
+        """What was asked, of the server's own model where none is named."""
+        body = await asyncio.to_thread(parse, kind, await self._read(request))
+        body.model = body.model or self.fleet.main.model.name
+        return body
+
     async def _complete(self, request: Request, kind: type[Body]) -> Response:
-        data = await self._read(request)
         # A long prompt takes its time to split, a schema to compile, a model to load: not on the thread of all events.
-        body = await asyncio.to_thread(parse, kind, data)
+        body = await self._body(request, kind)
         served = await asyncio.to_thread(self.fleet.take, body.model)
 
         def leave(works: Sequence[Work]) -> None:

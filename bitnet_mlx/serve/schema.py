@@ -97,9 +97,12 @@ class StructuredOutputs(Strict):
 
 
 class Body(Strict):
-    """What both kinds of completion take. None: the model's default (generation_config.json), else greedy."""
+    """What both kinds of completion take. None: the model's default (generation_config.json), else greedy.
 
-    model: str
+    model: "" for the one that the server was started with.
+    """
+
+    model: str = ""
     max_tokens: int | None = Field(None, ge=1, le=2**31)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -231,7 +234,7 @@ class ChatBody(Body):
 class EmbeddingBody(Strict):
     """POST /v1/embeddings. dimensions: the first so many of each vector, normalised again where the model's are."""
 
-    model: str
+    model: str = ""
     input: Annotated[list[Any], BeforeValidator(_prompts)]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, le=2**31)

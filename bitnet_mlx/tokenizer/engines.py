@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bitnet_mlx.errors import ConfigError, FormatError
+from bitnet_mlx.formats.git_lfs import refuse_pointer
 from bitnet_mlx.tokenizer.metadata import AddedToken, Metadata
 from bitnet_mlx.tokenizer.pieces import SPACE, Leading, Pieces, fallback_byte, pieces_from_decoder
 
@@ -44,6 +45,7 @@ class JsonEngine:
             load = tokenizers.Tokenizer
             self._tokenizer = load.from_file(str(path)) if data is None else load.from_buffer(data)
         except Exception as error:  # the library raises nothing narrower
+            refuse_pointer(path, "tokenizer")
             raise FormatError(f"[tokenizer] {path} cannot be read: {error}; download the file again") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -106,6 +108,7 @@ class SentencePieceEngine:
             if not meta.legacy:
                 self._inner = sentencepiece.SentencePieceProcessor(model_proto=data + _NO_DUMMY_PREFIX)
         except RuntimeError as error:
+            refuse_pointer(path, "tokenizer")
             raise FormatError(
                 f"[tokenizer] {path} is not a sentencepiece model ({error}); a tiktoken file of the same name is not "
                 "supported: use a folder with tokenizer.json"

@@ -82,8 +82,8 @@ class _Reader:
         count = len(self.tokens)
         if not count or self._get("model", str) is None:
             raise FormatError(
-                f"[tokenizer] {path} holds no vocabulary ({_KEY}model and {_KEY}tokens); give a folder with the model's "
-                "tokenizer.json"
+                f"[tokenizer] {path} holds no vocabulary ({_KEY}model and {_KEY}tokens), and none beside it is read; take a "
+                "GGUF file that has one, or the model's Hugging Face folder or name"
             )
         self.kinds: list[int] = self._list("token_type", int, count) or [1] * count
         self.ids = {ours: self._id(f"{key}_token_id") for ours, key in _NAMED.items()}

@@ -191,6 +191,28 @@ def test_a_path_that_exists_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
+    "address",
+    ["https://huggingface.co/owner/tiny", "huggingface.co/owner/tiny/tree/main", "http://hf.co/owner/tiny?x=1", "hf.co/owner/tiny"],
+)  # fmt: skip
+def test_an_address_is_answered_with_the_name_in_it(address: str) -> None:
+    with pytest.raises(ConfigError, match="is an address; give the model's name alone: owner/tiny$"):
+        resolve(address)
+
+
+@pytest.mark.parametrize("name", ["{here}/models/small", "models/small", "./models/a.gguf", "models/a.gguf"])
+def test_a_misspelt_path_is_told_what_its_folder_holds(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "smal").mkdir(parents=True)
+    (tmp_path / "models" / "b.gguf").touch()
+    (tmp_path / "models" / "notes.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match=r"The folder \S*models here holds b.gguf, smal$"):
+        resolve(name.format(here=tmp_path))
+
+
+@pytest.mark.parametrize(
     "name",
     [
         "nowhere",

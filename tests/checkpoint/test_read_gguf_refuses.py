@@ -76,13 +76,14 @@ CASES: dict[str, tuple[str, Change, type[BitnetError], str]] = {
     "rotated": ("I2_S", retyped(Q, 142, 99), UnsupportedModelError, "PQ2_0 .*Hadamard"),
     "Q4_K": ("I2_S", retyped(Q, 12, 256 * 144), UnsupportedModelError, "Q4_K .*: TQ1_0, TQ2_0, I2_S, Q2_0, F32, F16, BF16 are"),
     "Q8_0 linear": ("I2_S", retyped(Q, 8, 256 * 8 * 34), UnsupportedModelError, "type Q8_0"),
-    "unknown type": ("I2_S", retyped(Q, 777, 99), UnsupportedModelError, "type type 777"),
+    "unknown type": ("I2_S", retyped(Q, 777, 99), UnsupportedModelError, "1 tensors of type 777 "),
     "head's type": ("I2_S", retyped("token_embd.weight", 10, 99), UnsupportedModelError, r"Q2_K \(token_embd.weight\)"),
     "norm's type": ("I2_S", retyped("output_norm.weight", 8, 8 * 34), UnsupportedModelError, r"Q8_0 \(output_norm.weight\)"),
     "unknown tensors": (
-        "I2_S", lambda k, t: (extra("blk.0.attn_q.signs")(k, t), extra("blk.7.ffn_up.weight")(k, t)), FormatError,
-        "has 2 tensors that a bitnet-b1.58 model does not know: blk.0.attn_q.signs, blk.7.ffn_up.weight",
+        "I2_S", lambda k, t: (extra("blk.0.attn_q.odd")(k, t), extra("blk.7.ffn_up.weight")(k, t)), FormatError,
+        "has 2 tensors that a bitnet-b1.58 model does not know: blk.0.attn_q.odd, blk.7.ffn_up.weight",
     ),
+    "rotation's tensors": ("I2_S", extra("blk.0.attn_q.signs"), UnsupportedModelError, "holds blk.0.attn_q.signs: .*Hadamard"),
     "missing tensors": (
         "I2_S", lambda k, t: (t.pop(Q), t.pop("output_norm.weight")), FormatError,
         "lacks 2 tensors: blk.0.attn_q.weight, output_norm.weight",

@@ -106,6 +106,32 @@ def test_rotated_weights_are_refused_with_the_reason(tmp_path: Path) -> None:
         read_weights(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"quantization": {"modules": [{"name": "q_proj", "transform": "Hadamard"}]}},
+        {"quantization": {"use_hadamard": True}},
+        {"modules": {"q_proj": {"hadamard": {"size": 128}}}},
+    ],
+)
+def test_a_config_that_speaks_of_a_rotation_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Also where no tensor tells of it: without the rotation the text would be fluent and wrong."""
+    hf_folder.write(tmp_path, **changes)
+    with pytest.raises(UnsupportedModelError, match=r"config.json: '\S*' speaks of a Hadamard rotation"):
+        read_weights(tmp_path)
+
+
+def test_a_rotation_that_is_switched_off_is_none(tmp_path: Path) -> None:
+    hf_folder.write(tmp_path, quantization={"use_hadamard": False})
+    assert read_weights(tmp_path).linears
+
+
+def test_scales_of_layers_that_the_list_makes_floats(tmp_path: Path) -> None:
+    hf_folder.write(tmp_path, quantization={"modules_to_not_convert": ["lm_head", "up_proj"]})
+    with pytest.raises(FormatError, match=r"up_proj.weight_scale.*; modules_to_not_convert in config.json says"):
+        read_weights(tmp_path)
+
+
 def test_all_missing_tensors_are_listed_at_once_by_layers(tmp_path: Path) -> None:
     wrote = hf_folder.write(tmp_path, num_hidden_layers=6)
     drop(*[name for name in wrote.tensors if ".mlp." in name and ".layers.3." not in name])(wrote)

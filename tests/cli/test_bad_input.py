@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from bitnet_mlx.cli.main import main
-from tests.support import hf_folder, tiny_tokenizers
+from tests.support import gguf_models, hf_folder, tiny_tokenizers
 
 Spoil = Callable[[Path, hf_folder.HFFolder], None]
 WEIGHT = "model.layers.1.mlp.up_proj.weight"
@@ -138,6 +138,9 @@ def test_an_empty_folder_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixtu
         ("generate --prompt x --profile .", "is a folder"),
         ("train --data f --output out --intermediate-size -1", "--intermediate-size is -1"),
         ("train --data f --output out --num-kv-heads -1", "--num-kv-heads is -1"),
+        ("generate --prompt x --json-schema {bad", "--json-schema is not valid JSON"),
+        ("generate --prompt x --dtype bfloat16 --backend cpu", "float32 alone; leave it out, or take metal"),
+        ("calibrate --data absent --backend numpy", "[data] no file absent; --data takes text files"),
         ("bench decode --layers 0", "layers is 0; 1 to"), ("bench decode --layers 99999999999", "layers is 99999999999"),
         ("bench decode --threads 2 --backend numpy", "only cpu takes"),
         ("bench precision --layers 1 --threads 2", "precision does not use --layers, --threads"),
@@ -153,3 +156,25 @@ def test_options_that_cannot_be_or_would_do_nothing(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "f").write_text("hello")
     refused(capsys, 2, words, arguments=arguments.split())
+
+
+@pytest.mark.parametrize(
+    ("place", "words"), [("", "the name to write under is empty"), ("f/out", "nothing can be made in")]
+)
+def test_places_that_cannot_be_written(
+    place: str,
+    words: str,
+    folder: hf_folder.HFFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder.path.parent)
+    (folder.path.parent / "f").write_text("a file, no folder")
+    refused(capsys, 2, words, arguments=["convert", "--hf-path", "model", "--mlx-path", place])
+
+
+def test_a_gguf_file_without_a_vocabulary_is_told_of_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = gguf_models.write(tmp_path / "a.gguf", *gguf_models.small())
+    assert main(["inspect", str(file), "--json"]) == 0
+    notices = json.loads(capsys.readouterr().out)["notices"]
+    assert sum("vocabulary" in text or "tokenizer.json" in text for text in notices) == 1, notices

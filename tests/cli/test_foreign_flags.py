@@ -81,6 +81,26 @@ def test_a_value_without_an_option_is_named() -> None:
     assert "True belongs to no option (switches take no value" in refusal("generate", "-p", "x", "--verbose", "True")
 
 
+@pytest.mark.parametrize("words", [("hello",), ("--max-tokens", "5", "hello"), ("hello", "--temp", "0")])
+def test_a_text_without_its_flag_is_named_with_what_is_missing(words: tuple[str, ...]) -> None:
+    told = refusal("generate", *words)
+    assert "hello belongs to no option" in told and "the following arguments are required: --prompt/-p" in told
+
+
+def test_what_is_missing_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refusal("generate") == (
+        "[generate] the following arguments are required: --prompt/-p; bitnet-mlx generate --help tells the options"
+    )
+    assert "required: what;" in refusal("bench")
+    parser = main.build_parser("generate")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="required: --prompt/-p"):
+            parser.parse_args([])
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    assert "[--debug] --prompt TEXT|-" in capsys.readouterr().out  # no brackets: it is needed
+
+
 @pytest.mark.parametrize(
     ("typed", "ours"),
     [("server", "bitnet-mlx serve"), ("cache_prompt", "cache-prompt"), ("perplexity", "evaluate"), ("generat", "generate")],

@@ -104,6 +104,17 @@ def test_prompts(server: Running, prompt: Any, code: str) -> None:
     assert refused(httpx.post(server.url + COMPLETIONS, json={**GOOD, "prompt": prompt})) == (400, "prompt", code)
 
 
+@pytest.mark.parametrize(("path", "body"), [(CHAT, TALK), (COMPLETIONS, GOOD)])
+@pytest.mark.parametrize("named", [{}, {"model": None}, {"model": ""}])
+def test_a_request_without_a_model_gets_the_servers(
+    server: Running, path: str, body: dict[str, Any], named: dict[str, Any]
+) -> None:
+    """As mlx-lm's and llama.cpp's servers do."""
+    rest = {key: value for key, value in body.items() if key != "model"}
+    answer = httpx.post(server.url + path, json={**rest, **named})
+    assert answer.status_code == 200 and answer.json()["model"] == "test/model"
+
+
 def test_a_prompt_that_fills_the_context_gives_one_token(server: Running) -> None:
     choice = httpx.post(server.url + COMPLETIONS, json={**GOOD, "prompt": [1] * 256, "max_tokens": 50}).json()[
         "choices"

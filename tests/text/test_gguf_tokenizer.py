@@ -204,7 +204,11 @@ def test_templates_by_name_and_what_ends_a_turn(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "no vocabulary": ({"tokenizer.ggml.tokens": None}, FormatError, "holds no vocabulary .* give a folder"),
+    "no vocabulary": (
+        {"tokenizer.ggml.tokens": None},
+        FormatError,
+        "holds no vocabulary .* take a GGUF file that has one",
+    ),
     "no kind": ({"tokenizer.ggml.model": None}, FormatError, "holds no vocabulary"),
     "kind": ({"tokenizer.ggml.model": "bert"}, UnsupportedModelError, "'bert'; gpt2 .* and llama"),
     "pre": ({"tokenizer.ggml.pre": "tekken"}, UnsupportedModelError, "'tekken'; llama-bpe, .* are supported"),

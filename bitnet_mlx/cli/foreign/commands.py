@@ -25,7 +25,7 @@ _CACHE = (
 )
 NOT_AS_IN_MLX_LM = {
     "generate": f"--max-tokens 256 (100); {_SAMPLING}; {_CACHE}; --num-draft-tokens as many as pay (3); \\n in a prompt "
-    "stays as it is (becomes a line end).",
+    "stays as it is without --escape (becomes a line end).",
     "chat": f"{_SAMPLING}; no --seed unless given (0); {_CACHE}.",
     "cache-prompt": f"{_CACHE}.",
     "serve": "--max-tokens 1024 (512); no --cors unless given (*); models on --allow-model's list alone are loaded (any); "

@@ -6,6 +6,7 @@ _SAMPLER = "it is not offered; --top-p, --top-k, --min-p and --repetition-penalt
 _TEMPLATE = (
     "a model's own chat template is used, with its own defaults; --ignore-chat-template gives the text as it stands"
 )
+_ESCAPE = 'what is typed stands as it is; """ opens a message of several lines'
 _REQUEST = "requests say it, else the model's generation_config.json"
 _ONE_MACHINE = "a model runs on one machine here"
 _REPORT = "the log is log.jsonl beside the adapter; --plot draws it"
@@ -68,6 +69,7 @@ BY_COMMAND: dict[str, dict[str, str]] = {
         **_FILE,
         **_TEXT,
         "--prefill-response": "write the answer's beginning into --prompt, with --ignore-chat-template",
+        "--no-escape": "that is so unless --escape is given; leave it out",
         "-j": "say --json-schema SCHEMA",
         "--grammar": "say --json-schema SCHEMA; other grammars are fields of the server's requests",
     },
@@ -76,6 +78,8 @@ BY_COMMAND: dict[str, dict[str, str]] = {
         **_TEXT,
         "--prompt": "type it, or pipe it into bitnet-mlx chat; bitnet-mlx generate takes --prompt",
         "-p": "type it, or pipe it into bitnet-mlx chat; bitnet-mlx generate takes --prompt",
+        "-e": _ESCAPE,
+        "--escape": _ESCAPE,
     },
     "cache-prompt": {**_PROMPT, **_FILE},
     "serve": {
