@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from bitnet_mlx.backends.low_rank import LowRank
-from bitnet_mlx.checkpoint.folder import name_list
+from bitnet_mlx.checkpoint.folder import ADAPTER, name_list
 from bitnet_mlx.checkpoint.safetensors_file import SafetensorsFile
 from bitnet_mlx.checkpoint.tensors import FLOATS, as_float32, finite
 from bitnet_mlx.errors import ConfigError, FormatError
 from bitnet_mlx.models.config import DecoderConfig
 from bitnet_mlx.models.weights import DecoderWeights
 
-WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
+WEIGHTS, CONFIG = "adapters.safetensors", ADAPTER
 KINDS = ("lora", "dora")
 _MOST_RANK = 1 << 16
 _SHOWN = 4  # tensors that a message names

@@ -15,7 +15,7 @@ from bitnet_mlx.checkpoint.safetensors_file import SafetensorsFile, TensorInfo
 from bitnet_mlx.errors import ConfigError, FormatError, UnsupportedModelError
 from bitnet_mlx.formats.strict_json import parse_json, shown
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_config.json"
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json",
@@ -60,6 +60,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a folder, as a table."""
     path = folder / "config.json"
     if not path.is_file():
+        if (folder / ADAPTER).is_file():
+            raise FormatError(
+                f"[checkpoint] {folder} is an adapter; give it as --adapter-path, and its base as --model"
+            )
         raise FormatError(f"[checkpoint] {folder} has no config.json; {_contents(folder)}. A model folder needs one")
     config = read_json(path)
     if not isinstance(config, dict):

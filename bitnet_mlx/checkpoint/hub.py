@@ -8,17 +8,19 @@ from __future__ import annotations
 import logging
 import os
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from bitnet_mlx.checkpoint.folder import read_config, weight_files
+from bitnet_mlx.checkpoint.folder import ADAPTER, INDEX, SINGLE, read_config, weight_files
 from bitnet_mlx.errors import ConfigError, FormatError
 
 log = logging.getLogger(__name__)
 
 # Of folders those of sentence-transformers' modules alone: 1_Pooling/config.json.
 IGNORED = ("[!1]*/*", "1[!_]*/*")
-ALLOWED = ("*.json", "model*.safetensors", "tokenizer.model", "*.jinja", "*.txt")
+WEIGHTS = "model*.safetensors"
+ALLOWED = ("*.json", WEIGHTS, "tokenizer.model", "*.jinja", "*.txt")
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _URL = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^/\s]+/[^/\s?#]+)(?:[/?#].*)?")
 _GGUF = re.compile(rf"({NAME.pattern})/([\w.-][\w. /-]*\.gguf)")
@@ -56,12 +58,12 @@ def resolve(path_or_repo: str | Path, revision: str | None = None, progress: boo
         raise ConfigError("[hub] the revision is empty; give a branch, a tag or a commit, or leave it out")
     if file:
         return _gguf(file[1], file[2], revision, progress)
+    if not _cached(name, revision, SINGLE, INDEX):
+        only = _gguf_of(name, _listing(name, revision))
+        if only is not None:
+            return _gguf(name, only, revision, progress)
     folder = _snapshot(name, revision, progress)
     found = _only_gguf(folder, name)
-    if found is None and not any(folder.glob("*.safetensors*")):
-        listed = [text for text in _listing(name, revision) if text.endswith(".gguf")]
-        if listed:
-            return _gguf(name, _one(listed, name), revision, progress)
     if found is not None:
         return found
     read_config(folder)
@@ -94,11 +96,46 @@ def _one(files: list[str], name: str) -> str:
     return files[0]
 
 
+def _gguf_of(name: str, listed: list[str]) -> str | None:
+    """The GGUF file that is the model of a repository with these files; None where safetensors are, or nothing is known.
+
+    ConfigError where there are several, FormatError where the repository holds no model.
+    """
+    if not listed or any(fnmatch(file, WEIGHTS) for file in listed):
+        return None
+    files = [file for file in listed if file.endswith(".gguf")]
+    if files:
+        return _one(files, name)
+    why = ""
+    if ADAPTER in listed:
+        why = f". It is an adapter: fetch it (`hf download {name} --local-dir DIR`), and give DIR as --adapter-path and its base "
+        why += "as --model"
+    elif pickles := [file for file in listed if Path(file).suffix in (".bin", ".pt", ".pth", ".ckpt")]:
+        why = f". Pickles such as {pickles[0]} can run code and are never read: transformers' model.save_pretrained(DIR) writes "
+        why += "safetensors"
+    shown = ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")
+    raise FormatError(f"[hub] {name} has no {SINGLE}, no {INDEX} and no GGUF file; it holds {shown}{why}")
+
+
+def _cached(name: str, revision: str | None, *files: str) -> bool:
+    """Whether one of these files is in the cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in files)
+
+
 def _gguf(name: str, file: str, revision: str | None, progress: bool) -> Path:
     """One file of a repository."""
+    if not _cached(name, revision, file):
+        listed = _listing(name, revision)
+        if listed and file not in listed:
+            files = [text for text in listed if text.endswith(".gguf")]
+            raise ConfigError(f"[hub] {name} has no file {file}; its GGUF files are {', '.join(files[:12]) or 'none'}")
     path = _snapshot(name, revision, progress, (file,)) / file
     if not path.is_file():
-        raise ConfigError(f"[hub] {name} has no file {file}, or it is not in the cache; check the name")
+        raise ConfigError(
+            f"[hub] {file} of {name} is not in the cache, and the hub {_unreachable()}; check the name, or connect"
+        )
     return path
 
 
@@ -146,7 +183,7 @@ def _snapshot(name: str, revision: str | None, progress: bool, patterns: tuple[s
     except errors.LocalEntryNotFoundError as error:
         raise ConfigError(
             f"[hub] there is no folder {name} here, {at} is not in the cache, and the hub "
-            f"{'may not be asked (HF_HUB_OFFLINE is set)' if offline() else 'cannot be reached'}; "
+            f"{_unreachable()}; "
             f"check the name, connect, or give a model folder{_beside(name)}"
         ) from error
     except (OSError, http_error()) as error:  # a connection that broke half way, a full disk
@@ -166,8 +203,7 @@ def _usable(at: str, error: Any, patterns: tuple[str, ...]) -> Path:
         weight_files(folder)
     except FormatError as cause:
         raise FormatError(
-            f"[hub] the cached copy of {at} is incomplete, and the hub "
-            f"{'may not be asked (HF_HUB_OFFLINE is set)' if offline() else 'cannot be reached'}. {cause}"
+            f"[hub] the cached copy of {at} is incomplete, and the hub {_unreachable()}. {cause}"
         ) from error
     log.warning("%s: the cached copy lacks some files, but has the config and all weights; it is used", at)
     return folder
@@ -187,6 +223,11 @@ def http_error() -> type[Exception]:
     from huggingface_hub import errors
 
     return errors.HfHubHTTPError.__bases__[0]
+
+
+def _unreachable() -> str:
+    """Why the hub does not answer, after "the hub"."""
+    return "may not be asked (HF_HUB_OFFLINE is set)" if offline() else "cannot be reached"
 
 
 def offline() -> bool:

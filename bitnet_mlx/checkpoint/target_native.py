@@ -56,6 +56,10 @@ class NativeTarget(common.FolderTarget):
             self.notices.append(
                 f"embedding and head are written in {min(bits)} bits; --head-bits 16 keeps them as they are"
             )
+        if min(bits) < 8 and not stored:
+            self.notices.append(
+                f"embedding and head of {min(bits)} bits take a byte a value in the file, as those of 8 do; less in MLX's memory"
+            )
         if len(bits) > 1:
             raise FormatError(
                 f"[write] embedding and head have {sorted(bits)} bits; the native format holds one number of bits for both"

@@ -289,3 +289,11 @@ def test_pages_of_a_file_are_given_back_and_come_again(tmp_path: Path) -> None:
     assert held == 0 or (held > 15 << 20 and resident() < 1 << 20)
     assert int(array.sum(dtype=np.int64)) == total
     pages.release(np.zeros(10))  # memory of its own: nothing to give back
+
+
+@pytest.mark.parametrize(("bits", "told"), [(8, False), (6, True), (4, True)])
+def test_that_fewer_bits_of_a_head_do_not_shrink_the_file_is_told(bits: int, told: bool, tmp_path: Path) -> None:
+    hf_folder.write(tmp_path / "hf")
+    done = convert(tmp_path / "hf", tmp_path / f"of {bits}", head_bits=bits)
+    eight = convert(tmp_path / "hf", tmp_path / "of eight", head_bits=8)
+    assert (done.bytes_out == eight.bytes_out) and any("a byte a value" in text for text in done.notices) == told

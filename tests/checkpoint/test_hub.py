@@ -136,9 +136,38 @@ def test_repositories_of_gguf_files(tmp_path: Path) -> None:
     assert one["linears"] == two["linears"] == 14
     assert several["error"] == absent["error"] == "ConfigError"
     assert "holds 2 GGUF files; give one of them: owner/two/a.gguf, owner/two/sub/b.gguf" in several["text"]
-    assert "owner/two has no file c.gguf" in absent["text"]
-    (again, other), _ = run(home, *asked[:2], offline=True)
+    assert "owner/two has no file c.gguf; its GGUF files are a.gguf, sub/b.gguf" in absent["text"]
+    (again, other, missing), _ = run(home, *asked[:2], ("owner/two/a.gguf", None), offline=True)
     assert (again, other) == (one, two)
+    assert "a.gguf of owner/two is not in the cache, and the hub may not be asked" in missing["text"]
+
+
+def test_a_repository_of_gguf_files_alone_is_fetched_without_noise(tmp_path: Path) -> None:
+    """The client warns of patterns that match nothing, and draws bars of no files."""
+    with serving({"owner/one": gguf_repository(tmp_path / "one", "model.gguf")}) as server:
+        (found,), err = run(tmp_path / "home", ("owner/one", None), endpoint=server.url, bars=True)
+    assert found["linears"] == 14
+    assert "Fetching 1 files" in err and "Fetching 0 files" not in err and "No files matched" not in err
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["README.md"], "it holds README.md"),
+        (["config.json", "pytorch_model.bin"], "Pickles such as pytorch_model.bin can run code"),
+        (["adapter_config.json", "adapters.safetensors"], "It is an adapter: fetch it (`hf download owner/other"),
+        ([f"{i}.txt" for i in range(11)], "and 3 more"),
+    ],
+)
+def test_a_repository_without_a_model_is_told_what_it_holds(files: list[str], words: str, tmp_path: Path) -> None:
+    (tmp_path / "repo").mkdir()
+    for file in files:
+        (tmp_path / "repo" / file).write_text("{}")
+    with serving({"owner/other": tmp_path / "repo"}) as server:
+        (found,), err = run(tmp_path / "home", ("owner/other", None), endpoint=server.url, bars=True)
+        assert not any("/resolve/" in path for path in server.asked)
+    assert found["error"] == "FormatError" and words in found["text"], found
+    assert found["text"].startswith("[hub] owner/other has no model.safetensors, ") and err == ""
 
 
 def test_a_folder_of_gguf_files(tmp_path: Path) -> None:

@@ -178,3 +178,8 @@ def test_a_gguf_file_without_a_vocabulary_is_told_of_once(tmp_path: Path, capsys
     assert main(["inspect", str(file), "--json"]) == 0
     notices = json.loads(capsys.readouterr().out)["notices"]
     assert sum("vocabulary" in text or "tokenizer.json" in text for text in notices) == 1, notices
+
+
+def test_an_adapter_given_as_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    refused(capsys, 1, "is an adapter; give it as --adapter-path", arguments=generate(tmp_path))
