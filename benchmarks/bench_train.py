@@ -64,6 +64,7 @@ class Trainee:
         self._update, self._alive, self._step = Update(task, Group()), mx.array(True), 0
         self._state = optimizer.init(task.options.optimizer, parameters)
         mx.eval(self._state)
+        task.model.train()
 
     def steps(self, count: int) -> float:
         """Seconds a step, the host one step ahead of the device as in a run."""

@@ -17,8 +17,9 @@ def rope_kv(qkv: mx.array, cos: mx.array, sin: mx.array, heads: int, kv_heads: i
     dim = width // (heads + 2 * kv_heads)
     x = qkv.reshape(b, length, -1, dim).transpose(0, 2, 1, 3)
     first, second = mx.split(x[:, : heads + kv_heads].astype(mx.float32), 2, axis=-1)
-    c, s = cos[:, None], sin[:, None]
-    rotated = mx.concatenate([first * c - second * s, second * c + first * s], axis=-1).astype(qkv.dtype)
+    # Minus the sine, for both halves and their gradients to be one kernel where this is compiled; the bits are the same.
+    c, s, minus = (t[:, None] for t in (cos, sin, mx.contiguous(-sin)))
+    rotated = mx.concatenate([c * first + minus * second, c * second + s * first], axis=-1).astype(qkv.dtype)
     return rotated[:, :heads], mx.stack([rotated[:, heads:], x[:, heads + kv_heads :]])
 
 

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten
 
 from bitnet_mlx.errors import ConfigError
@@ -31,11 +32,11 @@ _GRAPH = ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_th
 def make_task(options: TrainOptions, dataset: Dataset, windows: Windows, model: TrainDecoder) -> Task:
     """What the loop trains. With --teacher the loss is that of train/losses.py."""
     teacher = read_teacher(options, dataset, model.config.vocab_size)
-    ids, offsets, k = mx.array(dataset.ids), mx.arange(options.seq_length + 1), options.kl_weight
+    offsets, k = np.arange(options.seq_length + 1), options.kl_weight
     known = None if teacher is None else compiled(teacher.ready, teacher.state)
 
     def part(index: int) -> Part:
-        batch = ids[mx.array(windows.starts(index))[:, None] + offsets].astype(mx.int32)
+        batch = mx.array(dataset.ids[windows.starts(index)[:, None] + offsets].astype(np.int32))
         signal = () if known is None else (known(batch[:, :-1]),)
         return Part((batch, *signal), 1.0, options.batch_size * options.seq_length)
 
