@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from bitnet_mlx.cli import options, speculation
-
-_DIM, _PLAIN = "\x1b[2m", "\x1b[22m"
+from bitnet_mlx.cli.chat_thoughts import shown
 
 
 def answer(
@@ -24,7 +22,7 @@ def answer(
     with Stop(person) as stop:
         stream = session.reply(text, stop.watching(options.prefill_progress(args.verbose)))
         try:
-            done = Completion.of(stop.until(stream if args.json else _shown(session, stream)))
+            done = Completion.of(stop.until(stream if args.json else shown(session, stream)))
         except KeyboardInterrupt:
             if not stop.asked:
                 raise
@@ -36,24 +34,6 @@ def answer(
     if done:
         turns.append(done.record())
     return not stop.asked
-
-
-def _shown(session: Any, stream: Iterator[Any]) -> Iterator[Any]:
-    """The same stream, printed as it comes. On a terminal what the model thinks is dim, its marks left out."""
-    if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb" or "NO_COLOR" in os.environ:
-        yield from options.shown(stream)
-        return
-    thinking = False
-    for response in stream:
-        thought, said = session.part
-        if thought:
-            thinking = True
-            options.show(f"{_DIM}{thought}{_PLAIN}")
-        if thinking and said:
-            thinking = False
-            options.show("\n\n")
-        options.show(said)
-        yield response
 
 
 def statistics(done: Any, session: Any, backend: str) -> str:
