@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.quality.bits import bits_per_byte
+from bitnet_mlx.train import ahead
 from bitnet_mlx.train.data import Windows
 from bitnet_mlx.train.disk import writing
 from bitnet_mlx.train.evaluate import compiled, master_model, total_nats
@@ -113,6 +114,8 @@ def train(options: TrainOptions, report: Report) -> dict[str, Any]:
     """
     group = join(options.rank_timeout)
     refuse_earlier(options.output, options, "--output", group)
+    if group.rank == 0:
+        ahead.start("train", options.dtype, options.optimizer, "relu2")
     dataset = prepare(options)
     model, parameters = initial_model(options, dataset)
     job = make_job(options, dataset, model, group)

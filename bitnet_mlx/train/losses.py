@@ -139,7 +139,8 @@ def output_losses(
 
     def loss(logits: mx.array, rows: Rows) -> tuple[mx.array, ...]:
         def total(each: mx.array) -> mx.array:
-            return (each * rows["counts"] if "counts" in rows else each).sum() * scale
+            # contiguous: summed over pieces, the numbers are not to be compiled (see train/ste.py, absmean).
+            return mx.contiguous((each * rows["counts"] if "counts" in rows else each).sum() * scale)
 
         entropy = total(cross_entropy(logits, rows["targets"]))
         if not k:

@@ -60,8 +60,8 @@ def update(
     """One step. scale: float32 [], factor on the gradients (clipping). rates: see `rates`. alive: bool []; where it is False
     the state returned is the one given."""
     new: State = {part: {} for part in state}
-    rate, decayed, none, adam_rate, adam_eps = _numbers(rates)
-    scales = _numbers(mx.broadcast_to(scale, (2,)))
+    rate, decayed, none, adam_rate, adam_eps = numbers(rates)
+    scales = numbers(mx.broadcast_to(scale, (2,)))
     for name, p in state[PARAMETERS].items():
         kind, g, decay = _kind(optimizer, name, p), gradients[name], decayed if decays(name, p) else none
         own = {part: state[part][name] for part in (PARAMETERS, *_KEPT[kind])}
@@ -75,7 +75,7 @@ def update(
     return new
 
 
-def _numbers(x: mx.array) -> list[mx.array]:
+def numbers(x: mx.array) -> list[mx.array]:
     """The numbers of x [n], float32 [] each; an index by a number would gather."""
     return [part.reshape(()) for part in mx.split(x, x.size)]
 
