@@ -9,6 +9,7 @@ for these processes, and nothing depends on them.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,7 @@ def publish(own: Path, shared: Path) -> None:
 def _mark(job: str, facts: dict[str, str]) -> Path:
     """A file in MLX's folder that tells that this was done."""
     found = os.environ.get(CACHE)
-    folder = Path(found) if found else Path(tempfile.gettempdir()) / "mlx" / mx.__version__ / "ptx"
+    folder = Path(found) if found else Path(tempfile.gettempdir()) / "mlx" / importlib.metadata.version("mlx") / "ptx"
     told = hashlib.sha256(json.dumps([job, facts, __version__]).encode()).hexdigest()[:16]
     return folder / f"bitnet_mlx-{told}"
 
@@ -84,7 +86,7 @@ def _update(optimizer: str, **_: str) -> None:
     from bitnet_mlx.train import optimizer as rules
 
     state = rules.init(optimizer, {"q_proj.weight": mx.ones((8, 8))})
-    step = mx.compile(lambda *given: rules.update(optimizer, *given))
+    step: Any = mx.compile(partial(rules.update, optimizer))
     gradients = {name: mx.ones_like(p) for name, p in state[rules.PARAMETERS].items()}
     mx.eval(step(state, gradients, mx.array(1.0), rules.rates(0, 1.0, 1.0), mx.array(True)))
 
@@ -120,11 +122,9 @@ def _ends(dtype: str, **_: str) -> None:
 def _rotary(dtype: str, **_: str) -> None:
     from bitnet_mlx.backends.attention_mlx import rope_kv
 
-    angles = [
-        mx.array(np.ones((1, 4, 4), np.float32)) for _ in range(2)
-    ]  # not made by equal operations, which MLX would merge
+    cos, sin = (mx.array(np.ones((1, 4, 4), np.float32)) for _ in range(2))  # MLX would merge two mx.ones
     outputs = [mx.ones(shape, _DTYPES[dtype]) for shape in ((2, 2, 4, 8), (2, 2, 1, 4, 8))]
-    _both_ways(lambda x: rope_kv(x, *angles, 2, 1), [mx.ones((2, 4, 32), _DTYPES[dtype])], outputs)
+    _both_ways(lambda x: rope_kv(x, cos, sin, 2, 1), [mx.ones((2, 4, 32), _DTYPES[dtype])], outputs)
 
 
 def _gated(dtype: str, act: str, **_: str) -> None:
@@ -141,7 +141,7 @@ _WORK: dict[str, Callable[..., None]] = {
 def _both_ways(function: Callable[..., Any], inputs: list[mx.array], outputs: list[mx.array]) -> None:
     """Compile a function with its gradient. outputs: arrays of the shapes and dtypes of what it returns."""
     mx.eval(inputs, outputs)
-    step = mx.compile(lambda inputs, outputs: mx.vjp(function, inputs, outputs))
+    step: Any = mx.compile(partial(mx.vjp, function))
     mx.eval(step(inputs, outputs))
 
 
