@@ -124,7 +124,7 @@ def _rotary(dtype: str, **_: str) -> None:
 
     cos, sin = (mx.array(np.ones((1, 4, 4), np.float32)) for _ in range(2))  # MLX would merge two mx.ones
     outputs = [mx.ones(shape, _DTYPES[dtype]) for shape in ((2, 2, 4, 8), (2, 2, 1, 4, 8))]
-    _both_ways(lambda x: rope_kv(x, cos, sin, 2, 1), [mx.ones((2, 4, 32), _DTYPES[dtype])], outputs)
+    _both_ways(lambda x: rope_kv(x, cos, sin, 2, 1, training=True), [mx.ones((2, 4, 32), _DTYPES[dtype])], outputs)
 
 
 def _gated(dtype: str, act: str, **_: str) -> None:
