@@ -4,7 +4,8 @@
 PYTHONPATH=. python benchmarks/bench_ranks.py --backend nccl --record benchmarks/results/ranks.jsonl
 
 Both are `bitnet-mlx train` on the same random token ids, the one as `mlx.launch` starts it. Compared step by step: losses and
-gradient norms, equal to the last bit on a CPU. Speed is the median of the steps behind the first five, of all ranks together.
+gradient norms, equal to the last bit on a CPU. The one process runs twice, and is compared with itself too: a GPU sums some
+gradients in an order of its own each time. Speed is the median of the steps behind the first five, of all ranks together.
 """
 
 from __future__ import annotations
@@ -56,12 +57,13 @@ def run(launcher: list[str], words: list[str], output: Path, seconds: float) -> 
 
 
 def compared(one: list[dict[str, Any]], many: list[dict[str, Any]]) -> dict[str, Any]:
-    """Over the steps: whether all is equal to the bit, and the largest relative differences."""
+    """Over the steps: how many are equal to the bit, all before which, and the largest relative differences."""
     found: dict[str, Any] = {"steps": [len(one), len(many)]}
     for name in ("loss", "grad_norm"):
         pairs = [(a[name], b[name]) for a, b in zip(one, many, strict=False)]
         found[name] = {
             "equal": sum(a == b for a, b in pairs),
+            "first_unequal": next((step for step, (a, b) in enumerate(pairs, 1) if a != b), None),
             "largest_difference": max((abs(a - b) / abs(a) for a, b in pairs), default=None),
             "last": pairs[-1] if pairs else None,
         }
@@ -94,7 +96,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         words += ["--dtype", args.dtype, "--steps-per-report", "1", "--rank-timeout", str(args.seconds)]
         many = run(launcher, words, Path(folder) / "many", args.seconds)
         words += ["--grad-accumulation-steps", str(args.ranks)]
-        one = run([], words, Path(folder) / "one", args.seconds)
+        one, again = (run([], words, Path(folder) / name, args.seconds) for name in ("one", "again"))
     tokens = args.ranks * find("--seq-length") * find("--batch-size")
     speed: dict[str, Any] = {}
     for name, ran in (("one", one), ("ranks", many)):
@@ -104,7 +106,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             speed[name] |= {"code": ran["code"], "said": ran["said"][-4000:]}
     return {
         "bench": "ranks", "backend": args.backend, "ranks": args.ranks, "preset": args.preset, "dtype": args.dtype,
-        "iters": args.iters, "compared": compared(one["log"], many["log"]), "speed": speed,
+        "iters": args.iters, "compared": compared(one["log"], many["log"]),
+        "compared_itself": compared(one["log"], again["log"]), "speed": speed,
         "whole_s": {"one": one["seconds"], "ranks": many["seconds"]}, **stamp("mlx"),
     }  # fmt: skip
 

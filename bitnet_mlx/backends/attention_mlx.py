@@ -7,18 +7,22 @@ from bitnet_mlx.backends.mlx_import import mx
 RECENT = 64  # slots of the newest positions, which are written anew with every token
 
 
-def rope_kv(qkv: mx.array, cos: mx.array, sin: mx.array, heads: int, kv_heads: int) -> tuple[mx.array, mx.array]:
+def rope_kv(
+    qkv: mx.array, cos: mx.array, sin: mx.array, heads: int, kv_heads: int, training: bool = False
+) -> tuple[mx.array, mx.array]:
     """numpy_ref.rope of queries and keys, in float32, rounded to the dtype of qkv.
 
     qkv: [B, L, (heads + 2 kv_heads) * D]: queries, keys, values. cos, sin: float32 [B or 1, L, D / 2].
-    Returns q [B, heads, L, D] and kv [2, B, kv_heads, L, D]: rotated keys, then values.
+    Returns q [B, heads, L, D] and kv [2, B, kv_heads, L, D]: rotated keys, then values. training: the same bits in a form
+    whose halves and whose gradients are one kernel where they are compiled, for one more operation.
     """
     b, length, width = qkv.shape
     dim = width // (heads + 2 * kv_heads)
     x = qkv.reshape(b, length, -1, dim).transpose(0, 2, 1, 3)
     first, second = mx.split(x[:, : heads + kv_heads].astype(mx.float32), 2, axis=-1)
     c, s = cos[:, None], sin[:, None]
-    rotated = mx.concatenate([first * c - second * s, second * c + first * s], axis=-1).astype(qkv.dtype)
+    left = c * first + mx.contiguous(-s) * second if training else c * first - s * second
+    rotated = mx.concatenate([left, c * second + s * first], axis=-1).astype(qkv.dtype)
     return rotated[:, :heads], mx.stack([rotated[:, heads:], x[:, heads + kv_heads :]])
 
 

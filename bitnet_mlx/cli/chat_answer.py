@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bitnet_mlx.cli import options, speculation
+from bitnet_mlx.cli.chat_thoughts import shown
 
 
 def answer(
@@ -21,7 +22,7 @@ def answer(
     with Stop(person) as stop:
         stream = session.reply(text, stop.watching(options.prefill_progress(args.verbose)))
         try:
-            done = Completion.of(stop.until(stream if args.json else options.shown(stream)))
+            done = Completion.of(stop.until(stream if args.json else shown(session, stream)))
         except KeyboardInterrupt:
             if not stop.asked:
                 raise

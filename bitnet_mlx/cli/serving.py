@@ -33,6 +33,10 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     add("--request-timeout", type=float, default=600, metavar="S", help="seconds an answer may take (default: 600)")
     add("--pooling", choices=("mean", "last", "none"), help="embeddings of a text (default: as the model's files say)")
     add(
+        "--reasoning-format", choices=("auto", "deepseek", "none"), default="auto",
+        help="what a model thinks before it answers; none: it stays in the content (default: auto, reasoning_content)",
+    )  # fmt: skip
+    add(
         "--allow-model", action="append", default=[], metavar="MODEL", help="loaded when a request names it; repeatable"
     )
     add("--cors", action="append", default=[], metavar="ORIGIN", help="let this web origin ask; may be repeated")
@@ -56,6 +60,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
         "waiting": args.max_queue, "seconds": args.request_timeout, "kv_bytes": _bytes(args, "max_kv_bytes"),
         "prefix_bytes": _bytes(args, "prompt_cache_bytes"), "pooling": args.pooling,
         "prompt_lookup": args.prompt_lookup, "num_draft_tokens": args.num_draft_tokens,
+        "reasoning_format": args.reasoning_format,
     }  # fmt: skip
 
 

@@ -12,12 +12,14 @@ from bitnet_mlx.generation.prompt_cache import Said, keep_shared, load_prompt, s
 from bitnet_mlx.generation.sampling import Sampler, SamplingConfig
 from bitnet_mlx.generation.speculation import Speculation
 from bitnet_mlx.generation.stream import MAX_TOKENS, GenerationResponse, Progress, check_context, stream_generate
+from bitnet_mlx.generation.thinking import ThoughtReader, place, thinks
 from bitnet_mlx.models.decoder import Decoder
 from bitnet_mlx.tokenizer import Tokenizer
 
 
 class ChatSession:
-    """One conversation. `messages` is its history without the system prompt.
+    """One conversation. `messages` is its history without the system prompt; what was thought before an answer is apart in
+    it, and the template decides whether the model sees it again. `part`: (thought, said) of the reply's newest token.
 
     raw: no template; each text is appended to what came before and the model continues it (for base models).
     reuse_cache False computes every turn from the start; the replies are the same.
@@ -43,6 +45,8 @@ class ChatSession:
         self.messages: list[dict[str, str]] = []
         self._decoder, self._tokenizer = decoder, tokenizer
         self._system, self._raw, self._reuse = system_prompt, raw, reuse_cache
+        self._thinks = not raw and thinks(tokenizer)
+        self.part = ("", "")
         self._sampler = Sampler(sampling or SamplingConfig())
         self._options: dict[str, Any] = {"max_tokens": max_tokens, "stop": stop, "max_kv_size": max_kv_size}
         self._options["speculation"] = speculation
@@ -95,7 +99,8 @@ class ChatSession:
             text = self._opening + text
         ids = self._next_ids(text)
         before = list(self._ids)
-        parts: list[str] = []
+        thoughts = ThoughtReader(place(self._tokenizer, ids) == "inside") if self._thinks else None
+        parts: list[tuple[str, str]] = []
         generated: list[int] = []
         try:
             stream = stream_generate(
@@ -110,14 +115,18 @@ class ChatSession:
             self._ids = list(ids)  # not where it was refused
             for response in stream:
                 generated.append(response.token)
-                parts.append(response.text)
+                ends = response.finish_reason is not None
+                self.part = thoughts.feed(response.text, ends) if thoughts else ("", response.text)
+                parts.append(self.part)
                 yield response
         finally:
             if generated:
                 if generated[-1] in self._tokenizer.eos_token_ids:
                     generated.pop()  # never fed; a template writes its own, and raw text goes on
                 self._ids = ids + generated
-                self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": "".join(parts)}]
+                if thoughts:
+                    parts.append(thoughts.feed("", last=True))
+                self.messages += [{"role": "user", "content": text}, _answer(parts)]
             elif self._raw:
                 self._take_back(before)
 
@@ -140,3 +149,9 @@ class ChatSession:
             return self._cache
         keep_shared(self._cache, self._ids, ids)
         return self._cache
+
+
+def _answer(parts: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """The message that (thought, said) add up to."""
+    thought, said = ("".join(texts) for texts in zip(*parts, strict=True))
+    return {"role": "assistant", "content": said, **({"reasoning_content": thought} if thought else {})}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bitnet_mlx.errors import BackendError, ConfigError
+from bitnet_mlx.generation.thinking import Place, after_thoughts, special_marks
 from bitnet_mlx.tokenizer import Tokenizer
 
 # Between JSON's tokens: a space, or a new line and its indentation. More is what a model writes that is at a loss.
@@ -78,12 +79,14 @@ class Constraint:
 class Grammars:
     """Compiles grammars for a tokenizer whose model has `size` ids; stop_ids end a text.
 
+    place: where the prompt ends, for a model that may think first; the grammar then begins behind its thoughts.
     Raises ConfigError where llguidance is not installed.
     """
 
     def __init__(self, tokenizer: Tokenizer, size: int, stop_ids: frozenset[int]) -> None:
         llguidance = library()
         self._library, self._size = llguidance, size
+        self._marks = special_marks(tokenizer)
         # A step of the grammar holds up every text of a batch: what would take it longer is refused.
         self._limits = llguidance.LLParserLimits(verbose_errors=False, max_items_in_row=_MOST_ITEMS)
         vocabulary = _Vocabulary(tokenizer, size)
@@ -92,25 +95,28 @@ class Grammars:
         wrapped = llguidance.TokenizerWrapper(vocabulary.with_end(ends[0]))
         self._tokenizer = llguidance.LLTokenizer(wrapped, eos_token=ends)
 
-    def json_schema(self, schema: Mapping[str, Any]) -> Grammar:
+    def json_schema(self, schema: Mapping[str, Any], place: Place = "after") -> Grammar:
         """JSON that the schema allows. Raises ConfigError for a schema that is wrong, or more than can be enforced."""
-        return self._compile(f"start: %json {json_rule(schema)}", "the JSON schema")
+        return self._compile(f"start: %json {json_rule(schema)}", "the JSON schema", place)
 
-    def regex(self, pattern: str) -> Grammar:
+    def regex(self, pattern: str, place: Place = "after") -> Grammar:
         """A text that the whole expression matches (Rust's syntax: no look-around, no back-references)."""
-        return self._compile(self._library.LLMatcher.grammar_from_regex(pattern), "the regular expression")
+        made = json.loads(self._library.LLMatcher.grammar_from_regex(pattern))
+        return self._compile(made["grammars"][0]["lark_grammar"], "the regular expression", place)
 
-    def choice(self, texts: Sequence[str]) -> Grammar:
+    def choice(self, texts: Sequence[str], place: Place = "after") -> Grammar:
         """One of these texts."""
         source = "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
-        return self._compile(self._library.LLMatcher.grammar_from_lark(source), "the choice")
+        return self._compile(source, "the choice", place)
 
-    def lark(self, source: str) -> Grammar:
+    def lark(self, source: str, place: Place = "after") -> Grammar:
         """A text of a grammar in llguidance's variant of Lark's language."""
-        return self._compile(self._library.LLMatcher.grammar_from_lark(source), "the grammar")
+        return self._compile(source, "the grammar", place)
 
-    def _compile(self, grammar: str, what: str) -> Grammar:
+    def _compile(self, source: str, what: str, place: Place) -> Grammar:
         """Raises ConfigError for one that is wrong, or too much for its very first token."""
+        source = source if place == "after" else after_thoughts(source, place, self._marks)
+        grammar = self._library.LLMatcher.grammar_from_lark(source)
         matcher = self._library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         first = matcher.deep_copy()
         possible = not first.is_error() and any(first.compute_bitmask())

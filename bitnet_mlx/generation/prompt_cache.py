@@ -172,7 +172,9 @@ def _said(path: Path | str, about: dict[str, Any]) -> Said:
     sound = isinstance(about.get("text"), str) and isinstance(about.get("raw"), bool)
     sound = sound and (system is None or isinstance(system, str)) and isinstance(messages, list)
     if not sound or not all(
-        isinstance(m, dict) and set(m) == {"role", "content"} and all(isinstance(v, str) for v in m.values())
+        isinstance(m, dict)
+        and set(m) - {"reasoning_content"} == {"role", "content"}
+        and all(isinstance(v, str) for v in m.values())
         for m in messages or ()
     ):
         raise FormatError(f"[prompt cache] {path}: what was said is not told as this version tells it; make it anew")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from bitnet_mlx.backends.mlx_affine import StockOps, rope_kv
@@ -168,7 +169,7 @@ class Block(Watched):
     ) -> mx.array:
         """x: [B, L, H]. The cache is written."""
         sites = self.sites(look)
-        rotate = rope_kv if self.training else self.ops.rope_kv
+        rotate = partial(rope_kv, training=True) if self.training else self.ops.rope_kv
         q, kv = enter(rotate, self.plan, sites.qkv, x, rotation)
         return leave(self.plan, *sites[1:], x, side_by_side(attend(q, kv, cache, mask)))
 

@@ -43,8 +43,8 @@ class DenseLinear(nn.Module):
         return _biased(self, y).astype(x.dtype)
 
     def rows(self, index: mx.array) -> mx.array:
-        """float32 [*index.shape, K]."""
-        return self.weight[index].astype(mx.float32)
+        """[*index.shape, K], in the rows' own dtype."""
+        return self.weight[index]
 
     def _extra_repr(self) -> str:
         n, k = self.weight.shape

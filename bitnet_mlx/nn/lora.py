@@ -85,4 +85,4 @@ def beside(linear: nn.Module, part: LowRank) -> LoRALinear:
 
 def _blocks(linear: Any, n: int) -> list[mx.array]:
     """The rows of W, float32, a block at a time."""
-    return [linear.rows(mx.arange(at, min(at + _ROWS, n))) for at in range(0, n, _ROWS)]
+    return [linear.rows(mx.arange(at, min(at + _ROWS, n))).astype(mx.float32) for at in range(0, n, _ROWS)]

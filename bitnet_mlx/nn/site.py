@@ -101,7 +101,7 @@ class ModuleSite:
 
     def gated(self, gate_up: mx.array, act: str, residual: mx.array) -> mx.array:
         """The same of act(gate) * up. gate_up: [B, L, 2 K], gate first."""
-        return self._run(gated(gate_up, act), gate_up.dtype, residual)
+        return self._run(gated(gate_up, act, self.training), gate_up.dtype, residual)
 
     def _run(self, x: mx.array, dtype: mx.Dtype, residual: mx.array | None) -> mx.array:
         outputs = self._outputs(x, dtype)

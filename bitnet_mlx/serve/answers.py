@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bitnet_mlx import __version__
+from bitnet_mlx.generation.thinking import ThoughtReader
 from bitnet_mlx.serve.calls import CallReader, Said
 from bitnet_mlx.serve.work import Echo, Piece
 from bitnet_mlx.tokenizer import Tokenizer
@@ -46,13 +47,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Kind:
-    """What an answer is to hold. chat: messages, else plain texts. calls: makes the reader of each text's tool calls.
+    """What an answer is to hold. chat: messages, else plain texts. thoughts: makes the reader of each text's thoughts, calls
+    that of its tool calls.
 
     named: a function that had to be called was, which ends a text as "stop".
     """
 
     chat: bool
     logprobs: bool = False
+    thoughts: Callable[[], ThoughtReader] | None = None
     calls: Callable[[], CallReader] | None = None
     named: bool = False
 
@@ -66,6 +69,7 @@ class Answer:
         self._prompt_tokens = sum(prompts)
         self._created = int(time.time())
         self._offsets: dict[int, int] = {}
+        self._thoughts: dict[int, ThoughtReader] = {}
         self._readers: dict[int, CallReader] = {}
         self.completion_tokens = 0
         self.cached_tokens = 0  # of the prompts', known once they have been read
@@ -78,8 +82,10 @@ class Answer:
             content: dict[str, Any] = {"text": choice.text}
             finish = choice.finish_reason
             if self._kind.chat:
-                said, finish = self._said(index, choice.text, finish)
+                said, finish = self._said(index, choice.pieces)
                 message: dict[str, Any] = {"role": "assistant", "content": said.content, "refusal": None}
+                if said.thought:
+                    message["reasoning_content"] = said.thought
                 if said.calls:
                     calls = [{k: v for k, v in call.items() if k != "index"} for call in said.calls]
                     message |= {"content": said.content or None, "tool_calls": calls}
@@ -100,8 +106,10 @@ class Answer:
         if not self._kind.chat:
             told = event.text or event.finish_reason or self._kind.logprobs
             return [self._chunk(index, event.text, logprobs, event.finish_reason)] if told else []
-        said, finish = self._said(index, event.text, event.finish_reason)
-        deltas: list[dict[str, Any]] = [{"content": said.content}] if said.content else []
+        assert isinstance(event, Piece)
+        said, finish = self._said(index, [event])
+        texts = {"reasoning_content": said.thought, "content": said.content}
+        deltas: list[dict[str, Any]] = [{name: text} for name, text in texts.items() if text]
         deltas += [{"tool_calls": [call]} for call in said.calls]
         if (said.calls and finish) or (not deltas and (finish or self._kind.logprobs)):
             deltas.append({} if finish else {"content": ""})
@@ -123,20 +131,36 @@ class Answer:
     def usage(self) -> dict[str, Any]:
         """Tokens of the prompts and of the texts, their end tokens counted."""
         total = self._prompt_tokens + self.completion_tokens
-        counts = {"prompt_tokens": self._prompt_tokens, "completion_tokens": self.completion_tokens}
+        counts: dict[str, Any] = {"prompt_tokens": self._prompt_tokens, "completion_tokens": self.completion_tokens}
+        if self._kind.thoughts is not None:
+            thought = sum(reader.tokens for reader in self._thoughts.values())
+            counts["completion_tokens_details"] = {"reasoning_tokens": thought}
         return {**counts, "total_tokens": total, "prompt_tokens_details": {"cached_tokens": self.cached_tokens}}
 
-    def _said(self, index: int, text: str, finish: str | None) -> tuple[Said, str | None]:
-        """What a stretch of a message says and calls, and how the message ends, both the same in a stream and whole."""
+    def _said(self, index: int, pieces: Sequence[Piece]) -> tuple[Said, str | None]:
+        """What a stretch of a message thinks, says and calls, and how the message ends, the same in a stream and whole."""
+        finish = pieces[-1].finish_reason
+        thought, text = self._split(index, pieces)
         if self._kind.calls is None:
-            return Said(text), finish
+            return Said(text, thought=thought), finish
         if index not in self._readers:
             self._readers[index] = self._kind.calls()
         reader = self._readers[index]
         said = reader.feed(text, last=finish is not None)
+        said.thought = thought
         if finish == "stop" and reader.calls and not (reader.cut or self._kind.named):
             finish = "tool_calls"
         return said, finish
+
+    def _split(self, index: int, pieces: Sequence[Piece]) -> tuple[str, str]:
+        """(what is thought, the rest of the text)."""
+        if self._kind.thoughts is None:
+            return "", "".join(piece.text for piece in pieces)
+        if index not in self._thoughts:
+            self._thoughts[index] = self._kind.thoughts()
+        reader = self._thoughts[index]
+        parts = [reader.feed(piece.text, last=piece.finish_reason is not None) for piece in pieces]
+        return "".join(thought for thought, _ in parts), "".join(rest for _, rest in parts)
 
     def _head(self, kind: str) -> dict[str, Any]:
         version = f"bitnet-mlx-{__version__}"

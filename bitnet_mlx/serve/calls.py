@@ -20,10 +20,14 @@ _OPENING = re.compile(r'\s*\{\s*"name":\s*"([^"\\]*)",\s*"arguments":\s*(?=\{)')
 
 @dataclass
 class Said:
-    """What a stretch of text amounts to. calls: OpenAI's tables; of a call told in pieces, more arguments under its index."""
+    """What a stretch of text amounts to. calls: OpenAI's tables; of a call told in pieces, more arguments under its index.
+
+    thought: what came before the answer (generation/thinking.py).
+    """
 
     content: str = ""
     calls: list[dict[str, Any]] = field(default_factory=list)
+    thought: str = ""
 
 
 class CallReader:

@@ -60,24 +60,25 @@ class ToolCall(Strict):
 
 
 class Message(Strict):
-    """One message of a conversation."""
+    """One message of a conversation. reasoning_content: what was thought before an answer; most templates leave it out."""
 
     role: Annotated[str, BeforeValidator(_role)]
     content: Annotated[str | None, BeforeValidator(_content)] = None
+    reasoning_content: str | None = None
     tool_calls: list[ToolCall] = Field(default_factory=list)
     tool_call_id: str | None = None
     name: str | None = None
 
     @model_validator(mode="after")
     def _go_together(self) -> Message:
-        allowed = {"tool_calls": "assistant", "tool_call_id": "tool"}
+        allowed = {"tool_calls": "assistant", "reasoning_content": "assistant", "tool_call_id": "tool"}
         for field, role in allowed.items():
             if getattr(self, field) and self.role != role:
                 code = "unsupported_parameter"
                 raise fault(field, "{field} is supported in messages of the role {role} alone", code, role=role)
         if self.role == "tool" and self.tool_call_id is None:
             raise fault("tool_call_id", "the call that is answered is missing", "missing_required_parameter")
-        if self.content is None and not self.tool_calls:
+        if self.content is None and not self.tool_calls and self.reasoning_content is None:
             raise fault("content", "the content is missing", "missing_required_parameter")
         return self
 
@@ -91,7 +92,7 @@ class Message(Strict):
         more: dict[str, Any] = (
             {"tool_calls": [call.model_dump() for call in self.tool_calls]} if self.tool_calls else {}
         )
-        for field in ("tool_call_id", "name"):
+        for field in ("reasoning_content", "tool_call_id", "name"):
             if getattr(self, field) is not None:
                 more[field] = getattr(self, field)
         return {"role": self.role, "content": self.content or "", **more}

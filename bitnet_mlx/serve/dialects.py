@@ -14,7 +14,8 @@ NOTHING: dict[str, tuple[Any, ...]] = {
     # Other servers'
     "add_generation_prompt": (True,), "bad_words": ([],), "cache_prompt": (True,), "continue_final_message": (False,),
     "dry_multiplier": (0,), "dynatemp_range": (0,), "grammar": ("",), "id_slot": (-1,), "ignore_eos": (False,),
-    "include_stop_str_in_output": (False,), "length_penalty": (1,), "lora": ([],), "min_keep": (0,), "min_tokens": (0,),
+    "include_reasoning": (True,), "include_stop_str_in_output": (False,), "length_penalty": (1,), "lora": ([],),
+    "min_keep": (0,), "min_tokens": (0,),
     "mirostat": (0,), "n_discard": (0,), "n_indent": (0,), "n_keep": (0,), "n_probs": (0,), "post_sampling_probs": (False,),
     "priority": (0,), "repeat_penalty": (1,), "return_progress": (False,), "return_token_ids": (False,),
     "return_tokens": (False,), "skip_special_tokens": (True,), "stop_token_ids": ([],), "t_max_predict_ms": (0,),
@@ -26,7 +27,8 @@ NOTHING: dict[str, tuple[Any, ...]] = {
 _INSTEAD = {
     "enable_thinking": "chat_template_kwargs", "function_call": "tool_choice", "functions": "tools",
     "grammar": "structured_outputs", "guided_choice": "structured_outputs", "guided_json": "structured_outputs",
-    "guided_regex": "structured_outputs", "json_schema": "response_format", "max_new_tokens": "max_tokens",
+    "guided_regex": "structured_outputs", "include_reasoning": "reasoning_format",
+    "json_schema": "response_format", "max_new_tokens": "max_tokens",
     "max_output_tokens": "max_tokens", "n_predict": "max_tokens", "n_probs": "logprobs", "num_predict": "max_tokens",
     "reasoning_effort": "chat_template_kwargs", "regex": "structured_outputs",
     "repeat_last_n": "repetition_context_size", "repeat_penalty": "repetition_penalty",

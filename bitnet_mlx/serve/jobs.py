@@ -9,13 +9,14 @@ from functools import cached_property
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.generation.grammar import Grammar, Grammars
 from bitnet_mlx.generation.sampling import SamplingConfig
+from bitnet_mlx.generation.thinking import Place, ThoughtReader, place, special_marks, thinks
 from bitnet_mlx.models.decoder import Decoder
 from bitnet_mlx.serve.answers import Answer, Choice, Kind
 from bitnet_mlx.serve.calls import CallReader
 from bitnet_mlx.serve.failures import ApiError
 from bitnet_mlx.serve.pooling import Pooling
 from bitnet_mlx.serve.prompts import conversation_ids
-from bitnet_mlx.serve.schema import Body, ChatBody, CompletionBody
+from bitnet_mlx.serve.schema import Body, ChatBody, CompletionBody, ReasoningFormat
 from bitnet_mlx.serve.tools import ToolFormat, call_grammar, tool_format
 from bitnet_mlx.serve.work import Task
 from bitnet_mlx.tokenizer import Tokenizer
@@ -44,7 +45,7 @@ class Job:
 class Model:
     """What is served. context: positions of one text. max_tokens: of a reply to a chat that names no number.
 
-    pooling: None for a model without embeddings.
+    pooling: None for a model without embeddings. reasoning_format: of requests that name none.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Model:
     max_tokens: int
     created: int  # seconds since 1970
     pooling: Pooling | None = None
+    reasoning_format: ReasoningFormat = "auto"
 
     @cached_property
     def grammars(self) -> Grammars:
@@ -71,13 +73,16 @@ class Model:
         self.check_name(body.model)
         chat = body if isinstance(body, ChatBody) else None
         form = self.tool_format if chat and chat.offered else None
-        first = Task((), 0, self._sampling(body), body.stop, body.top, self._grammar(body, form))
+        sampling, prompts = self._sampling(body), self._prompts(body)
+        where = self._place(body, prompts[0][0])
+        first = Task((), 0, sampling, body.stop, body.top, self._grammar(body, form, where or "after"))
         if isinstance(body, CompletionBody):
             rated = body.top is None and body.texts > body.n  # best_of goes by log probabilities
             first = replace(first, echo=body.echo, top=0 if rated else body.top)
-        elif form:
-            first = replace(first, shown=form.shown)
-        tasks, prompts = [], self._prompts(body)
+        else:
+            shown = frozenset(special_marks(self.tokenizer).values()) if where else frozenset()
+            first = replace(first, shown=shown | (form.shown if form else frozenset()))
+        tasks = []
         for ids, field in prompts:
             self.check_ids(ids, field)
             limit = min(self._limit(body), self.context - len(ids) + 1)
@@ -86,10 +91,14 @@ class Model:
                 seed = None if body.seed is None else (body.seed + len(tasks)) % (1 << 64)
                 tasks.append(replace(first, ids=ids, max_tokens=limit, sampling=first.sampling.replaced(seed=seed)))
         kind = Kind(chat is not None, body.top is not None)
+        call = ""
         if chat and form:
             tools = [tool.table() for tool in chat.offered]
             enforced, named = first.grammar is not None, chat.tool_choice.kind == "named"
             kind = replace(kind, calls=lambda: CallReader(form, tools, enforced), named=named)
+            call = "" if enforced else form.start  # the grammar lets thoughts hold any text
+        if where:
+            kind = replace(kind, thoughts=lambda: ThoughtReader(where == "inside", call))
         return Job(body, tasks, Answer(kind, self.name, self.tokenizer, [len(ids) for ids, _ in prompts]))
 
     def check_name(self, name: str) -> None:
@@ -131,21 +140,28 @@ class Model:
         assert isinstance(body, CompletionBody)
         return [(self.tokenizer.encode(p) if isinstance(p, str) else p, "prompt") for p in body.prompt]
 
-    def _grammar(self, body: Body, form: ToolFormat | None) -> Grammar | None:
-        """What each text must be. Raises ApiError 400 naming the field whose wish cannot be enforced."""
+    def _place(self, body: Body, ids: Sequence[int]) -> Place | None:
+        """Where the prompt ends with regard to thoughts; None where there are none, or nobody asks to tell them apart."""
+        if not isinstance(body, ChatBody) or (body.reasoning_format or self.reasoning_format) == "none":
+            return None
+        return place(self.tokenizer, ids) if thinks(self.tokenizer) else None
+
+    def _grammar(self, body: Body, form: ToolFormat | None, where: Place) -> Grammar | None:
+        """What each text must be, behind its thoughts. Raises ApiError 400 naming the field whose wish cannot be enforced."""
         called = isinstance(body, ChatBody) and form is not None
         field = "tools" if called else "structured_outputs" if body.structured_outputs else "response_format"
         try:
             if isinstance(body, ChatBody) and form is not None:
                 parallel = body.parallel_tool_calls
                 source = call_grammar(form, body.tools, body.tool_choice, parallel, body.schema_table)
-                return self.grammars.lark(source) if source else None
+                return self.grammars.lark(source, where) if source else None
             if body.schema_table is not None:
-                return self.grammars.json_schema(body.schema_table)
+                return self.grammars.json_schema(body.schema_table, where)
             wanted = body.structured_outputs
             if wanted is not None and wanted.choice is not None:
-                return self.grammars.choice(wanted.choice)
-            return self.grammars.regex(wanted.regex) if wanted is not None and wanted.regex is not None else None
+                return self.grammars.choice(wanted.choice, where)
+            regex = wanted.regex if wanted is not None else None
+            return self.grammars.regex(regex, where) if regex is not None else None
         except ConfigError as error:
             raise ApiError(400, f"{field}: {error}", param=field, code="invalid_value") from error
 

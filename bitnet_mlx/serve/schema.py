@@ -1,5 +1,5 @@
 """What a request may hold: OpenAI's fields that are honoured, and of other servers' top_k, min_p, repetition_penalty,
-repetition_context_size, structured_outputs and chat_template_kwargs.
+repetition_context_size, structured_outputs, chat_template_kwargs and reasoning_format.
 
 A field that is not known, or asks for what is not done here, is an error that names it. Null, and values that ask for
 nothing (dialects.py), are accepted in place of any field, because clients send them.
@@ -14,6 +14,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from bitnet_mlx.serve.conversation import MAX_TOOLS, Message, Tool, ToolChoice, read_tool_choice
 from bitnet_mlx.serve.fields import Strict, fault
 
+# What becomes of a model's thoughts, by llama.cpp's names. none: they stay in the content. auto: they do not.
+ReasoningFormat = Literal["auto", "deepseek", "none"]
 MAX_CHOICES = 16
 MAX_STOPS = 16
 MAX_INPUTS = 2048
@@ -198,6 +200,7 @@ class ChatBody(Body):
     tools: list[Tool] = Field(default_factory=list, max_length=MAX_TOOLS)
     tool_choice: Annotated[Any, BeforeValidator(read_tool_choice)] = ToolChoice("auto")
     parallel_tool_calls: bool = True
+    reasoning_format: ReasoningFormat | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, max_length=64)
 
     @model_validator(mode="after")

@@ -21,6 +21,7 @@ from bitnet_mlx.serve.engine import Engine, Limits
 from bitnet_mlx.serve.fleet import Fleet, Served
 from bitnet_mlx.serve.jobs import Model
 from bitnet_mlx.serve.pooling import find_pooling
+from bitnet_mlx.serve.schema import ReasoningFormat
 from bitnet_mlx.serve.server import Server
 from bitnet_mlx.tokenizer import Tokenizer
 
@@ -76,9 +77,10 @@ def serve_model(
     decoder: Decoder, tokenizer: Tokenizer, name: str, *, max_tokens: int = 1024, max_kv_size: int | None = None,
     running: int = 16, waiting: int = 64, kv_bytes: int | None = None, prefix_bytes: int | None = None,
     seconds: float = math.inf, pooling: str | None = None, prompt_lookup: bool = False, num_draft_tokens: int | None = None,
+    reasoning_format: ReasoningFormat = "auto",
 ) -> Served:  # fmt: skip
     """A model with its engine, not yet started. pooling: of embeddings, "mean", "last" or "none"; None takes what the model's
-    files say.
+    files say. reasoning_format: what becomes of thoughts where a request does not say.
 
     prompt_lookup, num_draft_tokens: guesses for a text that is written alone, as Speculation.by_lookup takes them; what they
     cost is measured now. kv_bytes, prefix_bytes: as kv_budget takes them. seconds: from a text's arrival to its end. Raises
@@ -93,7 +95,7 @@ def serve_model(
     if speculation is not None:
         speculation.tell = False
         speculation.prepare()
-    model = Model(name, decoder, tokenizer, context, max_tokens, int(time.time()), found)
+    model = Model(name, decoder, tokenizer, context, max_tokens, int(time.time()), found, reasoning_format)
     return Served(model, Engine(decoder, tokenizer, limits, speculation))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -52,7 +53,9 @@ class Looker:
             return Insides(ready, hidden, [])
         # Made once more here, from the layer's input: what is computed inside a layer may not be kept (--grad-checkpoint).
         rotation = self._model.model._rotary.at(None, ids.shape[1])
-        q, kv = enter(rope_kv, self._block.plan, self._block.sites().qkv, inputs[self._states], rotation)
+        q, kv = enter(
+            partial(rope_kv, training=True), self._block.plan, self._block.sites().qkv, inputs[self._states], rotation
+        )
         return Insides(ready, hidden, [q, *halves(kv)])
 
     def _ready(self, ids: mx.array) -> mx.array:

@@ -6,10 +6,12 @@ import time
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten
 
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.quality.bits import bits_per_byte
+from bitnet_mlx.train import ahead
 from bitnet_mlx.train.data import Windows
 from bitnet_mlx.train.disk import writing
 from bitnet_mlx.train.evaluate import compiled, master_model, total_nats
@@ -31,11 +33,11 @@ _GRAPH = ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_th
 def make_task(options: TrainOptions, dataset: Dataset, windows: Windows, model: TrainDecoder) -> Task:
     """What the loop trains. With --teacher the loss is that of train/losses.py."""
     teacher = read_teacher(options, dataset, model.config.vocab_size)
-    ids, offsets, k = mx.array(dataset.ids), mx.arange(options.seq_length + 1), options.kl_weight
+    offsets, k = np.arange(options.seq_length + 1), options.kl_weight
     known = None if teacher is None else compiled(teacher.ready, teacher.state)
 
     def part(index: int) -> Part:
-        batch = ids[mx.array(windows.starts(index))[:, None] + offsets].astype(mx.int32)
+        batch = mx.array(dataset.ids[windows.starts(index)[:, None] + offsets].astype(np.int32))
         signal = () if known is None else (known(batch[:, :-1]),)
         return Part((batch, *signal), 1.0, options.batch_size * options.seq_length)
 
@@ -112,6 +114,8 @@ def train(options: TrainOptions, report: Report) -> dict[str, Any]:
     """
     group = join(options.rank_timeout)
     refuse_earlier(options.output, options, "--output", group)
+    if group.rank == 0:
+        ahead.start("train", options.dtype, options.optimizer, "relu2")
     dataset = prepare(options)
     model, parameters = initial_model(options, dataset)
     job = make_job(options, dataset, model, group)

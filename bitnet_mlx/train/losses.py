@@ -138,13 +138,18 @@ def output_losses(
     said = teacher.fixed(rows["ready"].dtype) if teacher is not None else None
 
     def loss(logits: mx.array, rows: Rows) -> tuple[mx.array, ...]:
-        counts = rows["counts"] * scale if "counts" in rows else scale
-        entropy, kl = (cross_entropy(logits, rows["targets"]) * counts).sum(), mx.array(0.0)
-        if k and said is not None:
-            kl = (distance(said(rows["ready"]), logits, temperature) * counts).sum()
-        elif k:
+        def total(each: mx.array) -> mx.array:
+            # contiguous: summed over pieces, the numbers are not to be compiled (see train/ste.py, absmean).
+            return mx.contiguous((each * rows["counts"] if "counts" in rows else each).sum() * scale)
+
+        entropy = total(cross_entropy(logits, rows["targets"]))
+        if not k:
+            return entropy, entropy, mx.array(0.0)
+        if said is not None:
+            kl = total(distance(said(rows["ready"]), logits, temperature))
+        else:
             values, indices, rest = (rows[name] for name in KEPT)
-            kl = (kept_distance(values, indices, rest, logits, temperature) * counts).sum()
+            kl = total(kept_distance(values, indices, rest, logits, temperature))
         return (1 - k) * entropy + k * kl, entropy, kl
 
     flat = {name: x.flatten(0, 1) for name, x in rows.items()}

@@ -20,7 +20,8 @@ from bitnet_mlx.train.ste import STANDARD, STE, absmean, quantize_input
 INIT_STD = 0.02
 
 
-def _gated(gate: mx.array, up: mx.array) -> mx.array:
+def gated(gate: mx.array, up: mx.array) -> mx.array:
+    """max(gate, 0)^2 * up, of one shape and dtype."""
     positive = mx.maximum(gate, 0)
     return positive * positive * up
 
@@ -71,7 +72,7 @@ class MLP(nn.Module):
 
     def __call__(self, x: mx.array, quantise: bool) -> mx.array:
         x = quantize_input(x) if quantise else x
-        y = self.ffn_sub_norm(_gated(self.gate_proj(x), self.up_proj(x)))
+        y = self.ffn_sub_norm(gated(self.gate_proj(x), self.up_proj(x)))
         return self.down_proj(quantize_input(y) if quantise else y)
 
 

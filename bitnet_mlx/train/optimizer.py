@@ -1,8 +1,11 @@
 """AdamW, Muon and Lion over a flat dictionary of parameters; every state is a plain array.
 
-The rule for one array is mlx.optimizers' own. Weight decay is decoupled for all three, p - lr * decay * p, and acts on
-matrices alone. Muon takes the matrices, AdamW the rest of its run: norms, vectors and embeddings (Jordan, 2024). Its update
-is scaled to the size of AdamW's, 0.2 sqrt(max(N, K)), so that one learning rate serves both (Liu et al., 2025).
+A step that is not wanted (see train/update.py) leaves everything as it is. Muon's and Lion's rule for one array is
+mlx.optimizers' own. AdamW's stands here: its bias corrections are folded into its rate and its epsilon (Kingma and Ba, 2015,
+section 2), which the host computes, and each of its three arrays is read and written once. Weight decay is decoupled for all
+three, p - lr * decay * p, and acts on matrices alone. Muon takes the matrices, AdamW the rest of its run: norms, vectors and
+embeddings (Jordan, 2024). Its update is scaled to the size of AdamW's, 0.2 sqrt(max(N, K)), so that one learning rate serves
+both (Liu et al., 2025).
 """
 
 from __future__ import annotations
@@ -43,36 +46,55 @@ def squares(gradients: Tensors) -> mx.array:
     return mx.stack([mx.sum(mx.square(gradients[name])) for name in sorted(gradients)])
 
 
-def global_norm(gradients: Tensors) -> mx.array:
-    """Root of the sum of squares of all gradients, float32 []."""
-    return mx.sqrt(mx.sum(squares(gradients)))
-
-
 def rates(step: int, learning_rate: float, weight_decay: float) -> mx.array:
-    """The array that `update` takes for a step counted from 0: learning rate, weight decay, steps with this one."""
-    return mx.array([learning_rate, weight_decay, step + 1], mx.float32)
+    """The array that `update` takes for a step counted from 0, float32 [5]: learning rate, rate times decay for matrices and for
+    what is not decayed, and Adam's rate and epsilon with its bias corrections."""
+    first, second = 1 - BETA1 ** (step + 1), (1 - BETA2 ** (step + 1)) ** 0.5
+    adam = learning_rate * second / first
+    return mx.array([learning_rate, learning_rate * weight_decay, 0.0, adam, EPS * second], mx.float32)
 
 
-def update(optimizer: str, state: State, gradients: Tensors, scale: mx.array, rates: mx.array) -> State:
-    """One step. scale: float32 [], factor on the gradients (clipping). rates: see `rates`. Returns the new state."""
+def update(
+    optimizer: str, state: State, gradients: Tensors, scale: mx.array, rates: mx.array, alive: mx.array
+) -> State:
+    """One step. scale: float32 [], factor on the gradients (clipping). rates: see `rates`. alive: bool []; where it is False
+    the state returned is the one given."""
     new: State = {part: {} for part in state}
-    made: dict[str, Any] = {}
+    rate, decayed, none, adam_rate, adam_eps = numbers(rates)
+    scales = numbers(mx.broadcast_to(scale, (2,)))
     for name, p in state[PARAMETERS].items():
-        kind = _kind(optimizer, name, p)
-        rule = made.setdefault(kind, _rule(kind))
-        factor = 0.2 * p.shape[-1] ** 0.5 if kind == "muon" else 1.0  # MLX's rule has sqrt(max(1, N / K)) already
-        rule.state["learning_rate"], rule.state["step"] = rates[0] * factor, rates[2]
-        own = {part: state[part][name] for part in _KEPT[kind]}
-        start = p - rates[0] * rates[1] * p if decays(name, p) else p
-        new[PARAMETERS][name] = rule.apply_single(gradients[name] * scale, start, own)
-        for part, kept in own.items():
-            new[part][name] = kept
+        kind, g, decay = _kind(optimizer, name, p), gradients[name], decayed if decays(name, p) else none
+        own = {part: state[part][name] for part in (PARAMETERS, *_KEPT[kind])}
+        if kind == "adamw":
+            after = _adamw(own, g, scales, alive, decay, adam_rate, adam_eps)
+        else:
+            after = _by_rule(kind, own, g * scale, decay, rate)
+            after = {part: mx.where(alive, x, own[part]) for part, x in after.items()}
+        for part, x in after.items():
+            new[part][name] = x
     return new
 
 
-def _rule(kind: str) -> Any:
-    if kind == "muon":
-        return rules.Muon(0.0, weight_decay=0.0)
-    if kind == "lion":
-        return rules.Lion(0.0)
-    return rules.AdamW(0.0, betas=[BETA1, BETA2], eps=EPS, weight_decay=0.0, bias_correction=True)
+def numbers(x: mx.array) -> list[mx.array]:
+    """The numbers of x [n], float32 [] each; an index by a number would gather."""
+    return [part.reshape(()) for part in mx.split(x, x.size)]
+
+
+def _adamw(
+    own: Tensors, g: mx.array, scales: list[mx.array], alive: mx.array, decay: mx.array, rate: mx.array, eps: mx.array
+) -> Tensors:
+    # The gradient is scaled in both moments, by an array each: a product that both use would be written and read once more.
+    p, m, v = own[PARAMETERS], own["m"], own["v"]
+    m = mx.where(alive, BETA1 * m + (1 - BETA1) * (g * scales[0]), m)
+    v = mx.where(alive, BETA2 * v + (1 - BETA2) * mx.square(g * scales[1]), v)
+    p = mx.where(alive, p - decay * p - rate * m / (mx.sqrt(v) + eps), p)
+    return {PARAMETERS: p, "m": m, "v": v}
+
+
+def _by_rule(kind: str, own: Tensors, g: mx.array, decay: mx.array, rate: mx.array) -> Tensors:
+    p, kept = own[PARAMETERS], {part: x for part, x in own.items() if part != PARAMETERS}
+    rule: Any = rules.Muon(0.0, weight_decay=0.0) if kind == "muon" else rules.Lion(0.0)
+    # MLX's Muon has sqrt(max(1, N / K)) already.
+    rule.state["learning_rate"] = rate * (0.2 * p.shape[-1] ** 0.5) if kind == "muon" else rate
+    p = rule.apply_single(g, p - decay * p, kept)
+    return {PARAMETERS: p, **kept}

@@ -11,13 +11,14 @@ from typing import Any
 
 import mlx.core as mx
 
+from bitnet_mlx.train import ahead
 from bitnet_mlx.train.blend import blends
 from bitnet_mlx.train.disk import writing
 from bitnet_mlx.train.group import Group, join
 from bitnet_mlx.train.losses import Losses, Signal
 from bitnet_mlx.train.masters import set_blend, trained
 from bitnet_mlx.train.masters_export import write_masters
-from bitnet_mlx.train.optimizer import PARAMETERS, Tensors
+from bitnet_mlx.train.optimizer import PARAMETERS, Tensors, numbers
 from bitnet_mlx.train.qat_options import QatOptions
 from bitnet_mlx.train.qat_run import Run, prepare
 from bitnet_mlx.train.run import Job, Report, begin, refuse_earlier, run
@@ -46,7 +47,7 @@ def make_job(work: Run, group: Group, compiles: bool | None = None) -> Job:
 
     def loss(batch: mx.array, signal: Signal, at: mx.array | None = None) -> Tensors:
         if at is not None:  # inputs of a compiled step; numbers would be constants of it
-            set_blend(layers, [at[i] for i in range(len(layers))])
+            set_blend(layers, numbers(at))
         return objective(batch, signal)
 
     def before(step: int) -> dict[str, Any]:
@@ -69,6 +70,8 @@ def qat(options: QatOptions, report: Report) -> dict[str, Any]:
     group = join(options.rank_timeout)
     refuse_earlier(options.output, options, "--output", group)
     work = prepare(options)
+    if group.rank == 0:
+        ahead.start("qat", work.student.dtype, options.optimizer, work.weights.config.hidden_act)
     job = make_job(work, group)
     record = {"output": str(options.output), "iters": options.iters, "train_tokens": len(work.ids), "ranks": group.size}
     record.update(work.measured("parent", 0.0), **work.measured("before", 1.0))

@@ -54,7 +54,7 @@ class Update:
     def __init__(self, task: Task, group: Group) -> None:
         self._task, self._group, self._seed = task, group, 0
         self._one = compiled(self._gradients) if task.compiles else self._gradients
-        self._apply = compiled(self._applied)
+        self._squares, self._apply = compiled(optimizer.squares), compiled(self._applied)
 
     def batches(self, step: int) -> range:
         """The numbers of a step's batches, in the order in which their gradients are summed."""
@@ -64,7 +64,15 @@ class Update:
     def __call__(self, state: State, alive: mx.array, step: int, rates: mx.array) -> tuple[State, mx.array, Tensors]:
         """The state after a step counted from 0; whether all was finite so far, bool []; and what to report, float32 []
         each: the losses, "tokens" learned from, and "grad_norm", the gradients' norm."""
-        return self._apply(state, alive, self.total(state[PARAMETERS], step), rates)
+        total = self.total(state[PARAMETERS], step)
+        weight = total["counts"]["weight"]
+        # Numbers one by one: compiled, every handful of them would become a kernel of its own, seconds of a compiler each.
+        values = {name: value / weight for name, value in total["losses"].items()}
+        norm = mx.sqrt(mx.sum(self._squares(total["gradients"]))) / weight
+        alive = alive & mx.isfinite(values["loss"]) & mx.isfinite(norm)
+        scale = mx.minimum(1.0, self._task.options.grad_clip / (norm + 1e-6)) / weight
+        state = self._apply(state, alive, total["gradients"], scale, rates)
+        return state, alive, {**values, "tokens": total["counts"]["tokens"], "grad_norm": norm}
 
     def total(self, parameters: Tensors, step: int) -> Totals:
         """The sums over a step's batches."""
@@ -101,17 +109,8 @@ class Update:
             found = {name: mx.contiguous(g) for name, g in found.items()}
         return {"gradients": found, "losses": losses, "counts": counts}
 
-    def _applied(
-        self, state: State, alive: mx.array, total: Totals, rates: mx.array
-    ) -> tuple[State, mx.array, Tensors]:
-        options, found, weight = self._task.options, total["gradients"], total["counts"]["weight"]
-        values = {name: value / weight for name, value in total["losses"].items()}
-        norm = optimizer.global_norm(found) / weight
-        alive = alive & mx.isfinite(values["loss"]) & mx.isfinite(norm)
-        scale = mx.minimum(1.0, options.grad_clip / (norm + 1e-6)) / weight
-        new = optimizer.update(options.optimizer, state, found, scale, rates)
-        new = tree_map(lambda after, before: mx.where(alive, after, before), new, state)
-        return new, alive, {**values, "tokens": total["counts"]["tokens"], "grad_norm": norm}
+    def _applied(self, state: State, alive: mx.array, found: Tensors, scale: mx.array, rates: mx.array) -> State:
+        return optimizer.update(self._task.options.optimizer, state, found, scale, rates, alive)
 
     def blame(self, parameters: Tensors, step: int) -> str:
         """Where the first number that is not finite stands, in a step taken with these parameters."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import bitnet_mlx
 from bitnet_mlx.checkpoint.safetensors_file import SafetensorsFile
 from bitnet_mlx.cli.main import main
 from bitnet_mlx.generation import generate
 from bitnet_mlx.tokenizer import Tokenizer
 from tests.support import tiny_tokenizers as tiny
+from tests.support.scripted_model import ScriptedDecoder
 from tests.support.tiny_chat_model import RecordingDecoder
 
 FIELDS = {
@@ -218,6 +222,29 @@ def test_chat_with_a_base_model(given: Given, capsys: pytest.CaptureFixture[str]
     given(stdin=b"hello\n")
     assert main(["chat", "--ignore-chat-template", "--max-tokens", "3"]) == 0
     assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("where", ["terminal", "pipe", "dumb", "colourless"])
+def test_thoughts_are_dim_on_a_terminal(
+    given: Given, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    """Elsewhere the text is as the model writes it."""
+    _, tokenizer = given(stdin=b"hello\n", template=tiny.CHAT + "{# </think> #}")
+    text = "<think>\nI <see>.\n</think>\n\nAye."
+    decoder = ScriptedDecoder(tokenizer, text, max_position_embeddings=400)
+    monkeypatch.setattr(bitnet_mlx, "load", lambda *_, **__: (decoder, tokenizer))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: where != "pipe")
+    monkeypatch.setenv("TERM", "dumb" if where == "dumb" else "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if where == "colourless":
+        monkeypatch.setenv("NO_COLOR", "1")
+    assert main(["chat", "--max-tokens", "60"]) == 0
+    out = capsys.readouterr().out
+    if where != "terminal":
+        assert out == text + "\n"
+        return
+    dim = re.findall("\x1b\\[2m(.*?)\x1b\\[22m", out)
+    assert "".join(dim) == "I <see>." and re.sub("\x1b\\[2m.*?\x1b\\[22m", "", out) == "\n\nAye.\n"
 
 
 def test_an_interrupted_pipe_ends(given: Given, capsys: pytest.CaptureFixture[str]) -> None:

@@ -175,11 +175,12 @@ def test_a_server_obeys_its_flags(
     start = Engine.start
     monkeypatch.setattr(Server, "serve_until_told", lambda self: ran.update(vars(self.config)))
     monkeypatch.setattr(Engine, "start", lambda self: (ran.setdefault("limits", self.limits), start(self)))
-    given(template=tiny.CHAT)
+    given(template=tiny.CHAT + "{# </think> #}")
     asked = {
         "model": "own/model", "max_tokens": 3, "max_kv_size": 300, "max_batch": 2, "max_queue": 5, "max_kv_bytes": "40K",
         "prompt_cache_bytes": "20KB", "request_timeout": 9, "drain": 4, "cors": "http://page.example", "allow_host": "Box.Local",
         "api_key": "secret", "pooling": "last", "allow_model": embedded_model(), "prompt_lookup": True, "num_draft_tokens": 2,
+        "reasoning_format": "none",
     }  # fmt: skip
     same = {name: MODEL[name] for name in ("head_bits", "dtype", "kv_bits", "precision", "threads")}
     assert main(["serve", "--port", "0", "--json", *flags({**asked, **same})]) == 0
@@ -197,7 +198,10 @@ def test_a_server_obeys_its_flags(
         assert client.get("/health", headers={"Authorization": ""}).json()["status"] == "ok"
         assert client.get("/v1/models", headers={"Host": "other.local"}).status_code == 421
         message = {"model": "own/model", "messages": [{"role": "user", "content": "a b a b a b"}]}
-        assert client.post("/v1/chat/completions", json=message).json()["usage"]["completion_tokens"] == 3
+        usage = client.post("/v1/chat/completions", json=message).json()["usage"]
+        assert usage["completion_tokens"] == 3 and "completion_tokens_details" not in usage, (
+            "thoughts are not told apart"
+        )
         said = [
             client.post(
                 "/v1/chat/completions",

@@ -13,8 +13,11 @@ import httpx
 import pytest
 
 from bitnet_mlx.serve.app import Options
+from bitnet_mlx.tokenizer import load_tokenizer
 from tests.serve.browser import PROGRAM, Page, browsing
 from tests.serve.running import Running, model, serving, until
+from tests.support import tiny_tokenizers as tiny
+from tests.support.scripted_model import ScriptedDecoder
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
 ANSWERS = "[...document.querySelectorAll('.turn:not(.mine):not(.told)')].map(turn => turn.textContent)"
@@ -107,6 +110,37 @@ def test_a_base_model_goes_on_with_its_text(page: Page, tmp_path: Path) -> None:
             options: Any = {"model": "test/model", "temperature": 0, "max_tokens": 30}
             assert client.completions.create(prompt="def read", **options).choices[0].text == first
             assert client.completions.create(prompt="def read" + first, **options).choices[0].text == page.value(LAST)
+        check_stayed(page, server)
+
+
+def test_thoughts_are_folded_and_not_sent_back(page: Page, tmp_path: Path) -> None:
+    """Open while the model thinks, closed once it answers."""
+    told = "{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}{{ m['content'] | trim }}"
+    template = tiny.CHAT.replace("{{ m['content'] | trim }}", told) + "{# </think> #}"
+    tokenizer = load_tokenizer(tiny.byte_level(tmp_path, settings={"chat_template": template}))
+    decoder = ScriptedDecoder(tokenizer, "<think>\nI <b>see</b>.\n</think>\n\nAye.", max_position_embeddings=2048)
+    fold = "document.querySelector('details')"
+    with serving(decoder, tokenizer, prefix_bytes=0) as server:
+        visit(page, server)
+        page.value("document.getElementById('most').value = 12")
+        page.type("hello")
+        page.press(*ENTER)
+        page.until(f"{TOLD}.includes('(length)') && {fold}.open")
+        assert page.value(LAST) == "" and "ThoughtsI <b>see".startswith(page.value(f"{fold}.textContent"))
+        page.value("document.getElementById('clear').click(), document.getElementById('most').value = 60")
+        page.type("hello")
+        page.press(*ENTER)
+        page.until(f"{TOLD}.includes('(stop)')")
+        assert page.value(LAST) == "Aye." and page.value(f"{fold}.open") is False
+        assert page.value(f"{fold}.textContent") == "ThoughtsI <b>see</b>."
+        page.type("more")
+        page.press(*ENTER)
+        told = page.until(
+            TOLD, lambda text: "stop" in text and page.value("document.querySelectorAll('.told').length") == 2
+        )
+        turns = ["user hello", "assistant Aye.", "user more"]
+        messages = [dict(zip(("role", "content"), turn.split(), strict=True)) for turn in turns]
+        assert told.startswith(f"{len(tokenizer.apply_chat_template(messages))} + ")
         check_stayed(page, server)
 
 

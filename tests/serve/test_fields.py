@@ -62,6 +62,8 @@ CHAT: Table = {
     "prompt_cache_options": ([None], [{"mode": "explicit"}]),
     "prompt_cache_retention": ([None], ["24h"]),
     "reasoning_effort": ([None], ["low", "none"]),
+    "reasoning_format": ([None, "auto", "deepseek", "none"], ["deepseek-legacy", True]),
+    "include_reasoning": ([True], [False]),
     "response_format": ([{"type": "text"}, {"type": "json_object"}], [{"type": "x"}]),
     "safety_identifier": (["me"], [5]),
     "service_tier": (["auto", "default"], ["flex"]),

@@ -78,7 +78,7 @@ def test_a_looker_sees_what_passes(tmp_path: Path) -> None:
     model, ids = MlxModel(read_weights(tmp_path)), mx.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
     insides = Looker(model, [0, 2], 1)(ids)
     assert mx.array_equal(model.project(insides.ready), model(ids)).item()
-    x = model.model.embed_tokens.rows(ids)
+    x = model.model.embed_tokens.rows(ids).astype(mx.float32)
     rotation = model.model._rotary.at(None, 5)
     for i, layer in enumerate(model.layers):
         before, x = x, layer(x, "causal", None, rotation)
