@@ -202,7 +202,8 @@ class _Service:
     async def _body(self, request: Request, kind: type[AnyBody]) -> AnyBody:
         """What was asked, of the server's own model where none is named."""
         body = await asyncio.to_thread(parse, kind, await self._read(request))
-        body.model = body.model or self.fleet.main.model.name
+        if "model" not in body.model_fields_set:
+            body.model = self.fleet.main.model.name
         return body
 
     async def _complete(self, request: Request, kind: type[Body]) -> Response:

@@ -101,7 +101,7 @@ class StructuredOutputs(Strict):
 class Body(Strict):
     """What both kinds of completion take. None: the model's default (generation_config.json), else greedy.
 
-    model: "" for the one that the server was started with.
+    model: left out, the one that the server was started with.
     """
 
     model: str = ""
