@@ -102,7 +102,10 @@ def _mlx(model: ModelConfig, table: TensorTable) -> ModelConfig:
     if model.quantization.head_bits is not None:
         tables = ()
     quantization = replace(model.quantization, modules_to_not_convert=(HEAD, *kept))
-    return replace(model, quantization=quantization, ternary_tables=tables)
+    notices = model.notices
+    if len(kept) == len(modules):
+        notices += ("config.json promises layers of 2 bits, and no linear here has scales; all of them run as floats",)
+    return replace(model, quantization=quantization, ternary_tables=tables, notices=notices)
 
 
 def _ternary_floats(model: ModelConfig, table: TensorTable) -> ModelConfig:

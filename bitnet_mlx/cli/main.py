@@ -179,6 +179,8 @@ def _point_stdout_at_nothing() -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    if len(arguments) > 1 and arguments[0] == "help" and arguments[1] in COMMANDS:
+        arguments = [arguments[1], "--help"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0 if arguments else 2
@@ -191,6 +193,8 @@ def _run(arguments: list[str]) -> int:
 
         meant = foreign.COMMANDS.get(command) or foreign.nearest(command, COMMANDS)
         told = f", did you mean {meant}?" if meant else "."
+        if command.startswith("-"):
+            told = f"; a command comes before its options: bitnet-mlx generate {command} ..., for example."
         print(f"error: [bitnet-mlx] no command {command!r}{told} Known are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     return run_command(command, arguments[1:])

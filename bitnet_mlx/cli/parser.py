@@ -19,6 +19,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises ConfigError."""
+        if message.endswith("expected one argument"):
+            message += " (one that begins with - is given as OPTION=TEXT)"
         raise ConfigError(f"[{self._command}] {message}; bitnet-mlx {self._command} --help tells the options")
 
     def parse_args(self, args: Sequence[str], namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]

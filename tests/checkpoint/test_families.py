@@ -19,6 +19,7 @@ from bitnet_mlx.checkpoint.write import write_native
 from bitnet_mlx.cli.main import main
 from bitnet_mlx.errors import FormatError, UnsupportedModelError
 from bitnet_mlx.formats import words2
+from bitnet_mlx.formats.dense import DenseRows
 from bitnet_mlx.models.weights import DecoderWeights
 from bitnet_mlx.ternary import TernaryTensor, ternarize
 from tests.model.engines import ENGINES, build
@@ -243,3 +244,12 @@ def test_sizes_before_loading_are_those_of_what_is_loaded(tmp_path: Path) -> Non
         weights, size = read_weights(wrote.path), model_size(wrote.path)
         held = [m.host() for m in (*size.linears, size.embed, *([size.head] if size.head else []))]
         assert sum(held) + size.norms == weights.nbytes, name
+
+
+def test_a_promise_of_2_bits_that_no_layer_keeps_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """MLX's table over plain floats: as in mlx-lm what has no scales is float, here with a word."""
+    hf_folder.write(tmp_path, "llama", "dense")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization": {"bits": 2, "group_size": 128}}))
+    assert all(isinstance(linear.weight, DenseRows) for linear in read_weights(tmp_path).linears.values())
+    assert "promises layers of 2 bits, and no linear here has scales; all of them run as floats" in caplog.text

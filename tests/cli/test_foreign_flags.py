@@ -77,6 +77,21 @@ def test_a_misspelt_flag_names_the_nearest_and_all_are_told() -> None:
     assert "no option --no-such-flag" in told
 
 
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [("--temperature", "--temp T"), ("--max-new-tokens", "--max-tokens N"), ("-v", "--verbose"), ("--device", "--backend B")],
+)  # fmt: skip
+def test_flags_of_other_programs(flag: str, said: str) -> None:
+    """For each difflib's nearest would be another option, or none."""
+    assert f"{flag}: say {said}" in refusal("generate", "--prompt", "x", flag, "1")
+
+
+def test_a_text_that_begins_as_an_option_does() -> None:
+    assert "expected one argument (one that begins with - is given as OPTION=TEXT)" in refusal("generate", "-p", "--x")
+    parsed: argparse.Namespace = main.build_parser("generate").parse_args(["--prompt=--x"])
+    assert parsed.prompt == "--x"
+
+
 def test_a_value_without_an_option_is_named() -> None:
     assert "True belongs to no option (switches take no value" in refusal("generate", "-p", "x", "--verbose", "True")
 

@@ -42,6 +42,19 @@ def test_unknown_command_names_the_known_ones() -> None:
     assert "'generat'" in done.stderr and "generate" in done.stderr
 
 
+def test_options_without_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--model", "m"]) == 2
+    assert (
+        "no command '--model'; a command comes before its options: bitnet-mlx generate --model"
+        in capsys.readouterr().err
+    )
+
+
+def test_help_of_a_command() -> None:
+    assert run("help", "inspect").stdout == run("inspect", "--help").stdout
+    assert run("help", "nothing").stdout == run("--help").stdout
+
+
 @pytest.mark.parametrize("command", list(cli.COMMANDS))
 def test_each_command_answers_help(command: str) -> None:
     done = run(command, "--help")

@@ -17,6 +17,7 @@ COMMANDS = {
     "manage": "hf cache ls",
     "run": "bitnet-mlx generate or bitnet-mlx chat",
     "cli": "bitnet-mlx generate or bitnet-mlx chat",
+    "version": "bitnet-mlx --version",
 }
 
 _SAMPLING = "sampling flags left out follow generation_config.json (greedy)"
