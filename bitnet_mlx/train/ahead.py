@@ -28,18 +28,20 @@ import numpy as np
 from bitnet_mlx import __version__
 
 CACHE = "MLX_PTX_CACHE_DIR"  # MLX's variable for its folder of compiled kernels
-JOBS = {"train": ("update", "gate", "ends"), "qat": ("update", "rotary", "gated")}
+JOBS = {"train": ("update", "gate", "ends"), "qat": ("update", "rotary", "gated", "loss")}
+Facts = dict[str, Any]
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
-def start(command: str, dtype: str, optimizer: str, act: str) -> None:
+def start(command: str, dtype: str, optimizer: str, act: str, temperature: float | None = None) -> None:
     """Begin to compile what `command`, one of JOBS, needs: in its dtype, for its optimiser and its activation function.
 
-    Does nothing without CUDA, or where the same was compiled before.
+    temperature: of a teacher's distribution; None where there is no teacher. Does nothing without CUDA, or where the same
+    was compiled before.
     """
     if mx.default_device() != mx.gpu or not mx.cuda.is_available():
         return
-    facts = {"dtype": dtype, "optimizer": optimizer, "act": act}
+    facts = {"dtype": dtype, "optimizer": optimizer, "act": act, "temperature": temperature}
     for job in JOBS[command]:
         if not _mark(job, facts).exists():
             arguments = [sys.executable, "-m", "bitnet_mlx.train.ahead", job, json.dumps(facts)]
@@ -49,7 +51,7 @@ def start(command: str, dtype: str, optimizer: str, act: str) -> None:
             threading.Thread(target=process.wait, daemon=True).start()  # so that none is left behind as a zombie
 
 
-def main(job: str, facts: dict[str, str]) -> None:
+def main(job: str, facts: Facts) -> None:
     """One such process: compile, and hand over."""
     mark = _mark(job, facts)
     mark.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +76,7 @@ def publish(own: Path, shared: Path) -> None:
             os.replace(path, to)
 
 
-def _mark(job: str, facts: dict[str, str]) -> Path:
+def _mark(job: str, facts: Facts) -> Path:
     """A file in MLX's folder that tells that this was done."""
     found = os.environ.get(CACHE)
     folder = Path(found) if found else Path(tempfile.gettempdir()) / "mlx" / importlib.metadata.version("mlx") / "ptx"
@@ -82,7 +84,7 @@ def _mark(job: str, facts: dict[str, str]) -> Path:
     return folder / f"bitnet_mlx-{told}"
 
 
-def _update(optimizer: str, **_: str) -> None:
+def _update(optimizer: str, **_: Any) -> None:
     from bitnet_mlx.train import optimizer as rules
 
     state = rules.init(optimizer, {"q_proj.weight": mx.ones((8, 8))})
@@ -91,14 +93,32 @@ def _update(optimizer: str, **_: str) -> None:
     mx.eval(step(state, gradients, mx.array(1.0), rules.rates(0, 1.0, 1.0), mx.array(True)))
 
 
-def _gate(dtype: str, **_: str) -> None:
+def _gate(dtype: str, **_: Any) -> None:
     from bitnet_mlx.train.model import gated
 
     x = mx.ones((4, 8), _DTYPES[dtype])
     _both_ways(gated, [x, x], [x])
 
 
-def _ends(dtype: str, **_: str) -> None:
+def _loss(dtype: str, temperature: float | None, **_: Any) -> None:
+    from bitnet_mlx.train.losses import output_losses
+    from bitnet_mlx.train.pieces import Head
+
+    arrays = [mx.array(np.full(shape, 0.5, np.float32)).astype(_DTYPES[dtype]) for shape in ((2, 4, 8), (8, 8))]
+    x, w, ready, theirs, targets = *arrays, *(a * 1 for a in arrays), mx.zeros((2, 4), mx.int32)
+    mx.eval(x, w, ready, theirs, targets)
+    head, teacher = Head(lambda x: x @ w.T, 8), Head(lambda x: x @ theirs.T, 8)
+
+    def loss(x: mx.array) -> mx.array:
+        if temperature is None:
+            return output_losses(head, x, {"targets": targets}, 0.5)["loss"]
+        rows = {"targets": targets, "ready": ready}
+        return output_losses(head, x, rows, 0.5, 0.5, temperature, teacher)["loss"]
+
+    mx.eval(mx.compile(mx.value_and_grad(loss))(x))
+
+
+def _ends(dtype: str, temperature: float | None, **_: Any) -> None:
     """Embedding, last norm and loss: a model without layers."""
     from bitnet_mlx.models.config import DecoderConfig
     from bitnet_mlx.train.layerwise import put
@@ -109,17 +129,21 @@ def _ends(dtype: str, **_: str) -> None:
         model_type="bitnet", vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=0, num_attention_heads=1,
         num_key_value_heads=1, head_dim=8,
     )  # fmt: skip
-    model = TrainDecoder(config, dtype=_DTYPES[dtype])
+    model, teacher = (TrainDecoder(config, dtype=_DTYPES[dtype]) for _ in range(2))
     name, weight = "model.embed_tokens.weight", model.model.embed_tokens.weight
 
     def loss(weight: mx.array, batch: mx.array) -> mx.array:
         put(model, {name: weight})
-        return output_losses(model.head(), model.ready(batch), {"targets": batch}, 1.0)["loss"]
+        rows = {"targets": batch}
+        if temperature is None:
+            return output_losses(model.head(), model.ready(batch), rows, 0.5)["loss"]
+        rows["ready"] = teacher.ready(batch)
+        return output_losses(model.head(), model.ready(batch), rows, 0.5, 0.5, temperature, teacher.head())["loss"]
 
     mx.eval(mx.compile(mx.value_and_grad(loss))(weight, mx.zeros((2, 4), mx.int32)))
 
 
-def _rotary(dtype: str, **_: str) -> None:
+def _rotary(dtype: str, **_: Any) -> None:
     from bitnet_mlx.backends.attention_mlx import rope_kv
 
     cos, sin = (mx.array(np.ones((1, 4, 4), np.float32)) for _ in range(2))  # MLX would merge two mx.ones
@@ -127,14 +151,14 @@ def _rotary(dtype: str, **_: str) -> None:
     _both_ways(lambda x: rope_kv(x, cos, sin, 2, 1, training=True), [mx.ones((2, 4, 32), _DTYPES[dtype])], outputs)
 
 
-def _gated(dtype: str, act: str, **_: str) -> None:
+def _gated(dtype: str, act: str, **_: Any) -> None:
     from bitnet_mlx.backends.mlx_affine import gated
 
     _both_ways(lambda x: gated(x, act, training=True), [mx.ones((4, 16), _DTYPES[dtype])], [mx.ones((4, 8))])
 
 
 _WORK: dict[str, Callable[..., None]] = {
-    "update": _update, "gate": _gate, "ends": _ends, "rotary": _rotary, "gated": _gated,
+    "update": _update, "gate": _gate, "ends": _ends, "loss": _loss, "rotary": _rotary, "gated": _gated,
 }  # fmt: skip
 
 

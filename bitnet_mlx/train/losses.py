@@ -12,8 +12,9 @@ positions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from math import gcd
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -28,9 +29,35 @@ Signal = dict[str, Any]  # what a teacher gives for a batch: arrays, and lists o
 
 
 def distance(teacher: mx.array, student: mx.array, temperature: float) -> mx.array:
-    """T^2 KL(teacher || student) of logits [..., V] at a temperature, float32 [...]."""
-    p, q = (log_softmax(x.astype(mx.float32) / temperature) for x in (teacher, student))
-    return temperature**2 * _divergence(p, q)
+    """T^2 KL(teacher || student) of logits [..., V] at a temperature, float32 [...]. The teacher has no gradient."""
+    return cast(mx.array, _distance(temperature)(teacher, student))
+
+
+@cache
+def _distance(temperature: float) -> Callable[..., mx.array]:
+    def values(teacher: mx.array, student: mx.array) -> mx.array:
+        p, q = (log_softmax(_cooled(x, temperature)) for x in (teacher, student))
+        return _times(temperature**2, _divergence(p, q))
+
+    function: Any = mx.custom_function(values)
+
+    @function.vjp
+    def vjp(primals: tuple[mx.array, ...], cotangent: mx.array, _output: mx.array) -> tuple[mx.array, ...]:
+        # T (softmax(student) - softmax(teacher)); what autograd finds passes over [..., V] several times more.
+        p, q = (mx.softmax(_cooled(x, temperature), axis=-1) for x in primals)
+        found = _times(temperature, cotangent)[..., None] * (q - p)
+        return mx.zeros_like(primals[0]), found.astype(primals[1].dtype)
+
+    return function
+
+
+def _cooled(logits: mx.array, temperature: float) -> mx.array:
+    wide = logits.astype(mx.float32)
+    return wide if temperature == 1 else wide / temperature
+
+
+def _times(factor: float, x: mx.array) -> mx.array:
+    return x if factor == 1 else factor * x
 
 
 def kept_distance(
@@ -139,18 +166,21 @@ def output_losses(
 
     def loss(logits: mx.array, rows: Rows) -> tuple[mx.array, ...]:
         def total(each: mx.array) -> mx.array:
-            # contiguous: summed over pieces, the numbers are not to be compiled (see train/ste.py, absmean).
-            return mx.contiguous((each * rows["counts"] if "counts" in rows else each).sum() * scale)
+            return (each * rows["counts"] if "counts" in rows else each).sum()
+
+        def share(factor: float, x: mx.array) -> mx.array:
+            return mx.contiguous(factor * x)  # alone: numbers are not to be compiled (see train/ste.py, absmean)
 
         entropy = total(cross_entropy(logits, rows["targets"]))
         if not k:
-            return entropy, entropy, mx.array(0.0)
+            return share(scale, entropy), share(scale, entropy), mx.array(0.0)
         if said is not None:
             kl = total(distance(said(rows["ready"]), logits, temperature))
         else:
             values, indices, rest = (rows[name] for name in KEPT)
             kl = total(kept_distance(values, indices, rest, logits, temperature))
-        return (1 - k) * entropy + k * kl, entropy, kl
+        loss = share((1 - k) * scale, entropy) + share(k * scale, kl)
+        return loss, share(scale, entropy), share(scale, kl)
 
     flat = {name: x.flatten(0, 1) for name, x in rows.items()}
     found = sums(loss, head, ready.flatten(0, 1), flat)

@@ -71,7 +71,8 @@ def qat(options: QatOptions, report: Report) -> dict[str, Any]:
     refuse_earlier(options.output, options, "--output", group)
     work = prepare(options)
     if group.rank == 0:
-        ahead.start("qat", work.student.dtype, options.optimizer, work.weights.config.hidden_act)
+        heat = options.temperature if options.kl_weight else None
+        ahead.start("qat", work.student.dtype, options.optimizer, work.weights.config.hidden_act, heat)
     job = make_job(work, group)
     record = {"output": str(options.output), "iters": options.iters, "train_tokens": len(work.ids), "ranks": group.size}
     record.update(work.measured("parent", 0.0), **work.measured("before", 1.0))

@@ -31,7 +31,7 @@ job = sys.argv[1]
 """
 JOB = """
 from bitnet_mlx.train import ahead
-ahead._WORK[job](dtype="float32", optimizer="adamw", act="silu")
+ahead._WORK[job](dtype="float32", optimizer="adamw", act="silu", temperature=1.0 if sys.argv[3] else None)
 """
 TRAIN = """
 import numpy as np
@@ -59,14 +59,15 @@ from bitnet_mlx.train.group import Group
 from bitnet_mlx.train.masters import make_student, trained
 from bitnet_mlx.train.qat_options import QatOptions
 from bitnet_mlx.train.qat_run import Run
-from bitnet_mlx.train.teacher import Teacher
+from bitnet_mlx.models.decoder_mlx import MlxModel
+from bitnet_mlx.train.teacher import Teacher, narrowed
 from bitnet_mlx.train.update import Update
 
 folder = Path(sys.argv[2])
-options = QatOptions(model=str(folder), data=(), output=folder, batch_size=2, seq_length=4, kl_weight=0.0)
+options = QatOptions(model=str(folder), data=(), output=folder, batch_size=2, seq_length=4, kl_weight=0.5 if sys.argv[3] else 0.0)
 weights = read_weights(folder)
 student = make_student(weights, "float32")
-teacher = Teacher(lambda: None, options, ([], None), None)
+teacher = Teacher(lambda: narrowed(MlxModel(weights, "float32")), options, ([], None), None)
 task = qat.make_job(Run(options, folder, weights, student, teacher, np.arange(64, dtype=np.int32) % 32, []), Group(), True).task
 parameters = trained(student)
 """
@@ -88,14 +89,16 @@ def kernels(folder: Path, script: str, *arguments: str) -> set[str]:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="MLX's CPU device compiles with g++")
-@pytest.mark.parametrize("command", ["train", "qat"])
-def test_what_is_compiled_ahead_is_what_a_step_needs(command: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("command", "taught"), [("train", ""), ("qat", ""), ("qat", "taught")])
+def test_what_is_compiled_ahead_is_what_a_step_needs(command: str, taught: str, tmp_path: Path) -> None:
     from tests.support import hf_folder
 
     hf_folder.write(tmp_path / "model", "llama", "dense", num_key_value_heads=4, num_attention_heads=4)
-    step = kernels(tmp_path / "step", (TRAIN if command == "train" else QAT) + STEP, "", str(tmp_path / "model"))
+    step = kernels(
+        tmp_path / "step", (TRAIN if command == "train" else QAT) + STEP, "", str(tmp_path / "model"), taught
+    )
     for job in ahead.JOBS[command]:
-        made = kernels(tmp_path / job, JOB, job)
+        made = kernels(tmp_path / job, JOB, job, "", taught)
         assert made and made <= step, f"{job}: {made - step}"
 
 
@@ -121,7 +124,7 @@ def test_a_kernel_is_whole_when_it_can_be_found(tmp_path: Path, monkeypatch: pyt
 
 def test_a_process_hands_over_and_leaves_a_mark(tmp_path: Path) -> None:
     """The second time there is nothing to start. MLX's CPU device writes no kernel where CUDA's goes."""
-    facts = {"dtype": "float32", "optimizer": "lion", "act": "silu"}
+    facts = {"dtype": "float32", "optimizer": "lion", "act": "silu", "temperature": None}
     environment = {**os.environ, ahead.CACHE: str(tmp_path / "mlx" / "ptx")}
     command = [sys.executable, "-m", "bitnet_mlx.train.ahead", "update", json.dumps(facts)]
     subprocess.run(command, env=environment, check=True, timeout=100)
