@@ -9,7 +9,7 @@ import numpy as np
 
 from bitnet_mlx.checkpoint import masters, tensors
 from bitnet_mlx.checkpoint.detect import CheckpointInfo, detect
-from bitnet_mlx.checkpoint.folder import TensorTable, read_json
+from bitnet_mlx.checkpoint.folder import VOCABULARIES, TensorTable, read_json
 from bitnet_mlx.checkpoint.layout import parts, plan
 from bitnet_mlx.checkpoint.read import read_linear
 from bitnet_mlx.formats import hf
@@ -181,7 +181,7 @@ def count_ternary(census: Census, module: str, count: int, zeros: int, read_byte
 
 def tokenizer_kind(info: CheckpointInfo) -> str | None:
     """Which of the tokenizer's files a reader would take."""
-    for name, kind in (("tokenizer.json", "tokenizers"), ("tokenizer.model", "sentencepiece")):
+    for name, kind in VOCABULARIES.items():
         if name in info.tokenizer_files:
             return f"{kind} ({name})"
     return None

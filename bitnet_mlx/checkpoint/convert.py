@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet_mlx.checkpoint.detect import detect
-from bitnet_mlx.checkpoint.folder import read_config
+from bitnet_mlx.checkpoint.folder import VOCABULARIES, read_config
 from bitnet_mlx.checkpoint.gguf_folder import described
 from bitnet_mlx.checkpoint.hub import resolve
 from bitnet_mlx.checkpoint.read import open_weights, opened_once
@@ -202,6 +202,8 @@ def _write(
     texts: Path,
     progress: Callable[[int, int], None] | None,
 ) -> Written:
+    if not target.whole and not any((texts / name).is_file() for name in VOCABULARIES):
+        target.notices.append(f"{texts} has no tokenizer, so what is written has none: add its tokenizer.json")
     try:
         return write_folder(weights, target, place.path, partial(copy_files, texts), progress)
     except OSError as error:

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 # Of folders those of sentence-transformers' modules alone: 1_Pooling/config.json.
 IGNORED = ("[!1]*/*", "1[!_]*/*")
 WEIGHTS = "model*.safetensors"
-ALLOWED = ("*.json", WEIGHTS, "tokenizer.model", "*.jinja", "*.txt")
+ALLOWED = ("*.json", WEIGHTS, "tokenizer.model", "spiece.model", "*.jinja", "*.txt")
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _URL = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^/\s]+/[^/\s?#]+)(?:[/?#].*)?")
 _GGUF = re.compile(rf"({NAME.pattern})/([\w.-][\w. /-]*\.gguf)")
@@ -76,7 +76,8 @@ def _beside(name: str) -> str:
     folder = Path(name).expanduser().parent
     if folder in (Path(), Path("/")) or not folder.is_dir():
         return ""
-    found = sorted(path.name for path in folder.iterdir() if path.is_dir() or path.suffix == ".gguf")
+    there = (path for path in folder.iterdir() if not path.name.startswith("."))
+    found = sorted(path.name for path in there if path.is_dir() or path.suffix == ".gguf")
     more = f" and {len(found) - 8} more" if len(found) > 8 else ""
     return f". The folder {folder} here holds {', '.join(found[:8])}{more}" if found else ""
 

@@ -7,6 +7,7 @@ from typing import Any
 from bitnet_mlx.backends import GPUS, Choice
 from bitnet_mlx.checkpoint.census import Census
 from bitnet_mlx.checkpoint.detect import STORAGE_NAMES
+from bitnet_mlx.checkpoint.folder import VOCABULARIES
 
 
 def record(census: Census, context: int, choice: Choice) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def _notices(census: Census) -> list[str]:
     info = census.info
     odd = list(census.notices)
     if census.tokenizer is None and info.gguf is None:  # of a GGUF file that has been said
-        odd.append("the folder has no tokenizer.json and no tokenizer.model")
+        odd.append(f"the folder has no tokenizer: none of {', '.join(VOCABULARIES)}")
     if census.zeros_share is not None and not 0.1 <= census.zeros_share <= 0.7:
         odd.append(f"{census.zeros_share:.1%} of the ternary weights are 0; trained models have a third to a half")
     if info.config.dtype == "float16" and info.config.hidden_act == "relu2":

@@ -24,6 +24,11 @@ _COLUMNS = (
 )
 
 
+def _shown(value: float, form: str) -> str:
+    """A number in its form; one of very many digits, such as a broken model's perplexity, by its power of ten."""
+    return f"{value:{form if abs(value) < 1e9 else '.3e'}}"
+
+
 def table(record: dict[str, Any]) -> str:
     """Lines of `evaluate`'s record, for a terminal."""
     against = f" against {record['teacher']}" if record["teacher"] else ""
@@ -32,7 +37,7 @@ def table(record: dict[str, Any]) -> str:
         lines[0] += (
             f": {record['tokens']} tokens, {record['bytes']} bytes, windows of {record['length']} moved by {record['stride']}"
         )
-    lines += [f"  {text:<34} {record[name]:{form}}" for name, text, form in _LINES if name in record]
+    lines += [f"  {text:<34} {_shown(record[name], form)}" for name, text, form in _LINES if name in record]
     if "linears" in record:
         lines += ["", *_linears(record["linears"])]
     if "outputs" in record:

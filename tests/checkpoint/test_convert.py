@@ -19,6 +19,7 @@ import pytest
 
 from bitnet_mlx import convert
 from bitnet_mlx.checkpoint import masters, pages
+from bitnet_mlx.checkpoint.census import take_census
 from bitnet_mlx.checkpoint.folder import TOKENIZER_FILES, TensorTable
 from bitnet_mlx.checkpoint.read import open_weights, read_weights
 from bitnet_mlx.checkpoint.safetensors_file import SafetensorsFile
@@ -29,6 +30,7 @@ from bitnet_mlx.checkpoint.write import write_folder
 from bitnet_mlx.errors import ConfigError, FormatError, MemoryLimitError
 from bitnet_mlx.models.weights import Linear
 from bitnet_mlx.ternary import ternarize
+from bitnet_mlx.tokenizer import load_tokenizer
 from tests.support import hf_folder, tiny_tokenizers
 from tests.support.same_weights import assert_same
 
@@ -297,3 +299,19 @@ def test_that_fewer_bits_of_a_head_do_not_shrink_the_file_is_told(bits: int, tol
     done = convert(tmp_path / "hf", tmp_path / f"of {bits}", head_bits=bits)
     eight = convert(tmp_path / "hf", tmp_path / "of eight", head_bits=8)
     assert (done.bytes_out == eight.bytes_out) and any("a byte a value" in text for text in done.notices) == told
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer.model", "spiece.model"])
+def test_whatever_tokenizer_there_is_goes_along(file: str, tmp_path: Path) -> None:
+    hf_folder.write(tmp_path / "hf")
+    make = tiny_tokenizers.byte_level if file == "tokenizer.json" else tiny_tokenizers.sentencepiece_model
+    make(tmp_path / "hf", **({} if file == "tokenizer.json" else {"name": file}))
+    done = convert(tmp_path / "hf", tmp_path / "out")
+    assert load_tokenizer(tmp_path / "out").encode("hello") == load_tokenizer(tmp_path / "hf").encode("hello")
+    assert not any("no tokenizer" in text for text in done.notices)
+    assert take_census(tmp_path / "out").tokenizer is not None
+
+
+def test_a_model_without_a_tokenizer_is_told_of(tmp_path: Path) -> None:
+    hf_folder.write(tmp_path / "hf")
+    assert "hf has no tokenizer, so what is written has none" in convert(tmp_path / "hf", tmp_path / "out").notices[-1]

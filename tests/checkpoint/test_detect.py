@@ -218,7 +218,7 @@ def test_the_table_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "llama, 2 layers",
         "floats, not ternary",
         "no quantization_config",
-        "no tokenizer.json",
+        "no tokenizer: none of tokenizer.json, tokenizer.model, spiece.model",
         "rope default",
     ):
         assert text in out

@@ -235,6 +235,7 @@ def test_a_misspelt_path_is_told_what_its_folder_holds(
     (tmp_path / "models" / "smal").mkdir(parents=True)
     (tmp_path / "models" / "b.gguf").touch()
     (tmp_path / "models" / "notes.txt").touch()
+    (tmp_path / "models" / ".hidden").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match=r"The folder \S*models here holds b.gguf, smal$"):

@@ -194,3 +194,10 @@ def test_with_an_adapter(place: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     [entry] = [x for x in own["linears"] if x["name"] == module]
     assert entry["mse"] == pytest.approx(error, rel=1e-3) and entry["zeros"] is None
     assert sum(x["zeros"] is None for x in own["linears"]) == 1
+
+
+def test_a_number_of_hundreds_of_digits_is_shown_by_its_power_of_ten() -> None:
+    numbers = {"perplexity": 8.2e307, "nats_per_token": 708.9}
+    shown = table({"model": "m", "backend": "cpu", "teacher": None, **numbers}).splitlines()
+    assert shown[1].split() == ["perplexity", "8.200e+307"]
+    assert shown[2].split()[-1] == "708.9000"
