@@ -33,9 +33,15 @@ def machine(gpu: str | None) -> Machine:
     from bitnet_mlx.backends.mlx_device import copy_bandwidth, keeps_float32
 
     found.bandwidth, found.keeps_float32 = copy_bandwidth(), keeps_float32()
+    found.emulates_bfloat16 = gpu == "metal" and emulates_bfloat16(found.chip)
     listed = chips.find(found.chip, cores)
     found.nominal_bandwidth = listed.bandwidth if listed else None
     return found
+
+
+def emulates_bfloat16(chip: str) -> bool:
+    """Whether an Apple chip's GPU computes bfloat16 in other types: the first two generations do."""
+    return re.match(r"Apple M[12]\b", chip) is not None
 
 
 def packages() -> dict[str, str | None]:

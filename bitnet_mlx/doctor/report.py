@@ -9,7 +9,8 @@ from typing import Any
 @dataclass
 class Machine:
     """chip: what MLX computes on, or the processor. bandwidth: of a copy on it, GB/s, measured; nominal: published.
-    keeps_float32: whether MLX's float32 products take their inputs whole; None without a GPU.
+    keeps_float32: whether MLX's float32 products take their inputs whole; None without a GPU. emulates_bfloat16: whether the
+    GPU has no bfloat16 of its own.
     """
 
     system: str
@@ -21,6 +22,7 @@ class Machine:
     nominal_bandwidth: float | None = None
     mlx_from: str | None = None
     keeps_float32: bool | None = None
+    emulates_bfloat16: bool | None = None
 
 
 @dataclass

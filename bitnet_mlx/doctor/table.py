@@ -9,6 +9,11 @@ _ROUNDS = (
     "  all 24. Ternary products are exact either way; attention, 16-bit activations and training are what it touches"
 )
 
+_EMULATES = (
+    "bfloat16: this GPU computes it in other types (M1, M2). --dtype float16 avoids that for llama and qwen3 families; bitnet's\n"
+    "  squared ReLU passes what float16 holds, and stays in bfloat16 or float32"
+)
+
 
 def table(report: Report) -> str:
     """Lines of at most some 120 characters."""
@@ -20,6 +25,7 @@ def table(report: Report) -> str:
         + (f" (mlx is {here.mlx_from})" if here.mlx_from else ""),
         f"automatic choice: {report.chosen} ({report.reason})",
         *([] if here.keeps_float32 is not False else [_ROUNDS]),
+        *([_EMULATES] if here.emulates_bfloat16 else []),
         "",
     ]  # fmt: skip
     for engine in report.engines:

@@ -19,10 +19,13 @@ from bitnet_mlx.backends.kernels.tune import Tuner
 from bitnet_mlx.cli.main import main
 from bitnet_mlx.doctor import Report, products, table
 from bitnet_mlx.doctor.kernels_mlx import KernelDoctor
+from bitnet_mlx.doctor.machine import emulates_bfloat16
 from bitnet_mlx.doctor.products import Shape
 from bitnet_mlx.doctor.report import Machine
-from bitnet_mlx.errors import KernelWarning
+from bitnet_mlx.errors import ConfigError, KernelWarning
+from bitnet_mlx.models.decoder_mlx import model_dtype
 from tests.kernels.test_self_protection import Device, corrupting, failing
+from tests.support.random_model import tiny_config
 
 SMALL = (Shape(33, 136, "row"), Shape(40, 264, "tensor"))
 ROWS = (1, 2, 8, 16, 70)
@@ -52,6 +55,27 @@ def test_a_gpu_that_rounds_float32_is_told() -> None:
     for keeps, told in ((True, False), (None, False), (False, True)):
         here = Machine("macOS", "arm64", "Apple M5", keeps_float32=keeps)
         assert ("MLX_ENABLE_TF32=0" in table(Report("0.1.0", "3.12", here, {}, "metal", "here", []))) is told
+
+
+@pytest.mark.parametrize(
+    ("chip", "told"),
+    [
+        ("Apple M1", True), ("Apple M2 Ultra", True), ("Apple M3 Max", False), ("Apple M10", False), ("Apple M4", False),
+        ("NVIDIA H200", False),
+    ],
+)  # fmt: skip
+def test_a_gpu_without_bfloat16_of_its_own_is_told(chip: str, told: bool) -> None:
+    assert emulates_bfloat16(chip) is told
+    here = Machine("macOS", "arm64", chip, emulates_bfloat16=emulates_bfloat16(chip))
+    text = table(Report("0.1.0", "3.12", here, {}, "metal", "here", []))
+    assert ("--dtype float16 avoids that" in text) is told
+
+
+def test_what_is_told_of_float16_holds() -> None:
+    """A family that it is advised for takes it, and the one that it is not refuses."""
+    assert model_dtype(tiny_config(model_type="llama", hidden_act="silu", sub_norms=False), "float16") == "float16"
+    with pytest.raises(ConfigError, match="squared ReLU"):
+        model_dtype(tiny_config(), "float16")
 
 
 def test_sound_kernels() -> None:
