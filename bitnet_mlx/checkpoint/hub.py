@@ -144,8 +144,8 @@ def _listing(name: str, revision: str | None) -> list[str]:
     """Names of a repository's files; empty where the hub cannot be asked."""
     from huggingface_hub import HfApi, errors
 
-    try:
-        return HfApi().list_repo_files(name, revision=revision)
+    try:  # list_repo_files would ask an unreachable hub again and again, for a quarter of a minute
+        return [file.rfilename for file in HfApi().model_info(name, revision=revision or "main").siblings or []]
     except (OSError, errors.OfflineModeIsEnabled, http_error()) as error:
         log.debug("%s: its files cannot be listed: %s", name, one_line(error))
         return []
