@@ -21,7 +21,7 @@ TOKENIZER_FILES = (
     "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json",
 )  # fmt: skip
 VOCABULARIES = {"tokenizer.json": "tokenizers", "tokenizer.model": "sentencepiece", "spiece.model": "sentencepiece"}
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def checkpoint_folder(path: str | os.PathLike[str]) -> Path:
@@ -85,7 +85,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
                 "The download is incomplete; fetch the model again"
             )
         return tuple(folder / name for name in names)
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    pickles = sorted(path.name for suffix in PICKLES for path in folder.glob(f"*{suffix}"))
     if pickles:
         raise UnsupportedModelError(
             f"[checkpoint] {folder} holds its weights as {', '.join(pickles[:4])}: pickles, which can run code and are "
@@ -100,7 +100,12 @@ def _contents(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
     if not names:
         return "it is empty"
-    return f"it holds {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return f"it holds {first_names(names)}"
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Names for a message: eight of them, and how many more there are."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _weight_map(folder: Path) -> dict[str, str]:

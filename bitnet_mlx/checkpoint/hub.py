@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from bitnet_mlx.checkpoint.folder import ADAPTER, INDEX, SINGLE, read_config, weight_files
+from bitnet_mlx.checkpoint.folder import ADAPTER, INDEX, PICKLES, SINGLE, first_names, read_config, weight_files
 from bitnet_mlx.errors import ConfigError, FormatError
 
 log = logging.getLogger(__name__)
@@ -78,8 +78,7 @@ def _beside(name: str) -> str:
         return ""
     there = (path for path in folder.iterdir() if not path.name.startswith("."))
     found = sorted(path.name for path in there if path.is_dir() or path.suffix == ".gguf")
-    more = f" and {len(found) - 8} more" if len(found) > 8 else ""
-    return f". The folder {folder} here holds {', '.join(found[:8])}{more}" if found else ""
+    return f". The folder {folder} here holds {first_names(found)}" if found else ""
 
 
 def _only_gguf(folder: Path, name: str) -> Path | None:
@@ -111,11 +110,10 @@ def _gguf_of(name: str, listed: list[str]) -> str | None:
     if ADAPTER in listed:
         why = f". It is an adapter: fetch it (`hf download {name} --local-dir DIR`), and give DIR as --adapter-path and its base "
         why += "as --model"
-    elif pickles := [file for file in listed if Path(file).suffix in (".bin", ".pt", ".pth", ".ckpt")]:
+    elif pickles := [file for file in listed if Path(file).suffix in PICKLES]:
         why = f". Pickles such as {pickles[0]} can run code and are never read: transformers' model.save_pretrained(DIR) writes "
         why += "safetensors"
-    shown = ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")
-    raise FormatError(f"[hub] {name} has no {SINGLE}, no {INDEX} and no GGUF file; it holds {shown}{why}")
+    raise FormatError(f"[hub] {name} has no {SINGLE}, no {INDEX} and no GGUF file; it holds {first_names(listed)}{why}")
 
 
 def _cached(name: str, revision: str | None, *files: str) -> bool:
@@ -183,8 +181,7 @@ def _snapshot(name: str, revision: str | None, progress: bool, patterns: tuple[s
         return _usable(at, error, patterns)
     except errors.LocalEntryNotFoundError as error:
         raise ConfigError(
-            f"[hub] there is no folder {name} here, {at} is not in the cache, and the hub "
-            f"{_unreachable()}; "
+            f"[hub] there is no folder {name} here, {at} is not in the cache, and the hub {_unreachable()}; "
             f"check the name, connect, or give a model folder{_beside(name)}"
         ) from error
     except (OSError, http_error()) as error:  # a connection that broke half way, a full disk
