@@ -82,7 +82,7 @@ class Trainee:
 
 def plain(options: TrainOptions, ids: np.ndarray) -> Trainee:
     """A step of `train`."""
-    ahead.start("train", options.dtype, options.optimizer, "relu2", 1.0 if options.teacher else None)
+    ahead.start("train", options.dtype, options.optimizer, "relu2", options.taught_at)
     vocab = {str(i): i for i in range(options.vocab_size)}
     dataset = Dataset(ids, None, 0, vocab, {}, lambda _: None)
     model, parameters = loop.initial_model(options, dataset)
@@ -97,7 +97,7 @@ def blended(options: TrainOptions, folder: Path, ids: np.ndarray, blend: float, 
         kl_weight=kl_weight, dtype=options.dtype, blend="constant",
     )  # fmt: skip
     weights = read_weights(folder)
-    ahead.start("qat", options.dtype, options.optimizer, weights.config.hidden_act, 1.0 if kl_weight else None)
+    ahead.start("qat", options.dtype, options.optimizer, weights.config.hidden_act, asked.taught_at)
     student = make_student(weights, options.dtype)
     teacher = Teacher(lambda: narrowed(MlxModel(weights, options.dtype)), asked, ([], None), None)
     task = qat.make_job(Run(asked, folder, weights, student, teacher, ids.astype(np.int32), []), Group()).task

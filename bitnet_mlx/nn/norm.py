@@ -31,9 +31,8 @@ class RMSNorm(Watched):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(x * r) * weight for x [..., K], r = 1 / sqrt(mean(x^2) + eps)."""
-        if (
-            self.training and mx.default_device() == mx.gpu
-        ):  # the weight in the dtype of x, as every other that is trained
+        if self.training and mx.default_device() == mx.gpu:
+            # The weight in the dtype of x, as every other that is trained.
             return mx.fast.rms_norm(x, self.weight.astype(x.dtype), self.eps)
         return rms_norm(x, self.weight, self.eps)
 

@@ -19,18 +19,21 @@ import tempfile
 import threading
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
 
 from bitnet_mlx import __version__
 
+if TYPE_CHECKING:
+    from bitnet_mlx.train.pieces import Head
+
 CACHE = "MLX_PTX_CACHE_DIR"  # MLX's variable for its folder of compiled kernels
 JOBS = {"train": ("update", "gate", "ends"), "qat": ("update", "rotary", "gated", "loss")}
 Facts = dict[str, Any]
-_DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
 def start(command: str, dtype: str, optimizer: str, act: str, temperature: float | None = None) -> None:
@@ -41,8 +44,9 @@ def start(command: str, dtype: str, optimizer: str, act: str, temperature: float
     """
     if mx.default_device() != mx.gpu or not mx.cuda.is_available():
         return
-    facts = {"dtype": dtype, "optimizer": optimizer, "act": act, "temperature": temperature}
+    told = {"dtype": dtype, "optimizer": optimizer, "act": act, "temperature": temperature}
     for job in JOBS[command]:
+        facts = {name: told[name] for name in signature(_WORK[job]).parameters}
         if not _mark(job, facts).exists():
             arguments = [sys.executable, "-m", "bitnet_mlx.train.ahead", job, json.dumps(facts)]
             process = subprocess.Popen(
@@ -84,7 +88,7 @@ def _mark(job: str, facts: Facts) -> Path:
     return folder / f"bitnet_mlx-{told}"
 
 
-def _update(optimizer: str, **_: Any) -> None:
+def _update(optimizer: str) -> None:
     from bitnet_mlx.train import optimizer as rules
 
     state = rules.init(optimizer, {"q_proj.weight": mx.ones((8, 8))})
@@ -93,68 +97,66 @@ def _update(optimizer: str, **_: Any) -> None:
     mx.eval(step(state, gradients, mx.array(1.0), rules.rates(0, 1.0, 1.0), mx.array(True)))
 
 
-def _gate(dtype: str, **_: Any) -> None:
+def _gate(dtype: str) -> None:
     from bitnet_mlx.train.model import gated
 
-    x = mx.ones((4, 8), _DTYPES[dtype])
+    x = mx.ones((4, 8), getattr(mx, dtype))
     _both_ways(gated, [x, x], [x])
 
 
-def _loss(dtype: str, temperature: float | None, **_: Any) -> None:
-    from bitnet_mlx.train.losses import output_losses
+def _loss(dtype: str, temperature: float | None) -> None:
     from bitnet_mlx.train.pieces import Head
 
-    arrays = [mx.array(np.full(shape, 0.5, np.float32)).astype(_DTYPES[dtype]) for shape in ((2, 4, 8), (8, 8))]
+    arrays = [mx.array(np.full(shape, 0.5, np.float32)).astype(getattr(mx, dtype)) for shape in ((2, 4, 8), (8, 8))]
     x, w, ready, theirs, targets = *arrays, *(a * 1 for a in arrays), mx.zeros((2, 4), mx.int32)
     mx.eval(x, w, ready, theirs, targets)
     head, teacher = Head(lambda x: x @ w.T, 8), Head(lambda x: x @ theirs.T, 8)
-
-    def loss(x: mx.array) -> mx.array:
-        if temperature is None:
-            return output_losses(head, x, {"targets": targets}, 0.5)["loss"]
-        rows = {"targets": targets, "ready": ready}
-        return output_losses(head, x, rows, 0.5, 0.5, temperature, teacher)["loss"]
-
-    mx.eval(mx.compile(mx.value_and_grad(loss))(x))
+    mx.eval(mx.compile(mx.value_and_grad(lambda x: _lost(head, x, targets, teacher, ready, temperature)))(x))
 
 
-def _ends(dtype: str, temperature: float | None, **_: Any) -> None:
+def _ends(dtype: str, temperature: float | None) -> None:
     """Embedding, last norm and loss: a model without layers."""
     from bitnet_mlx.models.config import DecoderConfig
     from bitnet_mlx.train.layerwise import put
-    from bitnet_mlx.train.losses import output_losses
     from bitnet_mlx.train.model import TrainDecoder
 
     config = DecoderConfig(
         model_type="bitnet", vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=0, num_attention_heads=1,
         num_key_value_heads=1, head_dim=8,
     )  # fmt: skip
-    model, teacher = (TrainDecoder(config, dtype=_DTYPES[dtype]) for _ in range(2))
+    model, teacher = (TrainDecoder(config, dtype=getattr(mx, dtype)) for _ in range(2))
     name, weight = "model.embed_tokens.weight", model.model.embed_tokens.weight
 
-    def loss(weight: mx.array, batch: mx.array) -> mx.array:
+    def loss(weight: mx.array, batch: mx.array, ready: mx.array) -> mx.array:
         put(model, {name: weight})
-        rows = {"targets": batch}
-        if temperature is None:
-            return output_losses(model.head(), model.ready(batch), rows, 0.5)["loss"]
-        rows["ready"] = teacher.ready(batch)
-        return output_losses(model.head(), model.ready(batch), rows, 0.5, 0.5, temperature, teacher.head())["loss"]
+        return _lost(model.head(), model.ready(batch), batch, teacher.head(), ready, temperature)
 
-    mx.eval(mx.compile(mx.value_and_grad(loss))(weight, mx.zeros((2, 4), mx.int32)))
+    batch = mx.zeros((2, 4), mx.int32)
+    mx.eval(mx.compile(mx.value_and_grad(loss))(weight, batch, teacher.ready(batch)))
 
 
-def _rotary(dtype: str, **_: Any) -> None:
+def _lost(
+    head: Head, x: mx.array, targets: mx.array, teacher: Head, ready: mx.array, temperature: float | None
+) -> mx.array:
+    from bitnet_mlx.train.losses import output_losses
+
+    if temperature is None:
+        return output_losses(head, x, {"targets": targets}, 0.5)["loss"]
+    return output_losses(head, x, {"targets": targets, "ready": ready}, 0.5, 0.5, temperature, teacher)["loss"]
+
+
+def _rotary(dtype: str) -> None:
     from bitnet_mlx.backends.attention_mlx import rope_kv
 
     cos, sin = (mx.array(np.ones((1, 4, 4), np.float32)) for _ in range(2))  # MLX would merge two mx.ones
-    outputs = [mx.ones(shape, _DTYPES[dtype]) for shape in ((2, 2, 4, 8), (2, 2, 1, 4, 8))]
-    _both_ways(lambda x: rope_kv(x, cos, sin, 2, 1, training=True), [mx.ones((2, 4, 32), _DTYPES[dtype])], outputs)
+    outputs = [mx.ones(shape, getattr(mx, dtype)) for shape in ((2, 2, 4, 8), (2, 2, 1, 4, 8))]
+    _both_ways(lambda x: rope_kv(x, cos, sin, 2, 1, training=True), [mx.ones((2, 4, 32), getattr(mx, dtype))], outputs)
 
 
-def _gated(dtype: str, act: str, **_: Any) -> None:
+def _gated(dtype: str, act: str) -> None:
     from bitnet_mlx.backends.mlx_affine import gated
 
-    _both_ways(lambda x: gated(x, act, training=True), [mx.ones((4, 16), _DTYPES[dtype])], [mx.ones((4, 8))])
+    _both_ways(lambda x: gated(x, act, training=True), [mx.ones((4, 16), getattr(mx, dtype))], [mx.ones((4, 8))])
 
 
 _WORK: dict[str, Callable[..., None]] = {

@@ -115,9 +115,7 @@ def train(options: TrainOptions, report: Report) -> dict[str, Any]:
     group = join(options.rank_timeout)
     refuse_earlier(options.output, options, "--output", group)
     if group.rank == 0:
-        ahead.start(
-            "train", options.dtype, options.optimizer, "relu2", options.temperature if options.teacher else None
-        )
+        ahead.start("train", options.dtype, options.optimizer, "relu2", options.taught_at)
     dataset = prepare(options)
     model, parameters = initial_model(options, dataset)
     job = make_job(options, dataset, model, group)

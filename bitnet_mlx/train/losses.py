@@ -24,6 +24,7 @@ from bitnet_mlx.train.insides import Looker
 from bitnet_mlx.train.optimizer import Tensors
 from bitnet_mlx.train.pieces import Head, Rows, each, frozen, sums
 from bitnet_mlx.train.qat_options import QatOptions
+from bitnet_mlx.train.scalars import alone
 
 Signal = dict[str, Any]  # what a teacher gives for a batch: arrays, and lists of them
 
@@ -169,7 +170,7 @@ def output_losses(
             return (each * rows["counts"] if "counts" in rows else each).sum()
 
         def share(factor: float, x: mx.array) -> mx.array:
-            return mx.contiguous(factor * x)  # alone: numbers are not to be compiled (see train/ste.py, absmean)
+            return alone(factor * x)
 
         entropy = total(cross_entropy(logits, rows["targets"]))
         if not k:

@@ -15,6 +15,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers as rules
 
+from bitnet_mlx.train.scalars import numbers
+
 Tensors = dict[str, mx.array]
 State = dict[str, Tensors]  # "parameters", and what the optimiser keeps of each: "m" and "v", of the same shape
 PARAMETERS = "parameters"
@@ -73,11 +75,6 @@ def update(
         for part, x in after.items():
             new[part][name] = x
     return new
-
-
-def numbers(x: mx.array) -> list[mx.array]:
-    """The numbers of x [n], float32 [] each; an index by a number would gather."""
-    return [part.reshape(()) for part in mx.split(x, x.size)]
 
 
 def _adamw(

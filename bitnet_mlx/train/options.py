@@ -90,6 +90,11 @@ class TrainOptions(SteOptions):
             pad_token_id=0,
         )
 
+    @property
+    def taught_at(self) -> float | None:
+        """The temperature of the teacher's logits that a step computes; None where it computes none."""
+        return self.temperature if self.teacher and self.kl_weight else None
+
     def course(self, ranks: int = 1) -> dict[str, Any]:
         taught = {"kl_weight": self.kl_weight, "temperature": self.temperature} if self.teacher else {}
         return {**super().course(ranks), "teacher": str(self.teacher) if self.teacher else None, **taught}

@@ -18,10 +18,11 @@ from bitnet_mlx.train.group import Group, join
 from bitnet_mlx.train.losses import Losses, Signal
 from bitnet_mlx.train.masters import set_blend, trained
 from bitnet_mlx.train.masters_export import write_masters
-from bitnet_mlx.train.optimizer import PARAMETERS, Tensors, numbers
+from bitnet_mlx.train.optimizer import PARAMETERS, Tensors
 from bitnet_mlx.train.qat_options import QatOptions
 from bitnet_mlx.train.qat_run import Run, prepare
 from bitnet_mlx.train.run import Job, Report, begin, refuse_earlier, run
+from bitnet_mlx.train.scalars import numbers
 from bitnet_mlx.train.update import Part, Task
 
 
@@ -71,8 +72,7 @@ def qat(options: QatOptions, report: Report) -> dict[str, Any]:
     refuse_earlier(options.output, options, "--output", group)
     work = prepare(options)
     if group.rank == 0:
-        heat = options.temperature if options.kl_weight else None
-        ahead.start("qat", work.student.dtype, options.optimizer, work.weights.config.hidden_act, heat)
+        ahead.start("qat", work.student.dtype, options.optimizer, work.weights.config.hidden_act, options.taught_at)
     job = make_job(work, group)
     record = {"output": str(options.output), "iters": options.iters, "train_tokens": len(work.ids), "ranks": group.size}
     record.update(work.measured("parent", 0.0), **work.measured("before", 1.0))

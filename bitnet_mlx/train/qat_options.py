@@ -78,5 +78,10 @@ class QatOptions(SteOptions):
         if self.dtype not in (None, *DTYPES):
             raise ConfigError(f"[qat] --dtype is {self.dtype}; {' and '.join(DTYPES)} are allowed")
 
+    @property
+    def taught_at(self) -> float | None:
+        """The temperature of the teacher's logits that a step computes; None where it computes none."""
+        return self.temperature if self.kl_weight and self.teacher_cache is None else None
+
     def course(self, ranks: int = 1) -> dict[str, Any]:
         return {**super().course(ranks), "teacher_top_k": self.teacher_top_k if self.teacher_cache else None}

@@ -27,6 +27,7 @@ import mlx.core as mx
 from bitnet_mlx.errors import ConfigError
 from bitnet_mlx.ternary import MIN_SCALE
 from bitnet_mlx.train.blend import mixed
+from bitnet_mlx.train.scalars import alone
 
 Kind = Literal["standard", "clipped", "soft", "learnable"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -59,8 +60,7 @@ STANDARD = STE()
 
 def absmean(w: mx.array) -> mx.array:
     """The scale of a float32 weight of any shape, float32 []."""
-    # contiguous keeps the two scalar operations apart: compiled together they would be a kernel for every size of w.
-    return mx.maximum(mx.contiguous(mx.mean(mx.abs(w))), _MIN)
+    return mx.maximum(alone(mx.mean(mx.abs(w))), _MIN)
 
 
 def codes(w: mx.array, m: mx.array) -> mx.array:
@@ -76,9 +76,9 @@ def ternary_parts(w: mx.array) -> tuple[mx.array, mx.array]:
 
 def activation_parts(x: mx.array) -> tuple[mx.array, mx.array]:
     """x [..., K] -> (q float32 [..., K] of integers, s float32 [..., 1]); half to even, in float32 whatever x is."""
-    # max and -min read x twice; max of |x| would write and read a third copy. contiguous as in `absmean`.
-    low = mx.contiguous(-mx.min(x, axis=-1, keepdims=True))
-    top = mx.contiguous(mx.maximum(mx.max(x, axis=-1, keepdims=True), low)).astype(mx.float32)
+    # max and -min read x twice; max of |x| would write and read a third copy.
+    low = alone(-mx.min(x, axis=-1, keepdims=True))
+    top = alone(mx.maximum(mx.max(x, axis=-1, keepdims=True), low)).astype(mx.float32)
     s = 127.0 / mx.maximum(top, _MIN)
     return mx.clip(mx.round(x.astype(mx.float32) * s), -128, 127), s
 

@@ -66,7 +66,7 @@ class Update:
         each: the losses, "tokens" learned from, and "grad_norm", the gradients' norm."""
         total = self.total(state[PARAMETERS], step)
         weight = total["counts"]["weight"]
-        # Numbers one by one: compiled, every handful of them would become a kernel of its own, seconds of a compiler each.
+        # Numbers are not compiled: see train/scalars.py.
         values = {name: value / weight for name, value in total["losses"].items()}
         norm = mx.sqrt(mx.sum(self._squares(total["gradients"]))) / weight
         alive = alive & mx.isfinite(values["loss"]) & mx.isfinite(norm)
